@@ -1,0 +1,25 @@
+"""Twins backbones (PCPVT and SVT, arXiv 2104.13840) for dense prediction."""
+
+from .backbone import TwinsBackbone, create_backbone
+from .classifier import TwinsClassifier, create_classifier
+from .errors import TwinsError
+from .pyramid import PyramidSpec
+from .spec import StageSpec, TwinsSpec, get_spec, list_variants
+from .weights import LoadReport, load_weights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LoadReport",
+    "PyramidSpec",
+    "StageSpec",
+    "TwinsBackbone",
+    "TwinsClassifier",
+    "TwinsError",
+    "TwinsSpec",
+    "create_backbone",
+    "create_classifier",
+    "get_spec",
+    "list_variants",
+    "load_weights",
+]

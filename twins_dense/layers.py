@@ -1,0 +1,180 @@
+"""The layers of a Twins transformer, under their official parameter names.
+
+Letters in shapes: B images, H and W rows and columns of the map, C channels, T = H * W tokens, h heads, d = C / h
+channels a head, S side of a window, N windows, R tokens of the reduced map. Maps are (B, H, W, C) throughout: a
+LayerNorm or a Linear reads them as they are, and a convolution reads the same memory as channels-last (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .spec import StageSpec
+from .windows import merge_windows, partition_windows, window_key_mask
+
+WindowPadding = Literal["zeros", "mask", "upstream_mask"]
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth (arXiv 1603.09382): zero a residual branch for whole images, scale up the others.
+
+    Args:
+        x: (B, …), the output of a branch.
+        rate: probability of dropping an image's branch, in [0, 1).
+        training: false returns `x` itself.
+    """
+    if rate == 0.0 or not training:
+        return x
+    kept = x.new_empty([x.shape[0]] + [1] * (x.dim() - 1)).bernoulli_(1.0 - rate)
+    return x * kept.div_(1.0 - rate)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens: a convolution with kernel = stride, then LayerNorm.
+
+    Rows and columns that the patch size doesn't divide are dropped at the bottom and right, as in the official code.
+    """
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int, norm_eps: float) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+        self.norm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) to (B, H // patch_size, W // patch_size, C)."""
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
+
+
+class PositionalEncodingGenerator(nn.Module):
+    """PEG (arXiv 2102.10882): x + depthwise 3x3 convolution of x, zero padding."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # A Sequential of one, because the official name of the weight is `proj.0.weight`.
+        self.proj = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class LocalAttention(nn.Module):
+    """Locally-grouped self-attention (LSA, paper section 3.2): multi-head attention inside S x S windows.
+
+    `window_padding` says what happens on maps that S doesn't divide. The map is padded with zeros at the bottom and
+    right in every case; LayerNorm has run by then, so keys and values of padded tokens are the bias of `qkv`.
+
+    * "zeros": padded tokens take part in the softmax (official detection code, timm).
+    * "mask": attention reads the map's own tokens only.
+    * "upstream_mask": like "mask" where both axes are padded, like "zeros" where only one is. The official
+      segmentation code marks the padding by `mask[:, -pad:]`, which marks everything where `pad` is 0, and a mask that
+      is equal everywhere forbids nothing. The published ADE20K checkpoints were trained and scored with it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, window_padding: WindowPadding) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.window_padding = window_padding
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        batch, height, width, dim = x.shape
+        windows = partition_windows(x, self.window_size)  # (B*N, S*S, C)
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, dim // self.num_heads))  # (B*N, S*S, 3, h, d)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B*N, h, S*S, d)
+        mask = self._key_mask(height, width, x.device)
+        if mask is not None:
+            mask = mask.repeat(batch, 1, 1, 1)  # (B*N, 1, 1, S*S)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = self.proj(out.transpose(1, 2).flatten(2))  # (B*N, S*S, C)
+        return merge_windows(out, self.window_size, (height, width))
+
+    def _key_mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        if self.window_padding == "zeros":
+            return None
+        either_is_whole = height % self.window_size == 0 or width % self.window_size == 0
+        if self.window_padding == "upstream_mask" and either_is_whole:
+            return None
+        return window_key_mask((height, width), self.window_size, device)
+
+
+class GlobalAttention(nn.Module):
+    """Global sub-sampled attention (GSA, paper section 3.2): every token attends to a reduced map.
+
+    Keys and values are read from `norm(sr(x))`, where `sr` is a convolution with kernel = stride = `sr_ratio` that
+    drops the rows and columns it doesn't divide. At `sr_ratio` 1 neither exists and `kv` reads the tokens directly.
+    """
+
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        if sr_ratio > 1:
+            self.sr = nn.Conv2d(dim, dim, sr_ratio, sr_ratio)
+            self.norm = nn.LayerNorm(dim, eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        batch, height, width, dim = x.shape
+        head_dim = dim // self.num_heads
+        reduced = x
+        if self.sr_ratio > 1:
+            reduced = self.norm(self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))  # (B, H//sr, W//sr, C)
+        query = self.q(x).view(batch, -1, self.num_heads, head_dim).transpose(1, 2)  # (B, h, T, d)
+        kv = self.kv(reduced).view(batch, -1, 2, self.num_heads, head_dim)  # (B, R, 2, h, d)
+        key, value = kv.permute(2, 0, 3, 1, 4)  # each (B, h, R, d)
+        out = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
+
+
+class Mlp(nn.Module):
+    """Two Linear layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, C) to the same shape."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)), stochastic depth once on each branch."""
+
+    def __init__(
+        self,
+        stage: StageSpec,
+        index: int,
+        *,
+        drop_path_rate: float,
+        window_padding: WindowPadding,
+        norm_eps: float,
+        reduction_norm_eps: float,
+    ) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = nn.LayerNorm(stage.dim, eps=norm_eps)
+        self.attn: LocalAttention | GlobalAttention
+        if stage.window_size is not None and stage.is_local(index):
+            self.attn = LocalAttention(stage.dim, stage.num_heads, stage.window_size, window_padding)
+        else:
+            self.attn = GlobalAttention(stage.dim, stage.num_heads, stage.sr_ratio, reduction_norm_eps)
+        self.norm2 = nn.LayerNorm(stage.dim, eps=norm_eps)
+        self.mlp = Mlp(stage.dim, int(stage.dim * stage.mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        x = x + drop_path(self.attn(self.norm1(x)), self.drop_path_rate, self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, self.training)

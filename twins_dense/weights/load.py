@@ -1,0 +1,170 @@
+"""Read a checkpoint without running anything in it, load it strictly, report what happened."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TwinsError
+from .keymap import describe, to_official, unwrap
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_weights` did, by official parameter names.
+
+    Attributes:
+        source: the file.
+        variant: what the checkpoint was recognised as.
+        loaded: parameters that now hold the checkpoint's values.
+        initialised: parameters that the checkpoint lacks and that keep their fresh values (`norm_list.*`).
+        dropped: entries of the checkpoint that this model has no use for (`head.*`, `norm.*`, unbuilt stages).
+    """
+
+    source: str
+    variant: str
+    loaded: tuple[str, ...]
+    initialised: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.source} ({self.variant}): {len(self.loaded)} parameters loaded, "
+            f"{len(self.initialised)} freshly initialised{_listed(self.initialised)}, "
+            f"{len(self.dropped)} dropped{_listed(self.dropped)}"
+        )
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Read a `.safetensors` or torch checkpoint and return its state dict under official names.
+
+    Torch files are read with `weights_only=True`: a pickle that would run code is refused.
+
+    Raises:
+        TwinsError: for a missing, truncated, unsafe or foreign file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TwinsError(f"weights {str(path)!r}: no such file; check the path")
+    try:
+        state = to_official(unwrap(_read(path)))
+    except TwinsError as error:
+        raise TwinsError(f"weights {str(path)!r}: {error}") from None
+    return state
+
+
+def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
+    """Load a checkpoint into a backbone or classifier of this package, strictly.
+
+    The file is an official or timm state dict, at the top or under `state_dict`, `model`, `state_dict_ema` or
+    `model_ema`, with or without `module.`, `backbone.` and `bottom_up.` prefixes; it is recognised by its keys.
+
+    Args:
+        net: from `create_backbone` or `create_classifier`; unchanged where an error is raised.
+        source: a file, or a state dict or checkpoint already in memory.
+
+    Returns:
+        What was loaded, freshly initialised (`norm_list.*`: ImageNet checkpoints have none) and dropped
+        (`head.*` and `norm.*` for a backbone, stages after its last level).
+
+    Raises:
+        TwinsError: where a parameter is missing, left over or of another shape; the message shows the first ones.
+    """
+    if isinstance(source, Mapping):
+        name, state = "state dict", to_official(unwrap(source))
+    else:
+        name, state = str(source), read_state_dict(source)
+    variant = describe(state)
+    target = net.state_dict()
+
+    missing = sorted(target.keys() - state.keys())
+    # A checkpoint with some level norms is not an ImageNet one, and then none may be missing.
+    has_level_norms = any(key.startswith("norm_list.") for key in state)
+    initialised = [key for key in missing if key.startswith("norm_list.") and not has_level_norms]
+    surplus = sorted(state.keys() - target.keys())
+    dropped = [key for key in surplus if _may_be_dropped(key, target)]
+
+    problems = [f"{key} is missing" for key in missing if key not in initialised]
+    problems += [f"{key} {_shape(state[key])} has no place" for key in surplus if key not in dropped]
+    loaded = sorted(target.keys() & state.keys())
+    problems += [
+        f"{key} is {_shape(state[key])} where the model has {_shape(target[key])}"
+        for key in loaded
+        if _shape(state[key]) != _shape(target[key])
+    ]
+    if problems:
+        spec = getattr(net, "spec", None)
+        raise TwinsError(
+            f"weights {name!r}: this is {variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
+            f"{len(problems)} entries don't fit: {'; '.join(problems[:_SHOWN])}"
+            f"{'; …' if len(problems) > _SHOWN else ''}. Give weights of the model's variant and kind"
+        )
+    net.load_state_dict({key: state[key] for key in loaded}, strict=False)
+    return LoadReport(name, variant, tuple(loaded), tuple(initialised), tuple(dropped))
+
+
+def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
+    """The declared drops: a classifier's end, and stages and levels that this backbone doesn't have."""
+    group, _, rest = key.partition(".")
+    names = {name.partition(".")[0] for name in target}
+    if group in ("head", "norm"):
+        return group not in names
+    stage = rest.partition(".")[0]
+    if group in ("patch_embeds", "blocks", "pos_block", "norm_list"):
+        return group in names and not any(name.startswith(f"{group}.{stage}.") for name in target)
+    return False
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise TwinsError(f"it is no whole safetensors file ({_first_line(error)}); fetch it again") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        with path.open("rb") as file:
+            head = file.read(2)
+        if head in (b"PK", b"\x80\x02"):
+            raise TwinsError(
+                f"it holds more than tensors and is not read, because that could run code "
+                f"({_refused(error)}); save its state dict alone"
+            ) from None
+        raise TwinsError("it is no torch checkpoint; fetch it again") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        # What torch raises for a truncated or foreign file depends on where the file breaks off.
+        raise TwinsError(f"it is no whole torch checkpoint ({_first_line(error)}); fetch it again") from None
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """The name of what was refused, out of torch's explanation of several lines."""
+    found = next((part for part in str(error).replace("`", " ").split() if "." in part and "torch" not in part), "")
+    return found.rstrip(".,") or "unsafe pickle"
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(getattr(value, "shape", ()))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    groups = sorted({name.partition(".")[0] + ".*" for name in names})
+    return f" ({', '.join(groups)})"
