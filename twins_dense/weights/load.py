@@ -47,19 +47,29 @@ class LoadReport:
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Read a `.safetensors` or torch checkpoint and return its state dict under official names.
 
-    Torch files are read with `weights_only=True`: a pickle that would run code is refused.
-
     Raises:
         TwinsError: for a missing, truncated, unsafe or foreign file.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        return to_official(unwrap(checkpoint))
+    except TwinsError as error:
+        raise TwinsError(f"weights {str(path)!r}: {error}") from None
+
+
+def read_checkpoint(path: str | PathLike[str]) -> Any:
+    """Everything a `.safetensors` or torch checkpoint holds, on the CPU, read without running anything in it.
+
+    Raises:
+        TwinsError: for a missing, truncated or unsafe file, or one that is no checkpoint at all.
     """
     path = Path(path)
     if not path.is_file():
         raise TwinsError(f"weights {str(path)!r}: no such file; check the path")
     try:
-        state = to_official(unwrap(_read(path)))
+        return _read(path)
     except TwinsError as error:
         raise TwinsError(f"weights {str(path)!r}: {error}") from None
-    return state
 
 
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:

@@ -1,0 +1,69 @@
+# `make demo` and `make test` are all the set-up on a fresh machine. Both use .venv, made on the first call.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+VENV := .venv
+VPY := $(VENV)/bin/python
+PIP := $(VPY) -m pip --disable-pip-version-check
+SOURCES := $(wildcard twins_dense tests tools datasets configs setup.py)
+
+# A stamp is touched last: an interrupted installation leaves none, and the next call finishes the work.
+RUNTIME := $(VENV)/.installed-runtime
+DEV := $(VENV)/.installed-dev
+
+.PHONY: help demo test check clean
+
+help:
+	@echo 'make demo    train, evaluate and draw a small Mask R-CNN'
+	@echo 'make test    run the tests (PYTEST_ARGS="-m slow" selects others)'
+	@echo 'make check   run ruff and mypy'
+	@echo 'make clean   remove .venv, caches and build outputs; keeps data and results'
+	@echo 'The first call installs into .venv: about 3 GB to download. PYTHON=... picks the Python (3.10 or newer).'
+
+demo: $(RUNTIME)
+	$(VENV)/bin/twins-dense demo $(DEMO_ARGS)
+
+test: $(DEV)
+	$(VPY) -m pytest $(PYTEST_ARGS)
+
+check: $(DEV)
+	$(VPY) -m ruff check $(SOURCES)
+	$(VPY) -m ruff format --check $(SOURCES)
+	$(VPY) -m mypy twins_dense
+
+# opencv-python is linked to libGL.so.1, which machines without a display often lack: `import cv2` fails there.
+# opencv-python-headless has the same modules without the windows, and does not need it. It can't simply be our
+# dependency, because mmengine asks for opencv-python by name. Both are uninstalled first: they share the folder cv2/,
+# and a later `pip install -e` puts opencv-python back over the headless one.
+define ensure_cv2
+	@$(VPY) -c 'import cv2' 2>/dev/null || { \
+	  echo 'OpenCV does not load here (libGL.so.1 missing?): replacing it with opencv-python-headless.'; \
+	  $(PIP) uninstall -qq -y opencv-python opencv-python-headless && \
+	  $(PIP) install -q --no-deps -c constraints.txt opencv-python-headless && \
+	  $(VPY) -c 'import cv2'; }
+endef
+
+$(RUNTIME): setup.py constraints.txt
+	@$(VPY) -m pip --version >/dev/null 2>&1 || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	    found=`$(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null || echo 'not found'`; \
+	    echo "twins-dense needs Python 3.10 or newer; $(PYTHON) is $$found. Name another: make PYTHON=python3.11" >&2; \
+	    exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); }
+	@echo 'Installing into $(VENV): downloads about 3 GB once; this takes some minutes.'
+	@$(PIP) install -q -c constraints.txt -e .
+	$(ensure_cv2)
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo 'Installing the test and development tools into $(VENV).'
+	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(ensure_cv2)
+	@touch $@
+
+# User outputs (demo/, work_dirs/, data/) stay.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(wildcard twins_dense tests tools datasets configs) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,17 @@
+"""Fixtures that every test gets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The same examples in every run, and no time limit for an example on a busy machine.
+settings.register_profile("twins_dense", derandomize=True, deadline=None, database=None)
+settings.load_profile("twins_dense")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """A test gets the same random numbers whichever tests run before it."""
+    torch.manual_seed(0)

@@ -1,0 +1,1 @@
+"""Slow and obvious code that the tests compare the package with. It imports nothing of the package."""

@@ -1,0 +1,156 @@
+"""COCO's average precision, by faster-coco-eval or pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+from pycocotools import mask as mask_api
+
+from ..errors import TwinsError
+
+Backend = Literal["faster-coco-eval", "pycocotools"]
+_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def evaluate_coco(
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    backend: Backend = "faster-coco-eval",
+) -> dict[str, float]:
+    """Average precision and recall of detections, as COCO defines them (at most 100 detections an image).
+
+    Args:
+        ground_truth: the content of a COCO annotation file.
+        detections: entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` x y w h in pixels and,
+            for "segm", `segmentation` as compressed RLE.
+        iou_types: out of "bbox" and "segm".
+        backend: who computes it; the two agree.
+
+    Returns:
+        `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; -1 where there is no ground truth to average over.
+    """
+    coco_module, eval_module = _backend_modules(backend)
+    metrics: dict[str, float] = {}
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth = coco_module.COCO()
+        truth.dataset = _completed(ground_truth)
+        truth.createIndex()
+        for iou_type in iou_types:
+            if not detections:
+                metrics.update({f"{iou_type}_{name}": 0.0 for name in _NAMES})
+                continue
+            entries = [{key: value for key, value in d.items() if key not in _other_type(iou_type)} for d in detections]
+            evaluation = eval_module(truth, truth.loadRes(entries), iou_type)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            metrics.update(
+                {f"{iou_type}_{name}": float(v) for name, v in zip(_NAMES, evaluation.stats[:12], strict=True)}
+            )
+    return metrics
+
+
+class CocoMetric(BaseMetric):
+    """COCO AP as an MMEngine metric over the images that a loop has shown, named `coco/bbox_AP`, `coco/segm_AP50`, ….
+
+    Predictions are `BaseDataElement`s with the meta of `CocoDetectionDataset` (`image_id`, `height`, `width`,
+    `annotations`) and fields `boxes` (N, 4) x1 y1 x2 y2 in pixels of the stored image, `scores`, `labels` and,
+    for "segm", `masks` bool (N, H, W).
+    """
+
+    default_prefix = "coco"
+
+    def __init__(self, iou_types: Sequence[str] = ("bbox",), backend: Backend = "faster-coco-eval") -> None:
+        # "gpu" gathers through the process group, gloo included; "cpu" would write a folder into the working directory.
+        super().__init__(collect_device="gpu")
+        unknown = set(iou_types) - {"bbox", "segm"}
+        if unknown:
+            raise TwinsError(f"iou_types holds {sorted(unknown)}: choose out of 'bbox' and 'segm'")
+        _backend_modules(backend)
+        self.iou_types = tuple(iou_types)
+        self.backend: Backend = backend
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keep one batch as COCO entries; masks are encoded at once, because full-size masks would not fit."""
+        assert self.dataset_meta is not None
+        for sample in data_samples:
+            self.results.append(
+                {
+                    "image": {key: sample[key] for key in ("height", "width")} | {"id": sample["image_id"]},
+                    "annotations": sample["annotations"],
+                    "detections": coco_detections(sample, self.dataset_meta["category_ids"]),
+                }
+            )
+
+    def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
+        """AP over all collected images."""
+        assert self.dataset_meta is not None
+        categories = [
+            {"id": category, "name": name}
+            for category, name in zip(self.dataset_meta["category_ids"], self.dataset_meta["classes"], strict=True)
+        ]
+        ground_truth = {
+            "images": [result["image"] for result in results],
+            "annotations": [annotation for result in results for annotation in result["annotations"]],
+            "categories": categories,
+        }
+        detections = [detection for result in results for detection in result["detections"]]
+        return evaluate_coco(ground_truth, detections, iou_types=self.iou_types, backend=self.backend)
+
+
+def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One image's predictions (fields as in `CocoMetric`) as entries of a COCO results file."""
+    boxes = np.asarray(sample["boxes"], dtype=np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    detections = [
+        {"image_id": sample["image_id"], "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(
+            boxes.tolist(), np.asarray(sample["scores"]).tolist(), np.asarray(sample["labels"]).tolist(), strict=True
+        )
+    ]
+    if "masks" in sample:
+        for detection, mask in zip(detections, np.asarray(sample["masks"], dtype=np.uint8), strict=True):
+            rle = mask_api.encode(np.asfortranarray(mask))
+            detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    return detections
+
+
+def _completed(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that evaluation needs and custom data sets may lack: id, area, iscrowd and a segmentation as RLE."""
+    images = {image["id"]: image for image in ground_truth["images"]}
+    annotations = []
+    for index, annotation in enumerate(ground_truth["annotations"], start=1):
+        image = images[annotation["image_id"]]
+        entry = {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0, **annotation, "id": index}
+        if not entry.get("segmentation"):
+            x, y, width, height = entry["bbox"]
+            entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        if isinstance(entry["segmentation"], Mapping) and isinstance(entry["segmentation"]["counts"], list):
+            entry["segmentation"] = mask_api.frPyObjects(entry["segmentation"], image["height"], image["width"])
+        annotations.append(entry)
+    return {**ground_truth, "annotations": annotations}
+
+
+def _other_type(iou_type: str) -> tuple[str, ...]:
+    # loadRes computes areas from the box where there is one, and COCO sorts small, medium and large by the mask's area.
+    return ("segmentation",) if iou_type == "bbox" else ("bbox",)
+
+
+def _backend_modules(backend: str) -> tuple[ModuleType, Any]:
+    if backend == "faster-coco-eval":
+        import faster_coco_eval
+
+        return faster_coco_eval, faster_coco_eval.COCOeval_faster
+    if backend == "pycocotools":
+        from pycocotools import coco, cocoeval
+
+        return coco, cocoeval.COCOeval
+    raise TwinsError(f"backend={backend!r}: choose 'faster-coco-eval' or 'pycocotools'")

@@ -1,0 +1,181 @@
+"""COCO-format data as training and evaluation samples, augmented by torchvision.transforms.v2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from ..errors import TwinsError
+from .coco import CocoImage, decode_segmentation, load_coco, read_image
+
+
+class RandomRangeCrop(v2.RandomCrop):
+    """Crop to a height and a width drawn independently from `min_size`..`max_size` pixels, both included.
+
+    An image smaller than what was drawn keeps its size on that axis. This is the crop of the DETR family's
+    multi-scale augmentation (384..600).
+    """
+
+    def __init__(self, min_size: int, max_size: int) -> None:
+        super().__init__(size=max_size)
+        self.min_size, self.max_size = min_size, max_size
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw the size, then let torchvision draw the place."""
+        height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
+        drawn = torch.randint(self.min_size, self.max_size + 1, (2,)).tolist()
+        self.size = (min(height, drawn[0]), min(width, drawn[1]))
+        return super().make_params(flat_inputs)
+
+
+def build_transforms(configs: Sequence[Mapping[str, Any]]) -> v2.Transform:
+    """Build augmentation from config entries such as `dict(type="RandomHorizontalFlip", p=0.5)`.
+
+    `type` is the name of a class of torchvision.transforms.v2 or `RandomRangeCrop`; an argument called `transforms`
+    is a list of such entries itself (`RandomChoice`, `RandomApply`, `Compose`). Boxes that a crop leaves without area
+    are removed at the end, with their labels and masks.
+
+    Raises:
+        TwinsError: for an unknown type or arguments that it doesn't take.
+    """
+    return v2.Compose([*map(_build_transform, configs), v2.SanitizeBoundingBoxes(min_size=1)])
+
+
+def _build_transform(config: Mapping[str, Any]) -> v2.Transform:
+    arguments = dict(config)
+    name = arguments.pop("type", None)
+    transform = RandomRangeCrop if name == "RandomRangeCrop" else getattr(v2, str(name), None)
+    if not (isinstance(transform, type) and issubclass(transform, v2.Transform)):
+        raise TwinsError(f"transform type={name!r} is unknown: use a class of torchvision.transforms.v2")
+    if "transforms" in arguments:
+        arguments["transforms"] = [_build_transform(inner) for inner in arguments["transforms"]]
+    try:
+        return transform(**arguments)
+    except (TypeError, ValueError) as error:
+        raise TwinsError(f"transform {name}: {error}") from None
+
+
+class CocoDetectionDataset(Dataset):
+    """Images and instances of a COCO-format annotation file.
+
+    A sample is `dict(inputs=image, data_samples=element)`: the image uint8 (3, H, W) RGB, and a `BaseDataElement` with
+
+    * meta: `image_id`, `file` (path), `height` and `width` of the stored image in pixels, and, unless `training`,
+      `annotations` (the file's own, crowd included, for the metric);
+    * when `training`: `boxes` float32 (N, 4) x1 y1 x2 y2 in pixels, `labels` int64 (N,) in 0..K-1 in the order of the
+      category ids, and with `with_masks` `masks` uint8 (N, H, W). Crowd regions are left out.
+
+    Args:
+        ann_file: COCO JSON; relative paths start at `data_root`.
+        image_dir: folder of the images; relative paths start at `data_root`.
+        data_root: start of relative paths.
+        training: give targets and augment; otherwise give images as stored, with their annotations.
+        with_masks: also give instance masks.
+        transforms: augmentation, see `build_transforms`; only with `training`.
+        filter_empty: when training, leave out images without an instance, as the published recipes do.
+        skip_bad: leave out what can't be used and list it, instead of raising; see `load_coco`.
+        indices: use only the first that many images of the file.
+
+    Raises:
+        TwinsError: where files or annotations can't be used.
+    """
+
+    def __init__(
+        self,
+        ann_file: str,
+        image_dir: str,
+        *,
+        data_root: str = "",
+        training: bool,
+        with_masks: bool,
+        transforms: Sequence[Mapping[str, Any]] = (),
+        filter_empty: bool = True,
+        skip_bad: bool = False,
+        indices: int | None = None,
+    ) -> None:
+        data = load_coco(
+            Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices
+        )
+        self.problems = data.problems
+        self.training = training
+        self.with_masks = with_masks
+        self.transforms = build_transforms(transforms)
+        self.category_ids = data.category_ids
+        self.class_names = data.class_names
+        self.images = data.images
+        if training and filter_empty:
+            self.images = tuple(image for image in data.images if any(map(_is_instance, image.annotations)))
+            if not self.images:
+                raise TwinsError(f"{data.ann_file} has no image with an instance: check its annotations")
+        if training and with_masks:
+            _check_has_segmentations(self.images, data.ann_file)
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Class names and category ids in the order of the labels; MMEngine stores it in checkpoints."""
+        return {"classes": self.class_names, "category_ids": self.category_ids}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        """The sample of an index, or of an (index, seed) pair: then augmentation depends on that seed alone."""
+        if isinstance(key, tuple):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(key[1])
+                return self[key[0]]
+        source = self.images[key]
+        image = tv_tensors.Image(torch.from_numpy(read_image(source.path)).permute(2, 0, 1))
+        element = BaseDataElement(
+            metainfo={"image_id": source.id, "file": str(source.path), "height": source.height, "width": source.width}
+        )
+        if self.training:
+            image, targets = self.transforms(image, self._targets(source))
+            for name, value in targets.items():
+                element.set_field(value.as_subclass(Tensor), name)
+        else:
+            element.set_metainfo({"annotations": list(source.annotations)})
+        return {"inputs": image.as_subclass(Tensor), "data_samples": element}
+
+    def _targets(self, source: CocoImage) -> dict[str, Tensor]:
+        size = (source.height, source.width)
+        instances = [annotation for annotation in source.annotations if _is_instance(annotation)]
+        boxes = torch.tensor([annotation["bbox"] for annotation in instances], dtype=torch.float32).view(-1, 4)
+        boxes = v2.functional.convert_bounding_box_format(
+            tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),  # type: ignore[call-overload]
+            new_format=tv_tensors.BoundingBoxFormat.XYXY,
+        )
+        label_of = {category: label for label, category in enumerate(self.category_ids)}
+        targets = {
+            "boxes": v2.functional.clamp_bounding_boxes(boxes),
+            "labels": torch.tensor([label_of[a["category_id"]] for a in instances], dtype=torch.int64),
+        }
+        if self.with_masks:
+            masks = np.zeros((len(instances), *size), dtype=np.uint8)
+            for mask, annotation in zip(masks, instances, strict=True):
+                mask[:] = decode_segmentation(annotation["segmentation"], *size)
+            targets["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        return targets
+
+
+def _is_instance(annotation: Mapping[str, Any]) -> bool:
+    return not annotation.get("iscrowd", 0)
+
+
+def _check_has_segmentations(images: Sequence[CocoImage], ann_file: Path) -> None:
+    for image in images:
+        for annotation in filter(_is_instance, image.annotations):
+            if not annotation.get("segmentation"):
+                raise TwinsError(
+                    f"{ann_file}: annotation {annotation.get('id')} has no segmentation, which Mask R-CNN learns from; "
+                    "add it, or train a RetinaNet on the boxes"
+                )

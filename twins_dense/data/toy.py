@@ -1,0 +1,228 @@
+"""Draw a small data set in COCO format: circles, rectangles and triangles on a noisy background.
+
+A small Mask R-CNN learns it from scratch in a few hundred iterations, so it shows in minutes that training works.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as mask_utils
+from tqdm import tqdm
+
+from twins_dense.errors import TwinsError
+
+# Ids with a gap, as in COCO, so that a mix-up of ids and class indices shows.
+CATEGORIES = ({"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 5, "name": "triangle"})
+SPLITS = ("train2017", "val2017")
+PARAMETER_FILE = "toy.json"
+
+MAX_OBJECTS = 4
+MIN_DIAMETER, MAX_DIAMETER = 1 / 8, 0.6  # of a shape's circumscribed circle, as a part of the image's side
+MIN_VISIBLE = 0.6  # the part of each shape that the later ones leave uncovered
+NUM_TRIES = 20  # places tried for a shape before it is left out
+OVERSAMPLING = 4  # shapes are drawn this much larger and averaged, which smooths their edges
+MIN_IMAGE_SIZE = 64  # in pixels; a shape of 1/8 of it is still 8 pixels wide
+
+
+def make_toy_coco(
+    out_dir: str | Path, *, num_train: int = 200, num_val: int = 50, image_size: int = 128, seed: int = 0
+) -> Path:
+    """Draw the data set, or reuse it where it already stands with the same parameters.
+
+    It is laid out as COCO is: `annotations/instances_{train,val}2017.json`, `train2017/*.jpg`, `val2017/*.jpg`. The
+    same parameters give the same files. The folder appears when it is complete, and nothing is ever overwritten.
+
+    Args:
+        out_dir: The folder to make.
+        num_train: Number of training images. The first object's class goes around, so 3 images show all classes.
+        num_val: Number of validation images.
+        image_size: Height and width of each image in pixels, 64 or more.
+        seed: Of the random numbers, 0 or more.
+
+    Returns:
+        `out_dir` as a path.
+
+    Raises:
+        TwinsError: where a parameter is too small, or `out_dir` holds anything but this complete data set.
+    """
+    parameters = {"num_train": num_train, "num_val": num_val, "image_size": image_size, "seed": seed}
+    smallest = {"num_train": 1, "num_val": 1, "image_size": MIN_IMAGE_SIZE, "seed": 0}
+    for name, value in parameters.items():
+        if value < smallest[name]:
+            raise TwinsError(f"{name}={value}: has to be {smallest[name]} or more")
+    out_dir = Path(out_dir)
+    if out_dir.exists():
+        _check_reusable(out_dir, parameters)
+        return out_dir
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, because a folder can be renamed in one step only inside its file system.
+    with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as scratch:
+        build_dir = Path(scratch) / "toy"
+        (build_dir / "annotations").mkdir(parents=True)
+        first_ids = {"train2017": 1, "val2017": num_train + 1}
+        for split, num_images in zip(SPLITS, (num_train, num_val), strict=True):
+            _write_split(build_dir, split, range(first_ids[split], first_ids[split] + num_images), image_size, seed)
+        _write_json(build_dir / PARAMETER_FILE, parameters)
+        try:
+            os.rename(build_dir, out_dir)
+        except OSError:  # somebody else made the folder in the meantime
+            _check_reusable(out_dir, parameters)
+    return out_dir
+
+
+def _check_reusable(out_dir: Path, parameters: dict[str, int]) -> None:
+    """Raise unless the folder is the complete data set of these parameters."""
+    try:
+        found = json.loads((out_dir / PARAMETER_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise TwinsError(f"{out_dir}: exists and is no toy data set; choose another folder") from None
+    if found != parameters:
+        raise TwinsError(f"{out_dir}: holds the toy data set of {found}, not of {parameters}; choose another folder")
+    for split, num_images in zip(SPLITS, (parameters["num_train"], parameters["num_val"]), strict=True):
+        num_found = len(list((out_dir / split).glob("*.jpg")))
+        if num_found != num_images or not _ann_file(out_dir, split).is_file():
+            raise TwinsError(f"{out_dir}: its {split} is not complete any more; remove the folder, or choose another")
+
+
+def _ann_file(data_dir: Path, split: str) -> Path:
+    return data_dir / "annotations" / f"instances_{split}.json"
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _write_split(data_dir: Path, split: str, image_ids: range, image_size: int, seed: int) -> None:
+    """Write the images and the annotation file of one split."""
+    (data_dir / split).mkdir()
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id in tqdm(image_ids, desc=f"drawing {split}", unit=" images", disable=None):
+        # Seeded by image: the pixels of one don't depend on how many others are drawn.
+        rng = np.random.default_rng([seed, image_id])
+        pixels, objects = _draw_image(rng, image_size, first_class=image_id % len(CATEGORIES))
+        file_name = f"{image_id:012d}.jpg"
+        # Full colour resolution: the usual halving smears the edges of small shapes.
+        Image.fromarray(pixels).save(data_dir / split / file_name, quality=95, subsampling=0)
+        images.append({"id": image_id, "file_name": file_name, "width": image_size, "height": image_size})
+        for position, (class_index, mask) in enumerate(objects):
+            annotations.append(_annotation(image_id * MAX_OBJECTS + position, image_id, class_index, mask))
+    info = {"description": "Toy shapes in COCO format, drawn by twins_dense"}
+    content = {"info": info, "licenses": [], "categories": list(CATEGORIES)}
+    _write_json(_ann_file(data_dir, split), {**content, "images": images, "annotations": annotations})
+
+
+def _annotation(annotation_id: int, image_id: int, class_index: int, mask: np.ndarray) -> dict[str, Any]:
+    """The COCO entry of a visible mask, bool (H, W). Area and box are those of the segmentation as it is written."""
+    height, width = mask.shape
+    segmentation = _segmentation(mask)
+    if isinstance(segmentation, list):
+        code = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    else:
+        code = segmentation
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": CATEGORIES[class_index]["id"],
+        "segmentation": segmentation,
+        "area": float(mask_utils.area(code)),
+        "bbox": [float(value) for value in mask_utils.toBbox(code)],
+        "iscrowd": 0,
+    }
+
+
+def _segmentation(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
+    """A polygon for a mask in one part, a compressed run-length code for one with several parts or holes.
+
+    COCO's polygons run along the edges of the pixels, OpenCV's contours through their centres. On a mask enlarged by
+    `scale` the difference is half of an enlarged pixel, 1 / (2 * scale) of a pixel.
+    """
+    scale = 4
+    enlarged = mask.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
+    contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if len(contours) == 1:
+        # Half a pixel of tolerance turns the steps of the pixels into straight sides.
+        outline = cv2.approxPolyDP(contours[0], epsilon=0.5 * scale, closed=True)
+        return [((outline.reshape(-1) + 0.5) / scale).tolist()]
+    code = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(mask.shape), "counts": code["counts"].decode("ascii")}
+
+
+def _draw_image(
+    rng: np.random.Generator, image_size: int, first_class: int
+) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    """An image, uint8 RGB (S, S, 3), and the class index and visible mask, bool (S, S), of each of its objects."""
+    canvas = _draw_background(rng, image_size)
+    objects: list[tuple[int, np.ndarray]] = []
+    whole_areas: list[int] = []
+    num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
+    hues = (rng.random() + np.arange(num_objects) / num_objects) % 1  # far apart, so that overlaps are seen
+    for index in range(num_objects):
+        class_index = first_class if index == 0 else int(rng.integers(len(CATEGORIES)))
+        for _ in range(NUM_TRIES):
+            coverage = _draw_shape(rng, image_size, class_index)
+            mask = coverage > 0.5
+            covered = [(other, visible & ~mask) for other, visible in objects]
+            left = [(visible.sum(), area) for (_, visible), area in zip(covered, whole_areas, strict=True)]
+            if all(visible_area >= MIN_VISIBLE * whole_area for visible_area, whole_area in left):
+                canvas = _paint(rng, canvas, coverage, float(hues[index]))
+                objects = [*covered, (class_index, mask)]
+                whole_areas.append(int(mask.sum()))
+                break
+    grain = rng.normal(0, 0.025, canvas.shape)
+    return (np.clip(canvas + grain, 0, 1) * 255).round().astype(np.uint8), objects
+
+
+def _draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
+    """Dark clouds of two muted colours, float (S, S, 3) in 0..1."""
+    first, second = (
+        np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.5), rng.uniform(0.12, 0.45))) for _ in range(2)
+    )
+    clouds = np.zeros((image_size, image_size))
+    for cells, weight in ((3, 0.6), (9, 0.3), (27, 0.15)):
+        noise = rng.random((cells, cells))
+        clouds += weight * cv2.resize(noise, (image_size, image_size), interpolation=cv2.INTER_CUBIC)
+    return first + (second - first) * np.clip(clouds, 0, 1)[..., None]
+
+
+def _draw_shape(rng: np.random.Generator, image_size: int, class_index: int) -> np.ndarray:
+    """A filled shape of random size, place and angle: the covered part of each pixel, float (S, S) in 0..1."""
+    # Even on a logarithmic scale: as many shapes between 1/8 and 1/4 of the side as between 1/4 and 1/2.
+    radius = image_size / 2 * np.exp(rng.uniform(np.log(MIN_DIAMETER), np.log(MAX_DIAMETER)))
+    centre = rng.uniform(radius, image_size - radius, size=2)
+    # The corners as angles on the circumscribed circle; `half` is the angle of half a short side of the rectangle.
+    half = np.arctan(rng.uniform(0.6, 1.0))
+    corners = {
+        "circle": np.linspace(0, 2 * np.pi, 64, endpoint=False),
+        "rectangle": np.array([-half, half, np.pi - half, np.pi + half]),
+        "triangle": np.array([0, 2, 4]) * np.pi / 3,
+    }[str(CATEGORIES[class_index]["name"])]
+    angles = corners + rng.uniform(0, 2 * np.pi)
+    points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    large = np.zeros((image_size * OVERSAMPLING, image_size * OVERSAMPLING), np.float32)
+    cv2.fillPoly(large, [np.round(points * OVERSAMPLING).astype(np.int32)], 1.0)
+    return cv2.resize(large, (image_size, image_size), interpolation=cv2.INTER_AREA).astype(float)
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, hue: float) -> np.ndarray:
+    """The canvas with a shape of a bright colour over it, which throws a soft shadow to the lower right."""
+    image_size = len(canvas)
+    distance = image_size / 64
+    moved = cv2.warpAffine(coverage, np.array([[1, 0, distance], [0, 1, distance]]), (image_size, image_size))
+    shadow = 0.5 * cv2.GaussianBlur(moved, (0, 0), sigmaX=1.5 * distance)
+    colour = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.55, 0.9), rng.uniform(0.85, 1.0)))
+    # Lit from the upper left over the shape's own extent.
+    ramp = np.add.outer(np.arange(image_size), np.arange(image_size))
+    inside = ramp[coverage > 0.5]
+    light = 1.08 - 0.25 * np.clip((ramp - inside.min()) / max(np.ptp(inside), 1), 0, 1)
+    alpha = coverage[..., None]
+    return canvas * (1 - shadow[..., None]) * (1 - alpha) + np.clip(colour * light[..., None], 0, 1) * alpha

@@ -1,0 +1,6 @@
+"""MMEngine's Runner as this package uses it: checked configs, safe checkpoints, exact resuming."""
+
+from .config import load_config, set_data_root, set_skip_bad
+from .runner import evaluate, train
+
+__all__ = ["evaluate", "load_config", "set_data_root", "set_skip_bad", "train"]

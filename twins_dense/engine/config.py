@@ -1,0 +1,104 @@
+"""Reading MMEngine config files and `key=value` overrides, with typing errors found before anything starts."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from ..errors import TwinsError
+
+_DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+# Keys that MMEngine reads beside the Runner's own arguments.
+_OTHER_KEYS = {"custom_imports", "model_wrapper_cfg", "find_unused_parameters", "sync_bn"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an MMEngine config file and apply overrides.
+
+    Args:
+        path: a Python config.
+        overrides: `key=value` each; keys are dotted (`optim_wrapper.optimizer.lr`, `param_scheduler.0.end`) and must
+            exist in the config, values are Python literals (`1e-4`, `[480, 800]`, `None`) or else strings.
+
+    Raises:
+        TwinsError: for a missing or broken file, an unknown top-level key, an unknown or malformed override.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TwinsError(f"config {str(path)!r}: no such file; check the path")
+    try:
+        config = Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:  # a config is a program and can fail in any way
+        reason = str(error).strip().splitlines()
+        raise TwinsError(f"config {str(path)!r} can't be read: {type(error).__name__}: {' '.join(reason)}") from None
+    _check_keys(config, str(path))
+    for override in overrides:
+        key, value = _parse_override(override)
+        _check_exists(config, key, override)
+        config.merge_from_dict({key: value})
+    return config
+
+
+def set_data_root(config: Config, data_root: str | Path) -> None:
+    """Let the relative paths of every data set of a config start at `data_root`."""
+    for dataset in _datasets(config):
+        dataset.data_root = str(data_root)
+
+
+def set_skip_bad(config: Config) -> None:
+    """Let every data set of a config leave out what it can't use."""
+    for dataset in _datasets(config):
+        dataset.skip_bad = True
+
+
+def _datasets(config: Config) -> Iterator[Any]:
+    return (config[name].dataset for name in _DATALOADERS if config.get(name) is not None)
+
+
+def _check_keys(config: Config, path: str) -> None:
+    known = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | _OTHER_KEYS
+    for key in config:
+        if key not in known and not key.startswith("_"):
+            raise TwinsError(
+                f"config {path!r}: unknown key {key!r}{_hint(key, known)}; names of your own begin with an underscore"
+            )
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise TwinsError(f"override {override!r}: write key=value, for example train_cfg.max_epochs=12")
+    try:
+        return key, ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return key, text
+
+
+def _check_exists(config: Config, key: str, override: str) -> None:
+    node: Any = config
+    for depth, part in enumerate(key.split(".")):
+        if isinstance(node, (list, tuple)):
+            found = part.isdigit() and int(part) < len(node)
+            choices: Iterable[str] = map(str, range(len(node)))
+        else:
+            choices = node.keys() if hasattr(node, "keys") else ()
+            found = part in choices
+        if not found:
+            parent = ".".join(key.split(".")[:depth]) or "the config"
+            raise TwinsError(f"override {override!r}: {parent} has no {part!r}{_hint(part, choices)}")
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+
+
+def _hint(key: str, choices: Iterable[str]) -> str:
+    choices = sorted(choices)
+    near = difflib.get_close_matches(key, choices, n=1)
+    if near:
+        return f": did you mean {near[0]!r}?"
+    return f": it has {', '.join(choices)}" if len(choices) <= 12 else ""

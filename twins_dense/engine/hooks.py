@@ -1,0 +1,111 @@
+"""MMEngine components that make runs repeatable, resumable and readable; registered by importing this module."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import get_rank, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import DATA_SAMPLERS, HOOKS
+from mmengine.runner import Runner
+
+
+@DATA_SAMPLERS.register_module()
+class SeededSampler(DefaultSampler):
+    """MMEngine's DefaultSampler, giving (index, seed) pairs.
+
+    The seed depends on the run's seed, the epoch and the index alone: what augmentation draws is the same whichever
+    worker or rank draws it, and the same after a resume.
+    """
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        return ((index, _derived_seed(self.seed, self.epoch, index)) for index in super().__iter__())
+
+
+@HOOKS.register_module()
+class IterationSeedHook(Hook):
+    """Seed torch before each iteration from the run's seed, the iteration and the rank.
+
+    Stochastic depth and the sampling of proposals then go on after a resume as they would have without the stop.
+    """
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        torch.manual_seed(_derived_seed(runner.seed, runner.iter, get_rank()))
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Keep checkpoints to tensors and plain Python, so that `torch.load` reads them with `weights_only=True`.
+
+    MMEngine stores the history of logged values as objects of its own that pickle refers to by code; here they travel
+    as pairs of tensors and are made into those objects again on loading.
+    """
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        histories = checkpoint["message_hub"]["log_scalars"]
+        checkpoint["message_hub"]["log_scalars"] = {
+            name: tuple(torch.from_numpy(np.array(values)) for values in history.data)
+            for name, history in histories.items()
+        }
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        histories = checkpoint.get("message_hub", {}).get("log_scalars", {})
+        for name, history in histories.items():
+            if isinstance(history, tuple):
+                histories[name] = HistoryBuffer(*(values.cpu().numpy() for values in history))
+
+
+@HOOKS.register_module()
+class MetricsFileHook(Hook):
+    """Write `metrics.json`: the last evaluation and where in the run it was made.
+
+    `path` is a file; None means `metrics.json` in the work directory.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = path
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self._write(runner, metrics or {})
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self._write(runner, metrics or {})
+
+    def _write(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if is_main_process():
+            content = {"epoch": runner.epoch, "iter": runner.iter, "metrics": metrics}
+            path = Path(self.path or Path(runner.work_dir) / "metrics.json")
+            write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+@register_backend("atomic")
+class AtomicLocalBackend(LocalBackend):
+    """Local files that appear whole or not at all: `backend_args=dict(backend="atomic")` for MMEngine's checkpoints."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomically(Path(filepath), obj)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under another name in the same folder, then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _derived_seed(*parts: int) -> int:
+    """A seed that is unrelated for unrelated parts; below 2**63, what torch.manual_seed takes."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,158 @@
+"""torchvision's Mask R-CNN and RetinaNet on a Twins pyramid, as MMEngine models; importing this registers them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from mmengine.logging import print_log
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+
+from ..backbone import TwinsBackbone, create_backbone
+from ..data.coco_metric import CocoMetric
+from ..data.detection import CocoDetectionDataset
+from ..errors import TwinsError
+from ..spec import TwinsSpec
+from ..weights import load_weights
+
+DATASETS.register_module(module=CocoDetectionDataset)
+METRICS.register_module(module=CocoMetric)
+
+
+class TwinsFPN(nn.Module):
+    """A Twins backbone and a feature pyramid network (arXiv 1612.03144), as torchvision's detectors take a backbone.
+
+    Attributes:
+        out_channels: of every level.
+    """
+
+    def __init__(self, bottom_up: TwinsBackbone, out_channels: int, extra_blocks: ExtraFPNBlock) -> None:
+        super().__init__()
+        self.bottom_up = bottom_up
+        self.fpn = FeaturePyramidNetwork(list(bottom_up.pyramid.channels), out_channels, extra_blocks)
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) to levels "0" (finest), "1", …, the names that torchvision's RoI pooling expects."""
+        levels = self.bottom_up(images)
+        return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(levels)))
+
+
+class TorchvisionDetector(BaseModel):
+    """Runs a torchvision detector under MMEngine's Runner.
+
+    `forward` takes what `CocoDetectionDataset` gives, collated into lists: uint8 RGB images of any sizes and their
+    `BaseDataElement`s. It resizes, normalises (ImageNet mean and std) and pads to multiples of 32 inside, by
+    torchvision's own transform, and gives boxes and masks in pixels of the images it was given.
+    """
+
+    # torchvision's Mask R-CNN keeps label 0 for the background; its RetinaNet has none. Labels outside start at 0.
+    label_offset = 0
+
+    def __init__(self, detector: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.detector = detector
+        self.num_classes = num_classes
+
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        data_samples: Sequence[BaseDataElement],
+        mode: Literal["loss", "predict"] = "predict",
+    ) -> dict[str, Tensor] | list[BaseDataElement]:
+        """Losses by name, or one element an image: its meta with `boxes` x1 y1 x2 y2, `scores`, `labels` (, `masks`)."""
+        images = [image.float() / 255 for image in inputs]
+        if mode == "loss":
+            targets = [
+                {**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples
+            ]
+            return self.detector(images, targets)
+        return [
+            self._element(sample, output) for sample, output in zip(data_samples, self.detector(images), strict=True)
+        ]
+
+    def _element(self, sample: BaseDataElement, output: Mapping[str, Tensor]) -> BaseDataElement:
+        fields = {**output, "labels": output["labels"] - self.label_offset}
+        if "masks" in fields:
+            fields["masks"] = fields["masks"].squeeze(1) > 0.5
+        return BaseDataElement(metainfo=sample.metainfo, **fields)
+
+
+@MODELS.register_module()
+class TwinsMaskRCNN(TorchvisionDetector):
+    """Mask R-CNN (arXiv 1703.06870) on c2–c5 and a pooled p6.
+
+    Args:
+        backbone: arguments of `create_backbone`; `variant` may be the arguments of `TwinsSpec.from_columns`.
+        num_classes: without the background.
+        min_size: short side of the resized image in pixels; of several, training draws one an image and
+            evaluation takes the last.
+        max_size: limit of its long side.
+        fpn_channels: channels of the pyramid's levels.
+        options: further keyword arguments of torchvision's `MaskRCNN`; its defaults are the published values.
+    """
+
+    label_offset = 1
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int,
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        fpn_channels: int = 256,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        fpn = TwinsFPN(_build_backbone(backbone), fpn_channels, LastLevelMaxPool())
+        detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **(options or {}))
+        super().__init__(detector, num_classes)
+
+
+@MODELS.register_module()
+class TwinsRetinaNet(TorchvisionDetector):
+    """RetinaNet (arXiv 1708.02002) on c3–c5, with p6 from c5 and p7. Arguments as in `TwinsMaskRCNN`.
+
+    It keeps 100 detections an image, COCO's limit, where torchvision's default is 300.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        num_classes: int,
+        min_size: int | Sequence[int] = 800,
+        max_size: int = 1333,
+        fpn_channels: int = 256,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        bottom_up = _build_backbone({"out_indices": (1, 2, 3), **backbone})
+        extra_blocks = LastLevelP6P7(bottom_up.pyramid.channels[-1], fpn_channels)
+        # Where c5 happens to have the pyramid's channels, torchvision would read p5 instead.
+        extra_blocks.use_P5 = False
+        fpn = TwinsFPN(bottom_up, fpn_channels, extra_blocks)
+        options = {"detections_per_img": 100, **(options or {})}
+        super().__init__(RetinaNet(fpn, num_classes, min_size, max_size, **options), num_classes)
+
+
+def _build_backbone(config: Mapping[str, Any]) -> TwinsBackbone:
+    arguments = dict(config)
+    variant = arguments.pop("variant", None)
+    if variant is None:
+        raise TwinsError("model.backbone has no variant: name one, for example model.backbone.variant=svt_small")
+    if isinstance(variant, Mapping):
+        variant = TwinsSpec.from_columns(**variant)
+    weights = arguments.pop("weights", None)
+    net = create_backbone(variant, **arguments)
+    if weights is not None:
+        print_log(f"Backbone weights {load_weights(net, weights)}", "current")
+    return net
