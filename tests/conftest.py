@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("contracts")
+
 # The same examples in every run, and no time limit for an example on a busy machine.
 settings.register_profile("twins_dense", derandomize=True, deadline=None, database=None)
 settings.load_profile("twins_dense")

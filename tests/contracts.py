@@ -15,10 +15,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import pytest
 import torch
+from reference import slow_twins
 from torch import Tensor, nn
 
 import twins_dense as td
-from reference import slow_twins
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -79,9 +79,7 @@ def random_backbone(spec: td.TwinsSpec, *, seed: int = 7, **settings: Any) -> td
 
 
 def stage_numbers(spec: td.TwinsSpec) -> list[slow_twins.StageNumbers]:
-    return [
-        slow_twins.StageNumbers(s.depth, s.num_heads, s.sr_ratio, s.patch_size, s.window_size) for s in spec.stages
-    ]
+    return [slow_twins.StageNumbers(s.depth, s.num_heads, s.sr_ratio, s.patch_size, s.window_size) for s in spec.stages]
 
 
 def randomise(net: Net, seed: int) -> Net:

@@ -102,9 +102,7 @@ class CocoDetectionDataset(Dataset):
         skip_bad: bool = False,
         indices: int | None = None,
     ) -> None:
-        data = load_coco(
-            Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices
-        )
+        data = load_coco(Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices)
         self.problems = data.problems
         self.training = training
         self.with_masks = with_masks

@@ -74,9 +74,7 @@ class TorchvisionDetector(BaseModel):
         """Losses by name, or one element an image: its meta with `boxes` x1 y1 x2 y2, `scores`, `labels` (, `masks`)."""
         images = [image.float() / 255 for image in inputs]
         if mode == "loss":
-            targets = [
-                {**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples
-            ]
+            targets = [{**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples]
             return self.detector(images, targets)
         return [
             self._element(sample, output) for sample, output in zip(data_samples, self.detector(images), strict=True)

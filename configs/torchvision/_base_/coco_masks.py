@@ -1,0 +1,41 @@
+"""COCO 2017 with boxes and masks, as stored; `--data-root` or `*.dataset.data_root=` name another folder."""
+
+train_dataloader = dict(
+    batch_size=2,  # a GPU; the recipes use 8 GPUs
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="SeededSampler", shuffle=True),
+    dataset=dict(
+        type="CocoDetectionDataset",
+        data_root="data/coco",
+        ann_file="annotations/instances_train2017.json",
+        image_dir="train2017",
+        training=True,
+        with_masks=True,
+        transforms=[dict(type="RandomHorizontalFlip", p=0.5)],
+        filter_empty=True,
+        skip_bad=False,
+        indices=None,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDetectionDataset",
+        data_root="data/coco",
+        ann_file="annotations/instances_val2017.json",
+        image_dir="val2017",
+        training=False,
+        with_masks=False,
+        skip_bad=False,
+        indices=None,
+    ),
+)
+val_evaluator = dict(type="CocoMetric", iou_types=("bbox", "segm"), backend="faster-coco-eval")
+val_cfg = dict()
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+test_cfg = val_cfg

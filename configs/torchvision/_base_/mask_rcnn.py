@@ -1,0 +1,11 @@
+"""Mask R-CNN on a Twins pyramid; experiments name the variant."""
+
+model = dict(
+    type="TwinsMaskRCNN",
+    backbone=dict(variant=None, window_padding="zeros", drop_path_rate=0.2, weights=None, checkpointing=False),
+    num_classes=80,
+    min_size=800,
+    max_size=1333,
+    fpn_channels=256,
+    options=dict(),
+)

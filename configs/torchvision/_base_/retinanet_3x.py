@@ -1,0 +1,7 @@
+"""RetinaNet, 3x schedule with multi-scale training."""
+
+_base_ = ["coco_boxes.py", "retinanet.py", "schedule_3x.py", "runtime.py"]
+
+# Training draws one of the short sides an image, evaluation takes the last.
+model = dict(min_size={{_base_._SHORT_SIDES}})
+train_dataloader = dict(dataset=dict(transforms={{_base_._MULTI_SCALE_CROP}}))

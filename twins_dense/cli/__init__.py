@@ -1,0 +1,56 @@
+"""The command line `twins-dense VERB`: one module a verb, and the only place of the package that prints."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from ..errors import TwinsError
+
+_VERBS = ("demo", "train", "eval", "predict", "info", "benchmark")
+
+
+class _Verbs(click.Group):
+    """Imports a verb's module when it is asked for, so that `--help` doesn't wait for frameworks."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _VERBS:
+            return None
+        return importlib.import_module(f".{name}", __name__).command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="twins-dense")
+def group() -> None:
+    """Twins backbones for dense prediction: train, evaluate, predict, measure.
+
+    \b
+    Examples:
+      twins-dense demo
+      twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco
+    """
+
+
+def main() -> None:
+    """Run the command line; exit code 2 for what the user can mend, with one line that says how."""
+    try:
+        group(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except TwinsError as error:
+        # An error of a data loader's worker comes with the worker's traceback before it.
+        line = str(error).strip().splitlines()[-1].removeprefix(f"{TwinsError.__module__}.TwinsError: ")
+        click.echo(f"error: {line}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)

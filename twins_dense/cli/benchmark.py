@@ -1,0 +1,84 @@
+"""`twins-dense benchmark`: our backbone and timm's, alternating in one process."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+
+import click
+
+from ..errors import TwinsError
+
+
+@click.command("benchmark")
+@click.argument("variants", nargs=-1)
+@click.option("--shape", "shapes", multiple=True, help="BATCHxHEIGHTxWIDTH.  [default: 1x800x1216, 8x224x224]")
+@click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Timed pairs of runs.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, device: str) -> None:
+    """Time the backbone against timm's on the same weights and images, eager float32, for VARIANTS (all by default).
+
+    Both return all four levels. The two alternate in one process, and what counts is the ratio within a pair: its
+    median over all pairs, and the quartiles as its spread.
+
+    \b
+    Examples:
+      twins-dense benchmark svt_small
+      twins-dense benchmark svt_small pcpvt_small --shape 1x512x512 --rounds 20
+    """
+    import torch
+
+    from .. import create_backbone, list_variants, load_weights
+
+    try:
+        import timm
+    except ImportError:
+        raise TwinsError("timm is not installed, which this compares with: pip install timm") from None
+    sizes = [_parse_shape(shape) for shape in shapes or ("1x800x1216", "8x224x224")]
+    click.echo(f"torch {torch.__version__}, timm {timm.__version__}, {device}, {torch.get_num_threads()} threads")
+    click.echo(f"{'variant':14}{'shape':>14}{'ours s':>9}{'timm s':>9}   timm / ours (median, quartiles)")
+    for variant in variants or list_variants():
+        ours = create_backbone(variant, level_norm=False).to(device).eval()  # timm has no norm on the levels
+        peer = timm.create_model(f"twins_{variant}", pretrained=False).to(device).eval()
+        load_weights(ours, peer.state_dict())
+        for batch, height, width in sizes:
+            images = torch.randn(batch, 3, height, width, device=device)
+            with torch.inference_mode():
+                # The first pair warms up and shows that both compute the same.
+                for level, expected in zip(ours(images), _timm_levels(peer, images), strict=True):
+                    torch.testing.assert_close(level, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+                pairs = [
+                    (_seconds(lambda: ours(images), device), _seconds(lambda: _timm_levels(peer, images), device))
+                    for _ in range(rounds)
+                ]
+            ratios = [timm_seconds / our_seconds for our_seconds, timm_seconds in pairs]
+            low, high = (min(ratios), max(ratios)) if rounds < 4 else statistics.quantiles(ratios, n=4)[::2]
+            ours_median, timm_median = (statistics.median(column) for column in zip(*pairs, strict=True))
+            shape = f"{batch}x{height}x{width}"
+            click.echo(
+                f"{variant:14}{shape:>14}{ours_median:9.3f}{timm_median:9.3f}   "
+                f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
+            )
+
+
+def _timm_levels(peer, images):
+    return peer.forward_intermediates(images, norm=False, intermediates_only=True)
+
+
+def _seconds(run, device: str) -> float:
+    import torch
+
+    start = time.perf_counter()
+    run()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _parse_shape(shape: str) -> tuple[int, int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", shape)
+    if match is None:
+        raise TwinsError(f"--shape {shape!r}: write BATCHxHEIGHTxWIDTH, for example 1x800x1216")
+    batch, height, width = map(int, match.groups())
+    return batch, height, width

@@ -1,0 +1,46 @@
+"""`twins-dense eval`: score a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+
+@click.command("eval")
+@click.argument("config")
+@click.argument("checkpoint")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--work-dir", help="Where results go.  [default: work_dirs/CONFIG'S NAME_eval/TIME]")
+@click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
+@click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+def command(
+    config: str,
+    checkpoint: str,
+    overrides: tuple[str, ...],
+    work_dir: str | None,
+    data_root: str | None,
+    skip_bad: bool,
+) -> None:
+    """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
+
+    The work directory gets metrics.json, the resolved config and a folder with the log.
+
+    \b
+    Examples:
+      twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
+      twins-dense eval CONFIG CHECKPOINT test_evaluator.backend=pycocotools
+    """
+    from .. import engine
+
+    loaded = engine.load_config(config, overrides)
+    if data_root is not None:
+        engine.set_data_root(loaded, data_root)
+    if skip_bad:
+        engine.set_skip_bad(loaded)
+    work_dir = work_dir or str(Path("work_dirs") / f"{Path(config).stem}_eval" / time.strftime("%Y%m%d_%H%M%S"))
+    metrics = engine.evaluate(loaded, checkpoint, work_dir)
+    for name, value in metrics.items():
+        click.echo(f"{name:>20}  {value:.4f}")
+    click.echo(f"{Path(work_dir) / 'metrics.json'} holds these numbers")

@@ -1,0 +1,59 @@
+"""`twins-dense info`: variants, parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import click
+
+from ..errors import TwinsError
+
+
+@click.command("info")
+@click.argument("variants", nargs=-1)
+@click.option("--size", default="800x1216", show_default=True, help="Image HEIGHTxWIDTH for the backbone's MACs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(variants: tuple[str, ...], size: str, as_json: bool) -> None:
+    """Show parameters and multiply-accumulates of VARIANTS (all by default), attention included.
+
+    \b
+    Examples:
+      twins-dense info
+      twins-dense info svt_small --size 512x512 --json
+    """
+    import torch
+
+    from .. import create_backbone, create_classifier, list_variants
+    from ..complexity import count_macs, count_parameters
+
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if match is None:
+        raise TwinsError(f"--size {size!r}: write HEIGHTxWIDTH in pixels, for example 800x1216")
+    height, width = map(int, match.groups())
+    rows = []
+    with torch.device("meta"):
+        for variant in variants or list_variants():
+            classifier, backbone = create_classifier(variant), create_backbone(variant)
+            rows.append(
+                {
+                    "variant": variant,
+                    "channels": backbone.pyramid.channels,
+                    "classifier_parameters": count_parameters(classifier),
+                    "classifier_macs_224x224": count_macs(classifier, (224, 224)),
+                    "backbone_parameters": count_parameters(backbone),
+                    f"backbone_macs_{size}": count_macs(backbone, (height, width)),
+                }
+            )
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'':14}{'classifier':>20}  {'dense backbone':>20}  channels of c2…c5")
+    click.echo(f"{'variant':14}{'M params':>9}{'GMACs 224²':>11}  {'M params':>9}{'GMACs ' + size:>15}")
+    for row in rows:
+        name, channels, *numbers = row.values()
+        millions, gigas, dense_millions, dense_gigas = numbers
+        click.echo(
+            f"{name:14}{millions / 1e6:9.2f}{gigas / 1e9:11.2f}  {dense_millions / 1e6:9.2f}{dense_gigas / 1e9:15.2f}  "
+            f"{' '.join(map(str, channels))}"
+        )

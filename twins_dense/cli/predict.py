@@ -1,0 +1,115 @@
+"""`twins-dense predict`: detect and draw."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import TwinsError
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+@click.command("predict")
+@click.argument("config")
+@click.argument("checkpoint")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES... [KEY=VALUE]...")
+@click.option("--out", default="predictions", show_default=True, help="New folder for pictures and predictions.json.")
+@click.option("--score", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Lowest score to show.")
+@click.option("--skip-bad", is_flag=True, help="Leave out unreadable images, and list them.")
+def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, score: float, skip_bad: bool) -> None:
+    """Detect with CHECKPOINT, of a training run of CONFIG, on IMAGES: files, folders (with subfolders) and globs.
+
+    Writes a picture with boxes, masks, names and scores for each image, and predictions.json: for each image its file,
+    size and detections as in a COCO results file, with the class name.
+
+    \b
+    Examples:
+      twins-dense predict CONFIG work_dirs/a/epoch_12.pth photo.jpg holiday/ 'more/*.png' --out drawn
+      twins-dense predict CONFIG CHECKPOINT photo.jpg model.min_size=600 --score 0.7
+    """
+    import torch
+    from mmengine.structures import BaseDataElement
+    from PIL import Image
+    from tqdm import tqdm
+
+    from .. import engine
+    from ..data.coco import read_image
+    from ..data.coco_metric import coco_detections
+    from ..data.draw import draw_instances
+    from ..engine.hooks import write_atomically
+    from ..engine.runner import load_model
+
+    overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
+    files = find_images([argument for argument in images if argument not in overrides])
+    folder = Path(out)
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise TwinsError(f"output {out!r} is not empty: choose another --out")
+    loaded = engine.load_config(config, overrides)
+    model, meta = load_model(loaded, checkpoint)
+
+    results: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
+    for file in tqdm(files, desc="predict", unit="image", disable=None):
+        try:
+            array = read_image(file)
+        except TwinsError as error:
+            if not skip_bad:
+                raise TwinsError(f"{error}, or add --skip-bad to go on without it") from None
+            left_out.append(str(error))
+            continue
+        image = torch.from_numpy(array).permute(2, 0, 1)
+        height, width = array.shape[:2]
+        sample = BaseDataElement(metainfo={"image_id": len(results), "height": height, "width": width})
+        with torch.inference_mode():
+            (found,) = model.val_step({"inputs": [image], "data_samples": [sample]})  # type: ignore[operator]
+        found = found.cpu()
+        keep = found.scores >= score
+        found = BaseDataElement(metainfo=found.metainfo, **{key: value[keep] for key, value in found.items()})
+        drawn = draw_instances(
+            image, found.boxes, found.labels, meta["classes"], scores=found.scores, masks=found.get("masks")
+        )
+        target = folder / file.resolve().relative_to(root).with_suffix(file.suffix + ".jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(target, quality=92)
+        detections = coco_detections({**dict(found.items()), "image_id": len(results)}, meta["category_ids"])
+        for detection, label in zip(detections, found.labels.tolist(), strict=True):
+            detection["category"] = meta["classes"][label]
+            del detection["image_id"]
+        results.append(
+            {"file": str(file), "picture": str(target), "height": height, "width": width, "detections": detections}
+        )
+    write_atomically(folder / "predictions.json", json.dumps(results, indent=1).encode() + b"\n")
+    for line in left_out:
+        click.echo(f"left out: {line}", err=True)
+    count = sum(len(result["detections"]) for result in results)
+    click.echo(f"{count} instances in {len(results)} images: {folder} holds the pictures and predictions.json")
+
+
+def find_images(arguments: list[str]) -> list[Path]:
+    """The image files that files, folders and globs name, each once, sorted within an argument.
+
+    Raises:
+        TwinsError: for an argument that names none.
+    """
+    files: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
+        elif path.is_file():
+            found = [path]
+        else:
+            found = [Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file()]
+        if not found:
+            raise TwinsError(f"images {argument!r}: no such file, no image in that folder, or no match; check the path")
+        files.update(dict.fromkeys(sorted(found)))
+    if not files:
+        raise TwinsError("no images given: name files, folders or globs")
+    return list(files)

@@ -1,0 +1,41 @@
+"""`twins-dense train`: train a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("train")
+@click.argument("config")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--work-dir", help="Where the run goes.  [default: work_dirs/CONFIG'S NAME]")
+@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work directory.")
+@click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
+@click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+def command(
+    config: str, overrides: tuple[str, ...], work_dir: str | None, resume: bool, data_root: str | None, skip_bad: bool
+) -> None:
+    """Train CONFIG, an MMEngine config file, with values overridden by KEY=VALUE.
+
+    The work directory gets the resolved config, a checkpoint an epoch, metrics.json and a folder with the log.
+
+    \b
+    Examples:
+      twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco
+      twins-dense train configs/torchvision/retinanet_svt_base_3x.py model.backbone.weights=alt_gvt_base.pth
+      twins-dense train CONFIG train_dataloader.batch_size=4 optim_wrapper.optimizer.lr=1e-4 --work-dir runs/a
+      twins-dense train CONFIG --work-dir runs/a --resume
+      torchrun --nproc_per_node=2 -m twins_dense train CONFIG
+    """
+    from .. import engine
+
+    loaded = engine.load_config(config, overrides)
+    if data_root is not None:
+        engine.set_data_root(loaded, data_root)
+    if skip_bad:
+        engine.set_skip_bad(loaded)
+    work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
+    engine.train(loaded, work_dir, resume=resume)
+    click.echo(f"done: {work_dir} holds the checkpoints, the log and metrics.json")

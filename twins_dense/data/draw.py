@@ -1,0 +1,54 @@
+"""Boxes, masks, names and scores drawn on images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib import colormaps
+from matplotlib.font_manager import findfont
+from torch import Tensor
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+
+def draw_instances(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    scores: Tensor | None = None,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """Draw instances, one colour a class.
+
+    Args:
+        image: uint8 (3, H, W) RGB; not changed.
+        boxes: (N, 4) x1 y1 x2 y2 in pixels.
+        labels: (N,) indices into `class_names`.
+        scores: (N,) in 0..1, written behind the names.
+        masks: bool (N, H, W).
+
+    Returns:
+        uint8 (3, H, W) RGB.
+    """
+    if len(boxes) == 0:
+        return image.clone()
+    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    colors = [tuple(round(255 * c) for c in palette[label % len(palette)]) for label in labels.tolist()]
+    texts = [class_names[label] for label in labels.tolist()]
+    if scores is not None:
+        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
+    if masks is not None:
+        image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=colors)
+    # Text and lines that stay readable from thumbnails to photos.
+    side = min(image.shape[1:])
+    return draw_bounding_boxes(
+        image,
+        boxes.round().to(torch.int64),
+        labels=texts,
+        colors=colors,
+        width=max(1, side // 200),
+        font=findfont("DejaVu Sans"),  # comes with matplotlib
+        font_size=max(8, side // 30),
+    )
