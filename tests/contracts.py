@@ -137,7 +137,7 @@ class BackboneContract:
     tiny: ClassVar[td.TwinsSpec]
     slim: ClassVar[td.TwinsSpec]
 
-    # The maps have strides 4, 8, 16; windows are 5. Comments: cells that padding adds to (rows, columns), stage by stage.
+    # The maps have strides 4, 8, 16; windows are 5. Comments: (rows, columns) that padding adds, stage by stage.
     @pytest.mark.parametrize(
         ("height", "width"),
         [

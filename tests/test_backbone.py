@@ -170,7 +170,7 @@ def test_drop_path_is_off(rate: float, training: bool) -> None:
 @pytest.mark.parametrize("spec", [TINY_PCPVT, TINY_SVT], ids=lambda spec: spec.name)
 @torch.no_grad()
 def test_drop_path_acts_once_on_each_branch(spec: td.TwinsSpec) -> None:
-    """Both branches add exactly 1; at rate 0.5 a branch that is kept adds 2, and would add 4 if it were scaled twice."""
+    """Both branches add exactly 1; at rate 0.5 one that is kept adds 2, and would add 4 if it were scaled twice."""
     block = Block(
         spec.stages[0], 0, drop_path_rate=0.5, window_padding="zeros", norm_eps=1e-6, reduction_norm_eps=1e-5
     ).train()

@@ -36,7 +36,7 @@ def formula_state_dict(kind: str, variant: str) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def dense_weights() -> Iterator[dict[str, dict[str, Tensor]]]:
-    """By family. Detection and segmentation models have the same entries, and then the formula gives the same values."""
+    """By variant. Detection and segmentation models have the same entries, so the formula gives the same values."""
     weights = {}
     for variant in ("pcpvt_small", "svt_small"):
         assert state_dict_shapes("official_det", variant) == state_dict_shapes("official_seg", variant)

@@ -133,7 +133,7 @@ def test_bad_stage(change: dict[str, Any], message: str) -> None:
 def test_bad_specs() -> None:
     with pytest.raises(td.TwinsError, match="'own' has no stages: give at least one"):
         td.TwinsSpec("own", (), level_norm=True)
-    with pytest.raises(td.TwinsError, match="'own': every sequence needs one entry a stage, but dims has 2, .* has 3"):
+    with pytest.raises(td.TwinsError, match=r"'own': every sequence needs one entry a stage, but dims has 2, .* has 3"):
         td.TwinsSpec.from_columns(
             "own",
             dims=(6, 10),

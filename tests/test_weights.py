@@ -16,10 +16,8 @@ import torch
 from contracts import (
     SLIM_PCPVT,
     SLIM_SVT,
-    all_stages,
     random_backbone,
     randomise,
-    shapes_of,
     state_dict_shapes,
     without_initialisation,
 )
@@ -223,33 +221,58 @@ def test_source_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "model", "offender"),
+    ("checkpoint", "model", "out_indices", "offenders"),
     [
         (
             "svt_base",
             "svt_small",
-            "blocks.0.0.attn.proj.bias is (96,) where the model has (64,)",
+            (0, 1),
+            [
+                "blocks.0.0.attn.proj.bias is (96,) where the model has (64,)",
+                "blocks.0.0.attn.proj.weight is (96, 96) where the model has (64, 64)",
+                "blocks.0.0.attn.qkv.bias is (288,) where the model has (192,)",
+            ],
         ),
-        ("pcpvt_base", "pcpvt_small", "blocks.2.10.attn.kv.bias (640,) has no place"),
-        ("svt_small", "svt_large", "blocks.2.10.attn.proj.bias is missing"),
-        ("pcpvt_small", "svt_small", "blocks.0.0.attn.qkv.bias is missing"),
+        (
+            "pcpvt_base",
+            "pcpvt_small",
+            (0, 1, 2),
+            [
+                "blocks.2.10.attn.kv.bias (640,) has no place",
+                "blocks.2.10.attn.kv.weight (640, 320) has no place",
+                "blocks.2.10.attn.norm.bias (320,) has no place",
+            ],
+        ),
+        (
+            "pcpvt_small",
+            "pcpvt_large",
+            (0, 1),
+            [
+                "blocks.1.4.attn.kv.bias is missing",
+                "blocks.1.4.attn.kv.weight is missing",
+                "blocks.1.4.attn.norm.bias is missing",
+            ],
+        ),
+        (
+            "pcpvt_small",
+            "svt_small",
+            (0,),
+            [
+                "blocks.0.0.attn.qkv.bias is missing",
+                "blocks.0.0.attn.qkv.weight is missing",
+                "blocks.0.0.attn.kv.bias (128,) has no place",
+            ],
+        ),
     ],
 )
-def test_another_variant(checkpoint: str, model: str, offender: str, tmp_path: Path) -> None:
+def test_another_variant(checkpoint: str, model: str, out_indices: tuple[int, ...], offenders: list[str]) -> None:
     """Both are named, and the first offenders with their shapes."""
-    net = without_initialisation(lambda: td.create_backbone(model, level_norm=False, out_indices=(0, 1, 2)))
-    for parameter in net.parameters():
-        nn.init.ones_(parameter)
+    net = td.create_backbone(model, out_indices=out_indices)
     state = published_state("official_cls", checkpoint)
     message = assert_refused(net, state, f"this is {checkpoint}, the model is {model}; ")
-    shown = message.split("entries don't fit: ")[1].split("; ")
-    assert len(shown) == 4 and shown[3].startswith("…")
-    assert all(part.endswith("is missing") or "(" in part for part in shown[:3])
-    # The whole list is long: the offender shows up where it is the only one.
-    if "where the model has" in offender:
-        name = offender.split(" ")[0]
-        fitting = {key: torch.zeros(()).expand(value.shape) for key, value in net.state_dict().items()}
-        assert_refused(net, {**fitting, name: state[name]}, offender, "1 entries don't fit")
+    positions = [message.index(offender) for offender in offenders]
+    assert positions == sorted(positions)
+    assert message[positions[-1] + len(offenders[-1]) :].startswith("; …")
 
 
 @pytest.mark.parametrize("name", ["patch_embeds.1.norm.bias", "blocks.2.1.attn.sr.weight", "norm_list.3.weight"])
@@ -259,7 +282,7 @@ def test_missing_entry(name: str, tmp_path: Path) -> None:
     del state[name]
     path = tmp_path / "missing.pth"
     torch.save(state, path)
-    assert_refused(fresh_backbone(), path, f"{name} is missing", "1 entries don't fit")
+    assert_refused(fresh_backbone(), path, f"{name} is missing", "; 1 entr")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +292,7 @@ def test_missing_entry(name: str, tmp_path: Path) -> None:
 def test_surplus_entry(name: str, tmp_path: Path) -> None:
     path = tmp_path / "surplus.pth"
     torch.save({**dense_state(), name: torch.zeros(5, 3)}, path)
-    assert_refused(fresh_backbone(), path, f"{name} (5, 3) has no place", "1 entries don't fit")
+    assert_refused(fresh_backbone(), path, f"{name} (5, 3) has no place", "; 1 entr")
 
 
 def test_classifier_needs_its_head() -> None:
@@ -290,18 +313,17 @@ def test_wrong_shape() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        {},
-        {"model": {}},
-        {"epoch": 3},
-        {"conv1.weight": torch.zeros(2)},
-        {"encoder.patch_embeds.0.proj.weight": torch.zeros(8, 3, 4, 4)},
-        {0: torch.zeros(2)},
-        {"optimizer": {}, 3: torch.zeros(2)},
-        {"patch_embeds.0.proj.weight": 3},
-        {"patch_embeds.0.proj.weight": torch.tensor(3.0)},
-        {"patch_embeds.0.proj.weight": [1.0, 2.0]},
+        pytest.param({}, id="empty"),
+        pytest.param({"model": {}}, id="empty inside"),
+        pytest.param({"epoch": 3}, id="no tensors"),
+        pytest.param({"conv1.weight": torch.zeros(2)}, id="another network"),
+        pytest.param({"encoder.patch_embeds.0.proj.weight": torch.zeros(8, 3, 4, 4)}, id="unknown prefix"),
+        pytest.param({0: torch.zeros(2)}, id="numbers for names"),
+        pytest.param({"optimizer": {}, 3: torch.zeros(2)}, id="a number among names"),
+        pytest.param({"patch_embeds.0.proj.weight": 3}, id="number for a tensor"),
+        pytest.param({"patch_embeds.0.proj.weight": torch.tensor(3.0)}, id="tensor without dimensions"),
+        pytest.param({"patch_embeds.0.proj.weight": [1.0, 2.0]}, id="list for a tensor"),
     ],
-    ids=str,
 )
 def test_mappings_that_are_no_twins(source: dict[Any, Any], tmp_path: Path) -> None:
     net = fresh_backbone()
@@ -406,9 +428,11 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, kind: type[RunsCommand]
         path.write_bytes(pickle.dumps({"model": kind(target)}, protocol=protocol))
     else:
         torch.save(value, path, _use_new_zipfile_serialization=form == "zip", pickle_protocol=protocol)
-    refused = "system" if kind is RunsCommand else "open"
-    assert_refused(fresh_backbone(), path, "not read, because that could run code", refused)
+    message = assert_refused(fresh_backbone(), path)
     assert not target.exists()
+    if protocol == 2:  # torch reads no other protocol far enough to see what is called
+        called = f"{os.system.__module__}.system" if kind is RunsCommand else "io.open"
+        assert "not read, because that could run code" in message and called in message
 
 
 def test_the_unsafe_objects_are_unsafe(tmp_path: Path) -> None:
@@ -421,17 +445,16 @@ def test_the_unsafe_objects_are_unsafe(tmp_path: Path) -> None:
         assert target.exists()
 
 
-def test_harmless_classes_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_classes_are_refused_by_name(tmp_path: Path) -> None:
     """A whole module, which old training scripts saved instead of its state dict."""
     torch.save(fresh_backbone(), tmp_path / "module.pth")
     assert_refused(fresh_backbone(), tmp_path / "module.pth", "twins_dense.backbone.TwinsBackbone", "state dict alone")
 
 
 def test_round_trip_through_both_formats(tmp_path: Path) -> None:
-    net = random_backbone(SLIM_SVT, out_indices=all_stages(SLIM_SVT))
+    net = random_backbone(SLIM_SVT)
     torch.save(net.state_dict(), tmp_path / "a.pth")
     second = fresh_backbone(weights=tmp_path / "a.pth")
     safetensors.torch.save_file(second.state_dict(), tmp_path / "b.safetensors")
     third = fresh_backbone(weights=tmp_path / "b.safetensors")
     assert_same(third.state_dict(), net.state_dict())
-    assert shapes_of(third) == shapes_of(net)

@@ -106,7 +106,7 @@ class TwinsBackbone(nn.Module):
         x = images
         for index, (embed, blocks, peg) in enumerate(zip(self.patch_embeds, self.blocks, self.pos_block, strict=True)):
             x = embed(x)
-            for block_index, block in enumerate(blocks):  # type: ignore[arg-type]
+            for block_index, block in enumerate(blocks.children()):
                 x = self._run(block, x)
                 if block_index == 0:
                     x = peg(x)
@@ -149,7 +149,8 @@ def create_backbone(
         variant: one of `list_variants()`, or a custom `TwinsSpec`.
         out_indices: stages to return, ascending; (1, 2, 3) gives c3, c4, c5.
         window_padding: "zeros", "mask" or "upstream_mask", see `LocalAttention`; PCPVT has no windows and ignores it.
-        level_norm: LayerNorm after each stage, on what is returned and on what the next stage reads; `None` takes the family's dense default (SVT yes, PCPVT no).
+        level_norm: LayerNorm after each stage, on what is returned and on what the next stage reads; `None` takes
+            the family's dense default (SVT yes, PCPVT no).
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first; 0.2 is the official
             detection and segmentation value (SVT-L segmentation: 0.3).
         weights: checkpoint file that `load_weights` reads; `None` leaves the official random initialisation.

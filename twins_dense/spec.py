@@ -119,30 +119,40 @@ class TwinsSpec:
         return max(stride * stage.sr_ratio for stride, stage in zip(self.strides, self.stages, strict=True))
 
 
+def _pcpvt(size: str, depths: tuple[int, ...]) -> TwinsSpec:
+    return TwinsSpec.from_columns(
+        f"pcpvt_{size}",
+        dims=(64, 128, 320, 512),
+        num_heads=(1, 2, 5, 8),
+        mlp_ratios=(8, 8, 4, 4),
+        depths=depths,
+        sr_ratios=(8, 4, 2, 1),
+        window_size=None,
+    )
+
+
+def _svt(size: str, dims: tuple[int, ...], depths: tuple[int, ...]) -> TwinsSpec:
+    return TwinsSpec.from_columns(
+        f"svt_{size}",
+        dims=dims,
+        num_heads=tuple(dim // 32 for dim in dims),
+        mlp_ratios=(4, 4, 4, 4),
+        depths=depths,
+        sr_ratios=(8, 4, 2, 1),
+        window_size=7,
+    )
+
+
 # All numbers of the six variants: official gvt.py, `pcpvt_*_v0` and `alt_gvt_*`.
-_PCPVT = {
-    "dims": (64, 128, 320, 512),
-    "num_heads": (1, 2, 5, 8),
-    "mlp_ratios": (8, 8, 4, 4),
-    "sr_ratios": (8, 4, 2, 1),
-    "window_size": None,
-}
-_SVT = {"mlp_ratios": (4, 4, 4, 4), "sr_ratios": (8, 4, 2, 1), "window_size": 7}
 _VARIANTS = {
     spec.name: spec
     for spec in (
-        TwinsSpec.from_columns("pcpvt_small", depths=(3, 4, 6, 3), **_PCPVT),
-        TwinsSpec.from_columns("pcpvt_base", depths=(3, 4, 18, 3), **_PCPVT),
-        TwinsSpec.from_columns("pcpvt_large", depths=(3, 8, 27, 3), **_PCPVT),
-        TwinsSpec.from_columns(
-            "svt_small", dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16), depths=(2, 2, 10, 4), **_SVT
-        ),
-        TwinsSpec.from_columns(
-            "svt_base", dims=(96, 192, 384, 768), num_heads=(3, 6, 12, 24), depths=(2, 2, 18, 2), **_SVT
-        ),
-        TwinsSpec.from_columns(
-            "svt_large", dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32), depths=(2, 2, 18, 2), **_SVT
-        ),
+        _pcpvt("small", (3, 4, 6, 3)),
+        _pcpvt("base", (3, 4, 18, 3)),
+        _pcpvt("large", (3, 8, 27, 3)),
+        _svt("small", (64, 128, 256, 512), (2, 2, 10, 4)),
+        _svt("base", (96, 192, 384, 768), (2, 2, 18, 2)),
+        _svt("large", (128, 256, 512, 1024), (2, 2, 18, 2)),
     )
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -44,14 +46,18 @@ def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, dev
         load_weights(ours, peer.state_dict())
         for batch, height, width in sizes:
             images = torch.randn(batch, 3, height, width, device=device)
+
+            def run_ours(net: Any = ours, images: Any = images) -> Any:
+                return net(images)
+
+            def run_timm(net: Any = peer, images: Any = images) -> Any:
+                return net.forward_intermediates(images, norm=False, intermediates_only=True)
+
             with torch.inference_mode():
                 # The first pair warms up and shows that both compute the same.
-                for level, expected in zip(ours(images), _timm_levels(peer, images), strict=True):
+                for level, expected in zip(run_ours(), run_timm(), strict=True):
                     torch.testing.assert_close(level, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
-                pairs = [
-                    (_seconds(lambda: ours(images), device), _seconds(lambda: _timm_levels(peer, images), device))
-                    for _ in range(rounds)
-                ]
+                pairs = [(_seconds(run_ours, device), _seconds(run_timm, device)) for _ in range(rounds)]
             ratios = [timm_seconds / our_seconds for our_seconds, timm_seconds in pairs]
             low, high = (min(ratios), max(ratios)) if rounds < 4 else statistics.quantiles(ratios, n=4)[::2]
             ours_median, timm_median = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -62,11 +68,7 @@ def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, dev
             )
 
 
-def _timm_levels(peer, images):
-    return peer.forward_intermediates(images, norm=False, intermediates_only=True)
-
-
-def _seconds(run, device: str) -> float:
+def _seconds(run: Callable[[], Any], device: str) -> float:
     import torch
 
     start = time.perf_counter()

@@ -19,7 +19,7 @@ _IMAGES = 8
 @click.option("--epochs", default=4, show_default=True, type=click.IntRange(min=1), help="Training length.")
 @click.option("--num-train", default=400, show_default=True, type=click.IntRange(min=4), help="Training images.")
 def command(out: str, epochs: int, num_train: int) -> None:
-    """Draw a small COCO-format data set, train a Mask R-CNN with a Twins-SVT backbone on it from scratch, evaluate it on
+    """Train a Mask R-CNN with a Twins-SVT backbone from scratch on a small data set drawn for it, evaluate it on
     held-out images and draw what it predicts. Takes some minutes on two CPU cores and needs no network.
 
     Leaves in OUT: `data` (the data set), `run-TIME` (checkpoints, log, metrics.json), `predictions-TIME.png` (ground

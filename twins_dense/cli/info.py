@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import click
 
@@ -31,29 +32,30 @@ def command(variants: tuple[str, ...], size: str, as_json: bool) -> None:
     if match is None:
         raise TwinsError(f"--size {size!r}: write HEIGHTxWIDTH in pixels, for example 800x1216")
     height, width = map(int, match.groups())
-    rows = []
+    rows: list[dict[str, Any]] = []
+    dense_macs = f"backbone_macs_{size}"
     with torch.device("meta"):
         for variant in variants or list_variants():
             classifier, backbone = create_classifier(variant), create_backbone(variant)
             rows.append(
                 {
                     "variant": variant,
-                    "channels": backbone.pyramid.channels,
                     "classifier_parameters": count_parameters(classifier),
                     "classifier_macs_224x224": count_macs(classifier, (224, 224)),
                     "backbone_parameters": count_parameters(backbone),
-                    f"backbone_macs_{size}": count_macs(backbone, (height, width)),
+                    dense_macs: count_macs(backbone, (height, width)),
+                    "channels": backbone.pyramid.channels,
                 }
             )
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'':14}{'classifier':>20}  {'dense backbone':>20}  channels of c2…c5")
+    click.echo(f"{'':14}{'classifier':>20}  {'dense backbone':>24}  channels of c2…c5")
     click.echo(f"{'variant':14}{'M params':>9}{'GMACs 224²':>11}  {'M params':>9}{'GMACs ' + size:>15}")
     for row in rows:
-        name, channels, *numbers = row.values()
-        millions, gigas, dense_millions, dense_gigas = numbers
         click.echo(
-            f"{name:14}{millions / 1e6:9.2f}{gigas / 1e9:11.2f}  {dense_millions / 1e6:9.2f}{dense_gigas / 1e9:15.2f}  "
-            f"{' '.join(map(str, channels))}"
+            f"{row['variant']:14}"
+            f"{row['classifier_parameters'] / 1e6:9.2f}{row['classifier_macs_224x224'] / 1e9:11.2f}  "
+            f"{row['backbone_parameters'] / 1e6:9.2f}{row[dense_macs] / 1e9:15.2f}  "
+            f"{' '.join(map(str, row['channels']))}"
         )

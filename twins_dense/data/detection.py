@@ -149,7 +149,7 @@ class CocoDetectionDataset(Dataset):
         instances = [annotation for annotation in source.annotations if _is_instance(annotation)]
         boxes = torch.tensor([annotation["bbox"] for annotation in instances], dtype=torch.float32).view(-1, 4)
         boxes = v2.functional.convert_bounding_box_format(
-            tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),  # type: ignore[call-overload]
+            tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),
             new_format=tv_tensors.BoundingBoxFormat.XYXY,
         )
         label_of = {category: label for label, category in enumerate(self.category_ids)}

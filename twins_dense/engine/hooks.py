@@ -27,7 +27,7 @@ class SeededSampler(DefaultSampler):
     worker or rank draws it, and the same after a resume.
     """
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         return ((index, _derived_seed(self.seed, self.epoch, index)) for index in super().__iter__())
 
 

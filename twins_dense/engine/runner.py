@@ -124,8 +124,8 @@ def _prepare(config: Config) -> None:
                 "device_ids": None,
                 "broadcast_buffers": False,
             }
-    optim_wrapper = config.get("optim_wrapper") or {}
-    if optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
+    optim_wrapper = config.get("optim_wrapper")
+    if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
         print_log("No GPU: training in float32 instead of mixed precision", "current", logging.WARNING)
         optim_wrapper.type = "OptimWrapper"
         for key in ("dtype", "loss_scale"):

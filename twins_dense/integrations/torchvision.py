@@ -71,7 +71,7 @@ class TorchvisionDetector(BaseModel):
         data_samples: Sequence[BaseDataElement],
         mode: Literal["loss", "predict"] = "predict",
     ) -> dict[str, Tensor] | list[BaseDataElement]:
-        """Losses by name, or one element an image: its meta with `boxes` x1 y1 x2 y2, `scores`, `labels` (, `masks`)."""
+        """Losses by name; or an element an image: its meta, `boxes` x1 y1 x2 y2, `scores`, `labels`, maybe `masks`."""
         images = [image.float() / 255 for image in inputs]
         if mode == "loss":
             targets = [{**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples]
