@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from detection_fixtures import tiny_run, toy_data  # noqa: F401  (fixtures, shared by several files)
 from hypothesis import settings
 
 pytest.register_assert_rewrite("contracts")

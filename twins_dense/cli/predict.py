@@ -25,6 +25,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, score: float, skip_bad: bool) -> None:
     """Detect with CHECKPOINT, of a training run of CONFIG, on IMAGES: files, folders (with subfolders) and globs.
 
+    Photos are turned upright as their EXIF orientation says; boxes and masks count pixels of the upright picture.
     Writes a picture with boxes, masks, names and scores for each image, and predictions.json: for each image its file,
     size and detections as in a COCO results file, with the class name.
 
@@ -58,7 +59,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         try:
-            array = read_image(file)
+            array = read_image(file, upright=True)
         except TwinsError as error:
             if not skip_bad:
                 raise TwinsError(f"{error}, or add --skip-bad to go on without it") from None

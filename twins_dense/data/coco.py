@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from twins_dense.errors import TwinsError
+from ..errors import TwinsError
 
 # What Pillow raises for a file that it can't read; which one depends on the format and on where the damage is.
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -172,16 +172,21 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     return np.ascontiguousarray(np.repeat(values, run_lengths).reshape(width, height).T)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     """Read an image as uint8 RGB (height, width, 3), contiguous; gray, palette, RGBA and CMYK are converted.
 
-    The EXIF orientation is not applied: boxes and masks in COCO format count pixels as they are stored.
+    Args:
+        path: The image file.
+        upright: Apply the EXIF orientation, as viewers do. Boxes and masks in COCO format count pixels as they are
+            stored, so data sets are read without it.
 
     Raises:
         TwinsError: where the file is missing, unreadable or cut.
     """
     try:
         with Image.open(path) as image:
+            if upright:
+                image = ImageOps.exif_transpose(image)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
     except UNREADABLE as error:
         raise TwinsError(f"{path}: can't be read as an image ({_one_line(error)}); replace the file") from error

@@ -1,0 +1,210 @@
+"""Small models, data sets and configs of the detection tests, and one tiny training run that they share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs" / "torchvision"
+COCO_MINI = ROOT.parent / "shared" / "data" / "coco_mini"
+NUM_TRAIN, NUM_VAL, SIZE = 8, 5, 64
+
+TINY_SVT: dict[str, Any] = {
+    "name": "tiny",
+    "dims": (16, 32, 32, 64),
+    "num_heads": (1, 2, 2, 4),
+    "mlp_ratios": (2, 2, 2, 2),
+    "depths": (1, 1, 1, 1),
+    "sr_ratios": (8, 4, 2, 1),
+    "window_size": 7,
+}
+FEW_PROPOSALS = {
+    "rpn_pre_nms_top_n_train": 50,
+    "rpn_post_nms_top_n_train": 20,
+    "rpn_pre_nms_top_n_test": 50,
+    "rpn_post_nms_top_n_test": 20,
+    "box_batch_size_per_image": 16,
+    "box_detections_per_img": 10,
+}
+FEW_CANDIDATES = {"topk_candidates": 50, "detections_per_img": 10}
+
+
+def tiny_model(kind: str = "TwinsMaskRCNN", *, num_classes: int = 3, **settings: Any) -> dict[str, Any]:
+    """The config of a detector that trains in milliseconds, for images of about 64 pixels."""
+    return {
+        "type": kind,
+        "backbone": {"variant": TINY_SVT, "drop_path_rate": 0.2, "weights": None},
+        "num_classes": num_classes,
+        "min_size": 64,
+        "max_size": 96,
+        "fpn_channels": 32,
+        "options": dict(FEW_PROPOSALS if kind == "TwinsMaskRCNN" else FEW_CANDIDATES),
+        **settings,
+    }
+
+
+def build_tiny(kind: str = "TwinsMaskRCNN", **settings: Any) -> Any:
+    from mmengine.registry import MODELS
+
+    import twins_dense.integrations.torchvision  # noqa: F401  (registers the models)
+
+    return MODELS.build(tiny_model(kind, **settings))
+
+
+# A whole training config that a test can vary by replacing single lines' values.
+CONFIG = """\
+default_scope = "mmengine"
+custom_imports = dict(imports=["twins_dense.integrations.torchvision"])
+model = {model!r}
+_dataset = dict(type="CocoDetectionDataset", data_root={data_root!r}, skip_bad=False)
+train_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type="SeededSampler", shuffle=True),
+    dataset=dict(
+        ann_file="annotations/instances_train2017.json",
+        image_dir="train2017",
+        training=True,
+        with_masks=True,
+        transforms=[dict(type="RandomHorizontalFlip", p=0.5)],
+        **_dataset,
+    ),
+)
+val_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        ann_file="annotations/instances_val2017.json",
+        image_dir="val2017",
+        training=False,
+        with_masks=False,
+        **_dataset,
+    ),
+)
+val_evaluator = dict(type="CocoMetric", iou_types=("bbox", "segm"))
+val_cfg = dict()
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+test_cfg = val_cfg
+train_cfg = dict(by_epoch=True, max_epochs={epochs}, val_interval=1)
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=6),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end={epochs}, milestones=[3], gamma=0.1),
+]
+auto_scale_lr = dict(enable=True, base_batch_size=16)
+default_hooks = dict(
+    logger=dict(type="LoggerHook", interval=1),
+    checkpoint=dict(type="CheckpointHook", interval=1, backend_args=dict(backend="atomic")),
+)
+# The value of each iteration; MMEngine's default is the mean over the last 10. That mean stands beside it, because
+# it needs the history of the values.
+log_processor = dict(
+    window_size=1, custom_cfg=[dict(data_src="loss", log_name="mean_loss", method_name="mean", window_size=10)]
+)
+custom_hooks = [dict(type="IterationSeedHook"), dict(type="PlainCheckpointHook"), dict(type="MetricsFileHook")]
+randomness = dict(seed=0)
+"""
+
+
+def write_config(path: Path, data_root: Path, *, epochs: int = 1, more: str = "", **model: Any) -> Path:
+    """Write a config file that trains a tiny detector on toy data; `more` is appended to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(CONFIG.format(model=tiny_model(**model), data_root=str(data_root), epochs=epochs) + more)
+    return path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its config file, its data, its work directory and the checkpoint of its last epoch."""
+
+    config: Path
+    data: Path
+    work_dir: Path
+    checkpoint: Path
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy data of 8 training and 5 validation images of 64x64 pixels. Not to be changed: copy it."""
+    from twins_dense.data.toy import make_toy_coco
+
+    path = tmp_path_factory.mktemp("data") / "toy"
+    return make_toy_coco(path, num_train=NUM_TRAIN, num_val=NUM_VAL, image_size=SIZE)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
+    """A tiny Mask R-CNN after 2 epochs of 4 iterations, trained by the command line. Not to be changed."""
+    root = tmp_path_factory.mktemp("run")
+    config = write_config(root / "tiny.py", toy_data, epochs=2)
+    result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"))
+    assert result.returncode == 0, result.stderr
+    return Run(config, toy_data, root / "work", root / "work" / "epoch_2.pth")
+
+
+def one_thread() -> dict[str, str]:
+    """The environment for a child that shares two cores with others; one thread is also the fastest for tiny nets."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def run_python(*arguments: str, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run this Python with arguments, on the CPU, and wait for it."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=one_thread(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def read_scalars(work_dir: Path) -> list[list[dict[str, Any]]]:
+    """What the runs of a work directory have logged, one list of records a start, in the order of the starts."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def rectangle(x: float, y: float, width: float, height: float) -> list[list[float]]:
+    """The polygon of a box, as a COCO segmentation."""
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def write_coco(
+    root: Path,
+    images: Mapping[int, np.ndarray],
+    annotations: Sequence[Mapping[str, Any]],
+    categories: Mapping[int, str],
+) -> dict[str, str]:
+    """Write PNG images by id and an annotation file; gives `ann_file`, `image_dir` and `data_root`.
+
+    Annotations need `image_id`, `category_id` and `bbox` only; a missing id is filled in.
+    """
+    (root / "images").mkdir(parents=True)
+    entries = []
+    for image_id, pixels in images.items():
+        name = f"{image_id}.png"
+        Image.fromarray(pixels).save(root / "images" / name)
+        entries.append({"id": image_id, "file_name": name, "width": pixels.shape[1], "height": pixels.shape[0]})
+    content = {
+        "images": entries,
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, start=1)],
+        "categories": [{"id": category_id, "name": name} for category_id, name in categories.items()],
+    }
+    (root / "things.json").write_text(json.dumps(content))
+    return {"ann_file": "things.json", "image_dir": "images", "data_root": str(root)}
