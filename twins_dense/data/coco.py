@@ -184,9 +184,8 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         TwinsError: where the file is missing, unreadable or cut.
     """
     try:
-        with Image.open(path) as image:
-            if upright:
-                image = ImageOps.exif_transpose(image)
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file) if upright else file
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
     except UNREADABLE as error:
         raise TwinsError(f"{path}: can't be read as an image ({_one_line(error)}); replace the file") from error
