@@ -7,8 +7,8 @@ from setuptools import find_packages, setup
 README = Path(__file__).resolve().parent / "README.md"
 
 RUNTIME = [
-    "torch>=2.6",
-    "torchvision>=0.21",
+    "torch>=2.8",
+    "torchvision>=0.23",
     "numpy>=1.26",
     "pillow>=10.3",
     "safetensors>=0.4.3",

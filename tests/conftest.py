@@ -13,6 +13,10 @@ pytest.register_assert_rewrite("contracts")
 settings.register_profile("twins_dense", derandomize=True, deadline=None, database=None)
 settings.load_profile("twins_dense")
 
+# The models here are small. With more threads than free cores, torch's threads wait for each other in busy loops: on
+# two cores beside another job, the comparison with timm took 134 s with two threads and 20 s with one.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:

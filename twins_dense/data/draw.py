@@ -34,7 +34,8 @@ def draw_instances(
     """
     if len(boxes) == 0:
         return image.clone()
-    palette = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    # Dark enough for white text.
+    palette = colormaps["tab10"].colors + colormaps["Dark2"].colors  # type: ignore[attr-defined]
     colors = [tuple(round(255 * c) for c in palette[label % len(palette)]) for label in labels.tolist()]
     texts = [class_names[label] for label in labels.tolist()]
     if scores is not None:
@@ -48,6 +49,9 @@ def draw_instances(
         boxes.round().to(torch.int64),
         labels=texts,
         colors=colors,
+        label_colors="white",
+        label_background_colors=colors,
+        fill_labels=True,
         width=max(1, side // 200),
         font=findfont("DejaVu Sans"),  # comes with matplotlib
         font_size=max(8, side // 30),
