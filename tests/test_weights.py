@@ -282,7 +282,7 @@ def test_missing_entry(name: str, tmp_path: Path) -> None:
     del state[name]
     path = tmp_path / "missing.pth"
     torch.save(state, path)
-    assert_refused(fresh_backbone(), path, f"{name} is missing", "; 1 entr")
+    assert_refused(fresh_backbone(), path, f"{name} is missing", "don't fit (1): ")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_missing_entry(name: str, tmp_path: Path) -> None:
 def test_surplus_entry(name: str, tmp_path: Path) -> None:
     path = tmp_path / "surplus.pth"
     torch.save({**dense_state(), name: torch.zeros(5, 3)}, path)
-    assert_refused(fresh_backbone(), path, f"{name} (5, 3) has no place", "; 1 entr")
+    assert_refused(fresh_backbone(), path, f"{name} (5, 3) has no place", "don't fit (1): ")
 
 
 def test_classifier_needs_its_head() -> None:
@@ -303,7 +303,7 @@ def test_classifier_needs_its_head() -> None:
 @pytest.mark.parametrize("name", ["head.scale", "norm.running_mean"])
 def test_classifier_drops_nothing(name: str) -> None:
     net = td.create_classifier(SLIM_SVT, num_classes=11)
-    assert_refused(net, {**classifier_state(), name: torch.zeros(5)}, f"{name} (5,) has no place", "; 1 entr")
+    assert_refused(net, {**classifier_state(), name: torch.zeros(5)}, f"{name} (5,) has no place", "don't fit (1): ")
 
 
 def test_level_norms_are_not_dropped_silently() -> None:
@@ -404,7 +404,7 @@ def test_missing_file_and_directory(tmp_path: Path, suffix: str) -> None:
     assert_refused(fresh_backbone(), tmp_path / f"missing.{suffix}", "no such file", "check the path")
     directory = tmp_path / f"directory.{suffix}"
     directory.mkdir()
-    assert_refused(fresh_backbone(), directory, "check the path")
+    assert_refused(fresh_backbone(), directory, "is a folder", "check the path")
 
 
 # Files that would run code

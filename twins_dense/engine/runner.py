@@ -150,7 +150,7 @@ def _load_model_state(model: nn.Module, path: str | Path) -> dict[str, Any]:
     ]
     if problems:
         raise TwinsError(
-            f"checkpoint {str(path)!r} is of another model: {len(problems)} entries don't fit: "
+            f"checkpoint {str(path)!r} is of another model; entries that don't fit ({len(problems)}): "
             f"{'; '.join(problems[:_SHOWN])}{'; …' if len(problems) > _SHOWN else ''}. "
             "Give the config and overrides that it was trained with"
         )

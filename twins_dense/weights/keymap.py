@@ -17,13 +17,15 @@ _ANCHOR = "patch_embeds.0.proj.weight"
 
 
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint: a mapping of names to tensors, at the top or under a known wrapper."""
-    while isinstance(checkpoint, Mapping):
-        inner = next((key for key in _WRAPPERS if isinstance(checkpoint.get(key), Mapping)), None)
+    """The state dict inside a checkpoint: a mapping of names to values, at the top or under known wrappers."""
+    for _ in _WRAPPERS:  # nested at most once each, so that a mapping that holds itself ends too
+        inner = next((key for key in _WRAPPERS if key in checkpoint), None) if isinstance(checkpoint, Mapping) else None
         if inner is None:
-            return checkpoint
+            break
         checkpoint = checkpoint[inner]
-    raise TwinsError(f"it holds a {type(checkpoint).__name__}: give a file with a state dict")
+    if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
+        raise TwinsError(f"it holds a {type(checkpoint).__name__} and no state dict: give a file with one")
+    return checkpoint
 
 
 def to_official(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,7 +41,11 @@ def to_official(state: Mapping[str, Any]) -> dict[str, Any]:
             f"it is no official or timm Twins state dict (it has {shown}, and not {_ANCHOR}): "
             "give a file of the official repository or of timm"
         )
-    return {key.removeprefix(prefix): value for key, value in state.items()}
+    state = {key.removeprefix(prefix): value for key, value in state.items()}
+    foreign = next((key for key, value in state.items() if not hasattr(value, "shape")), None)
+    if foreign is not None or len(state[_ANCHOR].shape) != 4:
+        raise TwinsError(f"its entry {foreign or _ANCHOR!r} is no parameter of a Twins model: give a file with weights")
+    return state
 
 
 def describe(state: Mapping[str, Any]) -> str:

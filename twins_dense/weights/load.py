@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -65,7 +66,8 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise TwinsError(f"weights {str(path)!r}: no such file; check the path")
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
     try:
         return _read(path)
     except TwinsError as error:
@@ -115,7 +117,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         spec = getattr(net, "spec", None)
         raise TwinsError(
             f"weights {name!r}: this is {variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
-            f"{len(problems)} entries don't fit: {'; '.join(problems[:_SHOWN])}"
+            f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}"
             f"{'; …' if len(problems) > _SHOWN else ''}. Give weights of the model's variant and kind"
         )
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
@@ -144,25 +146,18 @@ def _read(path: Path) -> Any:
         except SafetensorError as error:
             raise TwinsError(f"it is no whole safetensors file ({_first_line(error)}); fetch it again") from None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        with path.open("rb") as file:
-            head = file.read(2)
-        if head in (b"PK", b"\x80\x02"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what torch raises for a broken file depends on where it breaks off
+        # torch names what it refuses to run: "GLOBAL io.open was not an allowed", "GLOBAL os.system whose module is".
+        refused = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
+        if refused is not None:
             raise TwinsError(
-                f"it holds more than tensors and is not read, because that could run code "
-                f"({_refused(error)}); save its state dict alone"
+                f"it holds {refused[1]} beside tensors and is not read, because that could run code; "
+                "save its state dict alone"
             ) from None
-        raise TwinsError("it is no torch checkpoint; fetch it again") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        # What torch raises for a truncated or foreign file depends on where the file breaks off.
         raise TwinsError(f"it is no whole torch checkpoint ({_first_line(error)}); fetch it again") from None
-
-
-def _refused(error: pickle.UnpicklingError) -> str:
-    """The name of what was refused, out of torch's explanation of several lines."""
-    found = next((part for part in str(error).replace("`", " ").split() if "." in part and "torch" not in part), "")
-    return found.rstrip(".,") or "unsafe pickle"
 
 
 def _shape(value: Any) -> tuple[int, ...]:
