@@ -46,15 +46,19 @@ class IterationSeedHook(Hook):
 class PlainCheckpointHook(Hook):
     """Keep checkpoints to tensors and plain Python, so that `torch.load` reads them with `weights_only=True`.
 
-    MMEngine stores the history of logged values as objects of its own that pickle refers to by code; here they travel
-    as pairs of tensors and are made into those objects again on loading.
+    MMEngine stores the history of logged values as objects of its own, and some values as numpy scalars; pickle refers
+    to both by code. Here histories travel as pairs of tensors and are made into those objects again on loading.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        histories = checkpoint["message_hub"]["log_scalars"]
-        checkpoint["message_hub"]["log_scalars"] = {
+        hub = checkpoint["message_hub"]
+        hub["log_scalars"] = {
             name: tuple(torch.from_numpy(np.array(values)) for values in history.data)
-            for name, history in histories.items()
+            for name, history in hub["log_scalars"].items()
+        }
+        hub["runtime_info"] = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in hub["runtime_info"].items()
         }
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
