@@ -70,13 +70,7 @@ class PlainCheckpointHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write `metrics.json`: the last evaluation and where in the run it was made.
-
-    `path` is a file; None means `metrics.json` in the work directory.
-    """
-
-    def __init__(self, path: str | None = None) -> None:
-        self.path = path
+    """Write `metrics.json` into the work directory: the last evaluation and where in the run it was made."""
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         self._write(runner, metrics or {})
@@ -87,8 +81,7 @@ class MetricsFileHook(Hook):
     def _write(self, runner: Runner, metrics: dict[str, float]) -> None:
         if is_main_process():
             content = {"epoch": runner.epoch, "iter": runner.iter, "metrics": metrics}
-            path = Path(self.path or Path(runner.work_dir) / "metrics.json")
-            write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
+            write_atomically(Path(runner.work_dir) / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
 
 
 @register_backend("atomic")

@@ -58,6 +58,8 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         )
     config.work_dir = str(work_dir)
     _prepare(config)
+    if config.get("load_from"):
+        read_checkpoint(config.load_from)  # refuses a broken or unsafe file before MMEngine reads it
     if resume:
         with _one_line(config):
             _load_model_state(MODELS.build(config.model), config.load_from)  # refuses what doesn't fit before it starts
