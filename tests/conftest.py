@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from detection_fixtures import tiny_run, toy_data  # noqa: F401  (fixtures, shared by several files)
@@ -16,6 +18,7 @@ settings.load_profile("twins_dense")
 # The models here are small. With more threads than free cores, torch's threads wait for each other in busy loops: on
 # two cores beside another job, the comparison with timm took 134 s with two threads and 20 s with one.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 
 @pytest.fixture(autouse=True)

@@ -36,8 +36,9 @@ FEW_PROPOSALS = {
     "rpn_post_nms_top_n_test": 20,
     "box_batch_size_per_image": 16,
     "box_detections_per_img": 10,
+    "box_score_thresh": 0.0,
 }
-FEW_CANDIDATES = {"topk_candidates": 50, "detections_per_img": 10}
+FEW_CANDIDATES = {"topk_candidates": 50, "detections_per_img": 10, "score_thresh": 0.0}
 
 
 def tiny_model(kind: str = "TwinsMaskRCNN", *, num_classes: int = 3, **settings: Any) -> dict[str, Any]:

@@ -358,7 +358,7 @@ class TestResultsFile:
         "dtype",
         [
             torch.float32,
-            pytest.param(torch.float64, marks=pytest.mark.xfail(reason="coco_detections writes into float64 boxes")),
+            torch.float64,
         ],
     )
     def test_the_sample_stays_as_it_is(self, dtype: torch.dtype) -> None:

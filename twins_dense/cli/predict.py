@@ -51,20 +51,14 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     folder = Path(out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise TwinsError(f"output {out!r} is not empty: choose another --out")
+    files, left_out = _readable(files, skip_bad)
     loaded = engine.load_config(config, overrides)
     model, meta = load_model(loaded, checkpoint)
 
     results: list[dict[str, Any]] = []
-    left_out: list[str] = []
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
-        try:
-            array = read_image(file, upright=True)
-        except TwinsError as error:
-            if not skip_bad:
-                raise TwinsError(f"{error}, or add --skip-bad to go on without it") from None
-            left_out.append(str(error))
-            continue
+        array = read_image(file, upright=True)
         image = torch.from_numpy(array).permute(2, 0, 1)
         height, width = array.shape[:2]
         sample = BaseDataElement(metainfo={"image_id": len(results), "height": height, "width": width})
@@ -91,6 +85,25 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
         click.echo(f"left out: {line}", err=True)
     count = sum(len(result["detections"]) for result in results)
     click.echo(f"{count} instances in {len(results)} images: {folder} holds the pictures and predictions.json")
+
+
+def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]:
+    """Check all images before any is drawn: the good ones, and a line for each that is left out."""
+    from ..data.coco import UNREADABLE, check_image
+
+    good, left_out = [], []
+    for file in files:
+        try:
+            check_image(file)
+            good.append(file)
+        except UNREADABLE as error:
+            line = f"image {file} can't be read ({' '.join(str(error).split())})"
+            if not skip_bad:
+                raise TwinsError(f"{line}: replace it, or add --skip-bad to go on without it") from None
+            left_out.append(line)
+    if not good:
+        raise TwinsError(f"none of the images can be read; the first: {left_out[0]}")
+    return good, left_out
 
 
 def find_images(arguments: list[str]) -> list[Path]:

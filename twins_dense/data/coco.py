@@ -252,20 +252,29 @@ def _check_images(image_dir: Path, entries: list[dict[str, Any]]) -> dict[int, s
 
 
 def _image_problem(path: Path, width: int, height: int) -> str | None:
-    """What is wrong with an image file that is annotated as (width, height); it is decoded only where in doubt."""
+    """What is wrong with an image file that is annotated as (width, height)."""
     if not path.is_file():
         return f"image {_one_line(path)} is missing"
     try:
-        with Image.open(path) as image:
-            if image.size != (width, height):
-                stored = f"{image.size[0]}x{image.size[1]}"
-                return f"image {_one_line(path)} is {stored} pixels, but its entry says {width}x{height}"
-            marker = END_MARKERS.get(image.format or "")
-            if marker is None or marker not in _tail(path):
-                image.load()
+        stored = check_image(path)
     except UNREADABLE as error:
         return f"image {_one_line(path)} can't be read ({_one_line(error)})"
+    if stored != (width, height):
+        return f"image {_one_line(path)} is {stored[0]}x{stored[1]} pixels, but its entry says {width}x{height}"
     return None
+
+
+def check_image(path: Path) -> tuple[int, int]:
+    """The (width, height) of an image that is whole; decoded only where its end leaves doubt.
+
+    Raises:
+        One of UNREADABLE, where the file is missing, unreadable or cut.
+    """
+    with Image.open(path) as image:
+        marker = END_MARKERS.get(image.format or "")
+        if marker is None or marker not in _tail(path):
+            image.load()
+        return image.size
 
 
 def _tail(path: Path) -> bytes:

@@ -44,11 +44,17 @@ def evaluate_coco(
         truth.dataset = _completed(ground_truth)
         truth.createIndex()
         for iou_type in iou_types:
-            if not detections:
-                metrics.update({f"{iou_type}_{name}": 0.0 for name in _NAMES})
-                continue
-            entries = [{key: value for key, value in d.items() if key not in _other_type(iou_type)} for d in detections]
-            evaluation = eval_module(truth, truth.loadRes(entries), iou_type)
+            if iou_type == "segm" and any("segmentation" not in detection for detection in detections):
+                raise TwinsError("iou_types holds 'segm', and the detections have no masks: score iou_types=('bbox',)")
+            if detections:
+                found = truth.loadRes(
+                    [{key: value for key, value in d.items() if key not in _other_type(iou_type)} for d in detections]
+                )
+            else:  # loadRes looks at the first entry
+                found = coco_module.COCO()
+                found.dataset = {**truth.dataset, "annotations": []}
+                found.createIndex()
+            evaluation = eval_module(truth, found, iou_type)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -108,8 +114,8 @@ class CocoMetric(BaseMetric):
 
 def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """One image's predictions (fields as in `CocoMetric`) as entries of a COCO results file."""
-    boxes = np.asarray(sample["boxes"], dtype=np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
+    corners = np.asarray(sample["boxes"], dtype=np.float64)
+    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     detections = [
         {"image_id": sample["image_id"], "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in zip(

@@ -7,9 +7,10 @@ import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from ..errors import TwinsError
@@ -41,8 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     _check_keys(config, str(path))
     for override in overrides:
         key, value = _parse_override(override)
-        _check_exists(config, key, override)
-        config.merge_from_dict({key: value})
+        _set(config, key, value, override)
     return config
 
 
@@ -64,8 +64,9 @@ def _datasets(config: Config) -> Iterator[Any]:
 
 def _check_keys(config: Config, path: str) -> None:
     known = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | _OTHER_KEYS
-    for key in config:
-        if key not in known and not key.startswith("_"):
+    for key, value in config.items():
+        imported = isinstance(value, (ModuleType, FunctionType, type))
+        if key not in known and not key.startswith("_") and not imported:
             raise TwinsError(
                 f"config {path!r}: unknown key {key!r}{_hint(key, known)}; names of your own begin with an underscore"
             )
@@ -81,19 +82,24 @@ def _parse_override(override: str) -> tuple[str, Any]:
         return key, text
 
 
-def _check_exists(config: Config, key: str, override: str) -> None:
+def _set(config: Config, key: str, value: Any, override: str) -> None:
+    *parents, last = key.split(".")
     node: Any = config
-    for depth, part in enumerate(key.split(".")):
-        if isinstance(node, (list, tuple)):
+    for depth, part in enumerate([*parents, last]):
+        if isinstance(node, list):
             found = part.isdigit() and int(part) < len(node)
             choices: Iterable[str] = map(str, range(len(node)))
         else:
             choices = node.keys() if hasattr(node, "keys") else ()
             found = part in choices
         if not found:
-            parent = ".".join(key.split(".")[:depth]) or "the config"
+            parent = ".".join(parents[:depth]) or "the config"
             raise TwinsError(f"override {override!r}: {parent} has no {part!r}{_hint(part, choices)}")
-        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+        index: Any = int(part) if isinstance(node, list) else part
+        if depth < len(parents):
+            node = node[index]
+        else:
+            node[index] = ConfigDict(value) if isinstance(value, dict) else value
 
 
 def _hint(key: str, choices: Iterable[str]) -> str:

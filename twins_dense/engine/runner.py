@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,12 +64,13 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         read_checkpoint(config.load_from)  # refuses a broken or unsafe file before MMEngine reads it
     if resume:
         with _one_line(config):
-            _load_model_state(MODELS.build(config.model), config.load_from)  # refuses what doesn't fit before it starts
+            meta = _load_model_state(MODELS.build(config.model), config.load_from)  # refuses what doesn't fit
+        config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
     with _one_line(config):
         runner = Runner.from_cfg(config)
         # Built here, so that what is wrong with the data or a setting is said in one line and before training.
         loops = [runner.train_loop, runner.val_loop]
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        _rehearse(runner)
     for loop in loops:
         if loop is not None:
             _check_dataset(runner, loop.dataloader.dataset)
@@ -84,6 +87,8 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
     Raises:
         TwinsError: where the config, the data or the checkpoint can't be used.
     """
+    if (Path(work_dir) / "last_checkpoint").exists():
+        raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
     config.work_dir = str(work_dir)
     config.load_from, config.resume = None, False
     _prepare(config)
@@ -105,7 +110,7 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[
     with _one_line(config):
         model = MODELS.build(config.model)
         meta = _load_model_state(model, checkpoint)
-    return model.to(get_device()).eval(), meta
+    return model.to(get_device()).eval(), meta["dataset_meta"]
 
 
 def _prepare(config: Config) -> None:
@@ -114,6 +119,8 @@ def _prepare(config: Config) -> None:
     if imports is not None:
         import_modules_from_strings(**imports)
     init_default_scope(config.get("default_scope", "mmengine"))
+    # MMEngine names loggers by config and second, which two runs of one process may share.
+    config.setdefault("experiment_name", f"{Path(config.filename or 'run').stem}_{time.time_ns()}")
     on_gpu = torch.cuda.is_available()
     if "RANK" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun sets both
         config.launcher = "pytorch"
@@ -135,7 +142,7 @@ def _prepare(config: Config) -> None:
 
 
 def _load_model_state(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Load the checkpoint of a training run strictly; returns the metadata of its data set."""
+    """Load the checkpoint of a training run strictly; returns its metadata."""
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
         raise TwinsError(
@@ -157,7 +164,16 @@ def _load_model_state(model: nn.Module, path: str | Path) -> dict[str, Any]:
             "Give the config and overrides that it was trained with"
         )
     model.load_state_dict(state)
-    return checkpoint["meta"].get("dataset_meta") or {}
+    return checkpoint["meta"]
+
+
+def _rehearse(runner: Runner) -> None:
+    """Build the optimiser and its schedules once for their errors; `Runner.train` builds them late, and anew."""
+    configured = runner.optim_wrapper
+    runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(configured))
+    if runner.param_schedulers is not None:
+        runner.build_param_scheduler(copy.deepcopy(runner.param_schedulers))
+    runner.optim_wrapper = configured
 
 
 def _check_dataset(runner: Runner, dataset: Any) -> None:
@@ -171,7 +187,9 @@ def _check_dataset(runner: Runner, dataset: Any) -> None:
         )
     problems = getattr(dataset, "problems", ())
     if problems:
-        runner.logger.warning("Left out, %d in all:\n%s", len(problems), "\n".join(problems))
+        # Formatted here: MMEngine's logger drops a warning whose format it has seen, and two data sets may warn.
+        lines = "\n".join(problems)
+        runner.logger.warning(f"Left out, {len(problems)} in all:\n{lines}")
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -185,8 +203,9 @@ def _one_line(config: Config) -> Iterator[None]:
         yield
     except TwinsError as error:
         raise TwinsError(_without_locations(error)) from None
-    except (TypeError, KeyError, ImportError) as error:
-        raise TwinsError(f"config {str(config.filename)!r}: {_without_locations(error)}") from error
+    except Exception as error:  # what a wrong value raises depends on who builds with it
+        name = type(error).__name__
+        raise TwinsError(f"config {str(config.filename)!r}: {name}: {_without_locations(error)}") from error
 
 
 def _without_locations(error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -25,6 +27,9 @@ from ..data.detection import CocoDetectionDataset
 from ..errors import TwinsError
 from ..spec import TwinsSpec
 from ..weights import load_weights
+
+# Arguments of torchvision's detectors that have arguments of ours, or no use in a config.
+_OUR_ARGUMENTS = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
 
 DATASETS.register_module(module=CocoDetectionDataset)
 METRICS.register_module(module=CocoMetric)
@@ -75,7 +80,9 @@ class TorchvisionDetector(BaseModel):
         images = [image.float() / 255 for image in inputs]
         if mode == "loss":
             targets = [{**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples]
-            return self.detector(images, targets)
+            losses = self.detector(images, targets)
+            # MMEngine adds up what has "loss" in its name; torchvision's RetinaNet says `classification`.
+            return {name if name.startswith("loss") else f"loss_{name}": value for name, value in losses.items()}
         return [
             self._element(sample, output) for sample, output in zip(data_samples, self.detector(images), strict=True)
         ]
@@ -113,7 +120,7 @@ class TwinsMaskRCNN(TorchvisionDetector):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         fpn = TwinsFPN(_build_backbone(backbone), fpn_channels, LastLevelMaxPool())
-        detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **(options or {}))
+        detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **_checked_options(MaskRCNN, options))
         super().__init__(detector, num_classes)
 
 
@@ -138,8 +145,21 @@ class TwinsRetinaNet(TorchvisionDetector):
         # Where c5 happens to have the pyramid's channels, torchvision would read p5 instead.
         extra_blocks.use_P5 = False
         fpn = TwinsFPN(bottom_up, fpn_channels, extra_blocks)
-        options = {"detections_per_img": 100, **(options or {})}
+        options = {"detections_per_img": 100, **_checked_options(RetinaNet, options)}
         super().__init__(RetinaNet(fpn, num_classes, min_size, max_size, **options), num_classes)
+
+
+def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The options, which torchvision would swallow where it doesn't know them."""
+    known = [name for name in inspect.signature(detector).parameters if name not in _OUR_ARGUMENTS]
+    for name in options or {}:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            raise TwinsError(
+                f"model.options has {name!r}, which torchvision's {detector.__name__} doesn't take: {hint}"
+            )
+    return options or {}
 
 
 def _build_backbone(config: Mapping[str, Any]) -> TwinsBackbone:
