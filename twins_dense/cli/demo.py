@@ -16,7 +16,7 @@ _IMAGES = 8
 
 @click.command("demo")
 @click.option("--out", default="demo", show_default=True, help="Folder for data, run and pictures.")
-@click.option("--epochs", default=4, show_default=True, type=click.IntRange(min=1), help="Training length.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(min=1), help="Training length.")
 @click.option("--num-train", default=400, show_default=True, type=click.IntRange(min=4), help="Training images.")
 def command(out: str, epochs: int, num_train: int) -> None:
     """Train a Mask R-CNN with a Twins-SVT backbone from scratch on a small data set drawn for it, evaluate it on
@@ -104,7 +104,7 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
                 "rpn_post_nms_top_n_train": 200,
                 "rpn_pre_nms_top_n_test": 200,
                 "rpn_post_nms_top_n_test": 100,
-                "box_batch_size_per_image": 64,
+                "box_batch_size_per_image": 32,
             },
         },
         "train_dataloader": {

@@ -120,6 +120,7 @@ class TwinsMaskRCNN(TorchvisionDetector):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         fpn = TwinsFPN(_build_backbone(backbone), fpn_channels, LastLevelMaxPool())
+        _check_sizes(min_size, max_size)
         detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **_checked_options(MaskRCNN, options))
         super().__init__(detector, num_classes)
 
@@ -140,6 +141,7 @@ class TwinsRetinaNet(TorchvisionDetector):
         fpn_channels: int = 256,
         options: Mapping[str, Any] | None = None,
     ) -> None:
+        _check_sizes(min_size, max_size)
         bottom_up = _build_backbone({"out_indices": (1, 2, 3), **backbone})
         extra_blocks = LastLevelP6P7(bottom_up.pyramid.channels[-1], fpn_channels)
         # Where c5 happens to have the pyramid's channels, torchvision would read p5 instead.
@@ -147,6 +149,12 @@ class TwinsRetinaNet(TorchvisionDetector):
         fpn = TwinsFPN(bottom_up, fpn_channels, extra_blocks)
         options = {"detections_per_img": 100, **_checked_options(RetinaNet, options)}
         super().__init__(RetinaNet(fpn, num_classes, min_size, max_size, **options), num_classes)
+
+
+def _check_sizes(min_size: int | Sequence[int], max_size: int) -> None:
+    short_sides = [min_size] if isinstance(min_size, int) else min_size
+    if not all(isinstance(side, int) and 0 < side <= max_size for side in short_sides):
+        raise TwinsError(f"model.min_size={min_size!r}: give pixels, from 1 to model.max_size={max_size!r}")
 
 
 def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | None) -> Mapping[str, Any]:
