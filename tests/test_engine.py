@@ -153,10 +153,10 @@ class TestLoadConfig:
             ("model.num_clases=3", "model has no 'num_clases': did you mean 'num_classes'?"),
             ("modl.num_classes=3", "the config has no 'modl': did you mean 'model'?"),
             ("optim_wrapper.optimizer.lr.x=3", "optim_wrapper.optimizer.lr has no 'x'"),
-            ("param_scheduler.2.end=3", "param_scheduler has no '2': it has 0, 1"),
+            ("param_scheduler.2.end=3", "param_scheduler has no '2': known are 0, 1"),
             ("param_scheduler.first.end=3", "param_scheduler has no 'first'"),
             ("param_scheduler.-1.end=3", "param_scheduler has no '-1'"),
-            ("model.backbone.zzz=1", "model.backbone has no 'zzz': it has checkpointing, drop_path_rate"),
+            ("model.backbone.zzz=1", "model.backbone has no 'zzz': known are checkpointing, drop_path_rate"),
         ],
     )
     def test_unknown_override(self, override: str, words: str) -> None:

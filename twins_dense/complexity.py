@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,10 +20,10 @@ def count_macs(net: nn.Module, size: tuple[int, int]) -> int:
     Published Twins numbers leave the products of attention out and are lower.
 
     Args:
-        net: from `create_backbone` or `create_classifier`; build it under `torch.device("meta")` to save memory.
+        net: from `create_backbone` or `create_classifier`; not changed.
         size: (height, width) of the image in pixels.
     """
-    net = net.to("meta").eval()
+    net = copy.deepcopy(net).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         net(torch.empty(1, 3, *size, device="meta"))
     return counter.get_total_flops() // 2

@@ -10,7 +10,7 @@ class PyramidSpec:
     """Levels of a feature pyramid, finest first.
 
     Attributes:
-        names: `c2`, `c3`, … as detection papers count them: level `cN` of a Twins backbone has stride 2**N.
+        names: `c2`, `c3`, … as detection papers count them; `cN` of a published variant has stride 2**N.
         channels: of each level.
         strides: input pixels per cell of each level.
     """

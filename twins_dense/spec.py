@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from .errors import TwinsError
+from .errors import TwinsError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -168,6 +167,4 @@ def get_spec(variant: str | TwinsSpec) -> TwinsSpec:
         return variant
     if variant in _VARIANTS:
         return _VARIANTS[variant]
-    near = difflib.get_close_matches(str(variant), _VARIANTS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise TwinsError(f"unknown variant {variant!r}: {hint}Known are {', '.join(_VARIANTS)}, or give a TwinsSpec")
+    raise TwinsError(f"unknown variant {variant!r}{did_you_mean(str(variant), _VARIANTS)}")

@@ -1,7 +1,7 @@
 r"""Mask R-CNN, svt_base, 3x schedule, COCO 2017, ImageNet weights.
 
 torchrun --nproc_per_node=8 -m twins_dense train configs/torchvision/mask_rcnn_svt_base_3x.py \
-    model.backbone.weights=FILE
+    --data-root data/coco --skip-bad model.backbone.weights=FILE
 
 Not trained by us yet: no score to expect and no duration measured.
 """

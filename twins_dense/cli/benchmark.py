@@ -37,6 +37,10 @@ def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, dev
         import timm
     except ImportError:
         raise TwinsError("timm is not installed, which this compares with: pip install timm") from None
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TwinsError(f"--device {device!r}: {str(error).splitlines()[0]}") from None
     sizes = [_parse_shape(shape) for shape in shapes or ("1x800x1216", "8x224x224")]
     click.echo(f"torch {torch.__version__}, timm {timm.__version__}, {device}, {torch.get_num_threads()} threads")
     click.echo(f"{'variant':14}{'shape':>14}{'ours s':>9}{'timm s':>9}   timm / ours (median, quartiles)")

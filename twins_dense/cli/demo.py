@@ -22,8 +22,8 @@ def command(out: str, epochs: int, num_train: int) -> None:
     """Train a Mask R-CNN with a Twins-SVT backbone from scratch on a small data set drawn for it, evaluate it on
     held-out images and draw what it predicts. Takes some minutes on two CPU cores and needs no network.
 
-    Leaves in OUT: `data` (the data set), `run-TIME` (checkpoints, log, metrics.json), `predictions-TIME.png` (ground
-    truth beside predictions) and `curves-TIME.png` (loss and AP).
+    Leaves in OUT: `data-NUM_TRAIN` (the data set), `run-TIME` (checkpoints, log, metrics.json),
+    `predictions-TIME.png` (ground truth beside predictions) and `curves-TIME.png` (loss and AP).
 
     \b
     Examples:

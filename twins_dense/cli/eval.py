@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -25,12 +26,13 @@ def command(
 ) -> None:
     """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
 
+    Where the config names no test data, its validation data serves, and KEY=VALUE may change that.
     The work directory gets metrics.json, the resolved config and a folder with the log.
 
     \b
     Examples:
       twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
-      twins-dense eval CONFIG CHECKPOINT test_evaluator.backend=pycocotools
+      twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
     """
     from .. import engine
 
@@ -41,6 +43,8 @@ def command(
         engine.set_skip_bad(loaded)
     work_dir = work_dir or str(Path("work_dirs") / f"{Path(config).stem}_eval" / time.strftime("%Y%m%d_%H%M%S"))
     metrics = engine.evaluate(loaded, checkpoint, work_dir)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun, once is enough
+        return
     for name, value in metrics.items():
         click.echo(f"{name:>20}  {value:.4f}")
     click.echo(f"{Path(work_dir) / 'metrics.json'} holds these numbers")

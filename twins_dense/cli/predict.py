@@ -55,6 +55,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     loaded = engine.load_config(config, overrides)
     model, meta = load_model(loaded, checkpoint)
 
+    model.set_score_threshold(score)  # type: ignore[operator]
     results: list[dict[str, Any]] = []
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
@@ -64,13 +65,10 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
         sample = BaseDataElement(metainfo={"image_id": len(results), "height": height, "width": width})
         with torch.inference_mode():
             (found,) = model.val_step({"inputs": [image], "data_samples": [sample]})  # type: ignore[operator]
-        found = found.cpu()
-        keep = found.scores >= score
-        found = BaseDataElement(metainfo=found.metainfo, **{key: value[keep] for key, value in found.items()})
         drawn = draw_instances(
             image, found.boxes, found.labels, meta["classes"], scores=found.scores, masks=found.get("masks")
         )
-        target = folder / file.resolve().relative_to(root).with_suffix(file.suffix + ".jpg")
+        target = folder / (file.parent.resolve() / file.name).relative_to(root).with_suffix(file.suffix + ".jpg")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(target, quality=92)
         detections = coco_detections({**dict(found.items()), "image_id": len(results)}, meta["category_ids"])

@@ -23,7 +23,7 @@ def command(
 
     \b
     Examples:
-      twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco
+      twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco --skip-bad
       twins-dense train configs/torchvision/retinanet_svt_base_3x.py model.backbone.weights=alt_gvt_base.pth
       twins-dense train CONFIG train_dataloader.batch_size=4 optim_wrapper.optimizer.lr=1e-4 --work-dir runs/a
       twins-dense train CONFIG --work-dir runs/a --resume
@@ -37,5 +37,6 @@ def command(
     if skip_bad:
         engine.set_skip_bad(loaded)
     work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
-    engine.train(loaded, work_dir, resume=resume)
-    click.echo(f"done: {work_dir} holds the checkpoints, the log and metrics.json")
+    runner = engine.train(loaded, work_dir, resume=resume)
+    if runner.rank == 0:
+        click.echo(f"done: {work_dir} holds the checkpoints, the log and metrics.json")

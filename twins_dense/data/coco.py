@@ -173,7 +173,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
 
 def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
-    """Read an image as uint8 RGB (height, width, 3), contiguous; gray, palette, RGBA and CMYK are converted.
+    """Read an image as uint8 RGB (height, width, 3), contiguous, converted from gray (8, 16 bits), palette, RGBA, CMYK.
 
     Args:
         path: The image file.
@@ -186,6 +186,9 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file) if upright else file
+            if image.mode.startswith("I;16"):  # Pillow's own conversion would cut at 255
+                high = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.repeat(high[:, :, None], 3, axis=2)
             return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
     except UNREADABLE as error:
         raise TwinsError(f"{path}: can't be read as an image ({_one_line(error)}); replace the file") from error

@@ -22,8 +22,8 @@ from .coco import CocoImage, decode_segmentation, load_coco, read_image
 class RandomRangeCrop(v2.RandomCrop):
     """Crop to a height and a width drawn independently from `min_size`..`max_size` pixels, both included.
 
-    An image smaller than what was drawn keeps its size on that axis. This is the crop of the DETR family's
-    multi-scale augmentation (384..600).
+    On an axis where the image is smaller than a bound, its size takes the bound's place: the `absolute_range` crop of
+    the multi-scale recipes (384..600).
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
@@ -33,8 +33,9 @@ class RandomRangeCrop(v2.RandomCrop):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the size, then let torchvision draw the place."""
         height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
-        drawn = torch.randint(self.min_size, self.max_size + 1, (2,)).tolist()
-        self.size = (min(height, drawn[0]), min(width, drawn[1]))
+        self.size = tuple(
+            int(torch.randint(min(side, self.min_size), min(side, self.max_size) + 1, ())) for side in (height, width)
+        )
         return super().make_params(flat_inputs)
 
 
@@ -104,6 +105,7 @@ class CocoDetectionDataset(Dataset):
         indices: int | None = None,
     ) -> None:
         data = load_coco(Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices)
+        self.ann_file = str(data.ann_file)
         self.problems = data.problems
         self.training = training
         self.with_masks = with_masks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,11 +12,19 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from ..errors import TwinsError
+from ..errors import TwinsError, did_you_mean
 
 _DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # Keys that MMEngine reads beside the Runner's own arguments.
-_OTHER_KEYS = {"custom_imports", "model_wrapper_cfg", "find_unused_parameters", "sync_bn"}
+_OTHER_KEYS = {
+    "activation_checkpointing",
+    "compile",
+    "custom_imports",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "model_wrapper_cfg",
+    "sync_bn",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -68,8 +75,13 @@ def _check_keys(config: Config, path: str) -> None:
         imported = isinstance(value, (ModuleType, FunctionType, type))
         if key not in known and not key.startswith("_") and not imported:
             raise TwinsError(
-                f"config {path!r}: unknown key {key!r}{_hint(key, known)}; names of your own begin with an underscore"
+                f"config {path!r}: unknown key {key!r}{did_you_mean(key, known)}; "
+                "names of your own begin with an underscore"
             )
+    scaling = {"enable", "base_batch_size"}
+    for key in config.get("auto_scale_lr") or {}:  # MMEngine would leave the learning rate as it is
+        if key not in scaling:
+            raise TwinsError(f"config {path!r}: auto_scale_lr has an unknown key {key!r}{did_you_mean(key, scaling)}")
 
 
 def _parse_override(override: str) -> tuple[str, Any]:
@@ -94,17 +106,9 @@ def _set(config: Config, key: str, value: Any, override: str) -> None:
             found = part in choices
         if not found:
             parent = ".".join(parents[:depth]) or "the config"
-            raise TwinsError(f"override {override!r}: {parent} has no {part!r}{_hint(part, choices)}")
+            raise TwinsError(f"override {override!r}: {parent} has no {part!r}{did_you_mean(part, choices)}")
         index: Any = int(part) if isinstance(node, list) else part
         if depth < len(parents):
             node = node[index]
         else:
             node[index] = ConfigDict(value) if isinstance(value, dict) else value
-
-
-def _hint(key: str, choices: Iterable[str]) -> str:
-    choices = sorted(choices)
-    near = difflib.get_close_matches(key, choices, n=1)
-    if near:
-        return f": did you mean {near[0]!r}?"
-    return f": it has {', '.join(choices)}" if len(choices) <= 12 else ""

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import get_rank, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 
 @DATA_SAMPLERS.register_module()
@@ -70,18 +72,60 @@ class PlainCheckpointHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write `metrics.json` into the work directory: the last evaluation and where in the run it was made."""
+    """Write `metrics.json` into the work directory: each epoch the last losses, each validation its metrics."""
+
+    priority = "LOW"  # after LoggerHook's and the evaluator's values are there
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self._write(runner, metrics or {})
+        self.metrics = metrics or {}
+        self._write(runner, runner.epoch)
 
-    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self._write(runner, metrics or {})
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._write(runner, runner.epoch + 1)
 
-    def _write(self, runner: Runner, metrics: dict[str, float]) -> None:
-        if is_main_process():
-            content = {"epoch": runner.epoch, "iter": runner.iter, "metrics": metrics}
-            write_atomically(Path(runner.work_dir) / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
+    @master_only
+    def _write(self, runner: Runner, epoch: int) -> None:
+        scalars = runner.message_hub.log_scalars
+        losses = {
+            name.removeprefix("train/"): float(history.current())
+            for name, history in scalars.items()
+            if name.startswith("train/") and "loss" in name
+        }
+        content = {"epoch": epoch, "iter": runner.iter, "losses": losses, "metrics": self.metrics}
+        write_atomically(Path(runner.work_dir) / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
+
+
+class ProgressBarHook(Hook):
+    """A bar over the batches of each epoch, on terminals and on the first rank only."""
+
+    bar: tqdm | None = None
+
+    def _start(self, title: str, dataloader: DataLoader) -> None:
+        disable = None if is_main_process() else True
+        self.bar = tqdm(total=len(dataloader), desc=title, unit="batch", leave=False, disable=disable)
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._start(f"epoch {runner.epoch + 1} of {runner.max_epochs}", runner.train_dataloader)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._start("validation", runner.val_dataloader)
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._start("evaluation", runner.test_dataloader)
+
+    def _after_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
+        self._stop()
 
 
 @register_backend("atomic")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -22,10 +24,8 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..errors import TwinsError
-from ..weights import read_checkpoint
-from . import hooks  # noqa: F401  (registers them)
-
-_SHOWN = 3
+from ..weights import describe_misfit, read_checkpoint
+from .hooks import ProgressBarHook, write_atomically
 
 
 def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runner:
@@ -43,43 +43,51 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         The Runner at the end of training.
 
     Raises:
-        TwinsError: where the config, the data, the checkpoint or the folder can't be used.
+        TwinsError: where the config, the data, a checkpoint or the folder can't be used.
     """
-    work_dir = Path(work_dir)
+    work_dir = _checked_folder(work_dir)
     pointer = work_dir / "last_checkpoint"
-    if resume:
-        if not pointer.is_file():
-            raise TwinsError(f"work directory {str(work_dir)!r} holds no run to resume: start it without --resume")
-        # By its name, because the folder may have been moved since.
-        last = work_dir / Path(pointer.read_text().strip()).name
-        config.load_from, config.resume = str(last), True
-    elif pointer.exists():
+    if resume and not pointer.is_file():
+        raise TwinsError(f"work directory {str(work_dir)!r} holds no run to resume: start it without --resume")
+    if not resume and pointer.exists():
         raise TwinsError(
             f"work directory {str(work_dir)!r} already holds a run: add --resume to go on with it, "
             "or choose another --work-dir"
         )
     config.work_dir = str(work_dir)
+    config.resume = resume
     _prepare(config)
-    if config.get("load_from"):
-        read_checkpoint(config.load_from)  # refuses a broken or unsafe file before MMEngine reads it
     if resume:
-        with _one_line(config):
-            meta = _load_model_state(MODELS.build(config.model), config.load_from)  # refuses what doesn't fit
-        config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
+        # By its name, because the folder may have been moved since.
+        last = work_dir / Path(pointer.read_text().strip()).name
+        config.randomness = {**config.get("randomness", {}), "seed": _fitting_checkpoint(config, last)["meta"]["seed"]}
+        config.load_from = None  # else MMEngine would resume that
+        if is_main_process():
+            write_atomically(pointer, str(last).encode())
+    elif config.get("load_from"):
+        _fitting_checkpoint(config, config.load_from)
     with _one_line(config):
         runner = Runner.from_cfg(config)
         # Built here, so that what is wrong with the data or a setting is said in one line and before training.
         loops = [runner.train_loop, runner.val_loop]
         _rehearse(runner)
+    train_set = loops[0].dataloader.dataset
+    num_classes = getattr(_unwrapped(runner.model), "num_classes", None)
+    if num_classes is not None and len(train_set.metainfo["classes"]) != num_classes:
+        raise TwinsError(
+            f"{train_set.ann_file} has {len(train_set.metainfo['classes'])} categories and the model {num_classes} "
+            f"classes: add model.num_classes={len(train_set.metainfo['classes'])}"
+        )
     for loop in loops:
         if loop is not None:
-            _check_dataset(runner, loop.dataloader.dataset)
+            _check_data(runner, loop.dataloader.dataset, train_set.metainfo, "the training data")
+    runner.register_hook(ProgressBarHook())
     runner.train()
     return runner
 
 
 def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> dict[str, float]:
-    """Evaluate a checkpoint of a training run on the config's test data.
+    """Evaluate a checkpoint of a training run on the config's test data, or validation data where it names none.
 
     Returns:
         The metrics, which also stand in `work_dir/metrics.json`.
@@ -87,17 +95,28 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
     Raises:
         TwinsError: where the config, the data or the checkpoint can't be used.
     """
-    if (Path(work_dir) / "last_checkpoint").exists():
+    work_dir = _checked_folder(work_dir)
+    if (work_dir / "last_checkpoint").exists():
         raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
     config.work_dir = str(work_dir)
     config.load_from, config.resume = None, False
+    for part in ("dataloader", "evaluator", "cfg"):
+        config.setdefault(f"test_{part}", config.get(f"val_{part}"))
     _prepare(config)
+    _drop_initial_weights(config)
     with _one_line(config):
         runner = Runner.from_cfg(config)
-        _load_model_state(_unwrapped(runner.model), checkpoint)
+        state = _read_fitting(_unwrapped(runner.model), checkpoint)
         dataset = runner.test_loop.dataloader.dataset
-    _check_dataset(runner, dataset)
-    return runner.test()
+    _unwrapped(runner.model).load_state_dict(state["state_dict"])
+    meta = state["meta"]
+    _check_data(runner, dataset, meta["dataset_meta"], f"checkpoint {str(checkpoint)!r}")
+    runner.register_hook(ProgressBarHook())
+    metrics = runner.test()
+    if is_main_process():
+        content = {"checkpoint": str(checkpoint), "epoch": meta["epoch"], "iter": meta["iter"], "metrics": metrics}
+        write_atomically(work_dir / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
+    return metrics
 
 
 def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -107,10 +126,18 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[
         The model and the metadata of its data set (`classes`, `category_ids`), which the checkpoint carries.
     """
     _prepare(config)
+    _drop_initial_weights(config)
     with _one_line(config):
         model = MODELS.build(config.model)
-        meta = _load_model_state(model, checkpoint)
-    return model.to(get_device()).eval(), meta["dataset_meta"]
+        state = _read_fitting(model, checkpoint)
+    model.load_state_dict(state["state_dict"])
+    return model.to(get_device()).eval(), state["meta"]["dataset_meta"]
+
+
+def _checked_folder(work_dir: str | Path) -> Path:
+    if Path(work_dir).exists() and not Path(work_dir).is_dir():
+        raise TwinsError(f"work directory {str(work_dir)!r} is a file: name a folder")
+    return Path(work_dir)
 
 
 def _prepare(config: Config) -> None:
@@ -120,19 +147,19 @@ def _prepare(config: Config) -> None:
         import_modules_from_strings(**imports)
     init_default_scope(config.get("default_scope", "mmengine"))
     # MMEngine names loggers by config and second, which two runs of one process may share.
-    config.setdefault("experiment_name", f"{Path(config.filename or 'run').stem}_{time.time_ns()}")
+    config.experiment_name = f"{Path(config.filename or 'run').stem}_{time.time_ns()}"
     on_gpu = torch.cuda.is_available()
-    if "RANK" in os.environ and "LOCAL_RANK" in os.environ:  # torchrun sets both
-        config.launcher = "pytorch"
-        if not on_gpu:
-            # MMEngine's own set-up selects a CUDA device for the process and for DistributedDataParallel.
-            if not torch.distributed.is_initialized():
-                torch.distributed.init_process_group("gloo")
-            config.model_wrapper_cfg = {
-                "type": "MMDistributedDataParallel",
-                "device_ids": None,
-                "broadcast_buffers": False,
-            }
+    in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
+    config.launcher = "pytorch" if in_torchrun else "none"
+    if in_torchrun and not on_gpu:
+        # MMEngine's own set-up selects a CUDA device for the process and for DistributedDataParallel.
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        config.model_wrapper_cfg = {
+            "type": "MMDistributedDataParallel",
+            "device_ids": None,
+            "broadcast_buffers": False,
+        }
     optim_wrapper = config.get("optim_wrapper")
     if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
         print_log("No GPU: training in float32 instead of mixed precision", "current", logging.WARNING)
@@ -141,30 +168,34 @@ def _prepare(config: Config) -> None:
             optim_wrapper.pop(key, None)
 
 
-def _load_model_state(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Load the checkpoint of a training run strictly; returns its metadata."""
+def _drop_initial_weights(config: Config) -> None:
+    """Don't ask for the backbone's ImageNet file where a checkpoint of the whole model follows."""
+    if config.model.get("backbone", {}).get("weights") is not None:
+        config.model.backbone.weights = None
+
+
+def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
+    """The checkpoint of a training run of this config's model, checked before MMEngine reads it, which is lenient."""
+    rehearsal = copy.deepcopy(config)
+    _drop_initial_weights(rehearsal)
+    with _one_line(config):
+        return _read_fitting(MODELS.build(rehearsal.model), path)
+
+
+def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
         raise TwinsError(
             f"checkpoint {str(path)!r} is none of a training run: give an epoch_N.pth of `twins-dense train`; "
             "backbone weights go into the config as model.backbone.weights"
         )
-    state, target = checkpoint["state_dict"], model.state_dict()
-    problems = [f"{key} is missing" for key in target if key not in state]
-    problems += [f"{key} has no place" for key in state if key not in target]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} where the model has {tuple(target[key].shape)}"
-        for key in target
-        if key in state and state[key].shape != target[key].shape
-    ]
-    if problems:
+    misfit = describe_misfit(checkpoint["state_dict"], model.state_dict())
+    if misfit:
         raise TwinsError(
-            f"checkpoint {str(path)!r} is of another model; entries that don't fit ({len(problems)}): "
-            f"{'; '.join(problems[:_SHOWN])}{'; …' if len(problems) > _SHOWN else ''}. "
+            f"checkpoint {str(path)!r} is of another model; {misfit}. "
             "Give the config and overrides that it was trained with"
         )
-    model.load_state_dict(state)
-    return checkpoint["meta"]
+    return checkpoint
 
 
 def _rehearse(runner: Runner) -> None:
@@ -176,20 +207,22 @@ def _rehearse(runner: Runner) -> None:
     runner.optim_wrapper = configured
 
 
-def _check_dataset(runner: Runner, dataset: Any) -> None:
-    """The classes of model and data agree; what was left out is listed."""
-    num_classes = getattr(_unwrapped(runner.model), "num_classes", None)
-    classes = getattr(dataset, "metainfo", {}).get("classes")
-    if num_classes is not None and classes is not None and len(classes) != num_classes:
+def _check_data(runner: Runner, dataset: Any, expected: Mapping[str, Any], source: str) -> None:
+    """The classes of the data are those of `source`; what was left out of the data is listed."""
+    if dataset.metainfo != expected:
         raise TwinsError(
-            f"the annotations have {len(classes)} categories and the model {num_classes} classes: "
-            f"add model.num_classes={len(classes)}"
+            f"{dataset.ann_file} has other categories than {source}: "
+            f"{_categories(dataset.metainfo)} instead of {_categories(expected)}; give both the same list"
         )
-    problems = getattr(dataset, "problems", ())
-    if problems:
+    if dataset.problems:
         # Formatted here: MMEngine's logger drops a warning whose format it has seen, and two data sets may warn.
-        lines = "\n".join(problems)
-        runner.logger.warning(f"Left out, {len(problems)} in all:\n{lines}")
+        lines = "\n".join(dataset.problems)
+        runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
+
+
+def _categories(metainfo: Mapping[str, Any]) -> str:
+    pairs = [f"{i} {name}" for i, name in zip(metainfo["category_ids"], metainfo["classes"], strict=True)]
+    return f"{len(pairs)} ({', '.join(pairs[:4])}{', …' if len(pairs) > 4 else ''})"
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -210,5 +243,5 @@ def _one_line(config: Config) -> Iterator[None]:
 
 def _without_locations(error: Exception) -> str:
     """The message without the class and file that MMEngine's registry puts before it."""
-    text = str(error.args[0]) if error.args else type(error).__name__
+    text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     return " ".join(re.sub(r"class `\w+` in \S+\.py: ", "", text).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import (
 from ..backbone import TwinsBackbone, create_backbone
 from ..data.coco_metric import CocoMetric
 from ..data.detection import CocoDetectionDataset
-from ..errors import TwinsError
+from ..errors import TwinsError, did_you_mean
 from ..spec import TwinsSpec
 from ..weights import load_weights
 
@@ -76,7 +75,7 @@ class TorchvisionDetector(BaseModel):
         data_samples: Sequence[BaseDataElement],
         mode: Literal["loss", "predict"] = "predict",
     ) -> dict[str, Tensor] | list[BaseDataElement]:
-        """Losses by name; or an element an image: its meta, `boxes` x1 y1 x2 y2, `scores`, `labels`, maybe `masks`."""
+        """Losses by name; or an element an image, on the CPU: its meta, `boxes`, `scores`, `labels`, maybe `masks`."""
         images = [image.float() / 255 for image in inputs]
         if mode == "loss":
             targets = [{**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples]
@@ -91,7 +90,11 @@ class TorchvisionDetector(BaseModel):
         fields = {**output, "labels": output["labels"] - self.label_offset}
         if "masks" in fields:
             fields["masks"] = fields["masks"].squeeze(1) > 0.5
-        return BaseDataElement(metainfo=sample.metainfo, **fields)
+        return BaseDataElement(metainfo=sample.metainfo, **{name: value.cpu() for name, value in fields.items()})
+
+    def set_score_threshold(self, score: float) -> None:
+        """Drop detections that score less before their masks are made, which at photo size take most of the memory."""
+        getattr(self.detector, "roi_heads", self.detector).score_thresh = score
 
 
 @MODELS.register_module()
@@ -105,7 +108,7 @@ class TwinsMaskRCNN(TorchvisionDetector):
             evaluation takes the last.
         max_size: limit of its long side.
         fpn_channels: channels of the pyramid's levels.
-        options: further keyword arguments of torchvision's `MaskRCNN`; its defaults are the published values.
+        options: further keyword arguments of torchvision's `MaskRCNN`.
     """
 
     label_offset = 1
@@ -162,10 +165,9 @@ def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | Non
     known = [name for name in inspect.signature(detector).parameters if name not in _OUR_ARGUMENTS]
     for name in options or {}:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
             raise TwinsError(
-                f"model.options has {name!r}, which torchvision's {detector.__name__} doesn't take: {hint}"
+                f"model.options has {name!r}, which torchvision's {detector.__name__} doesn't take"
+                f"{did_you_mean(name, known)}"
             )
     return options or {}
 

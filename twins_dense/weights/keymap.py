@@ -8,8 +8,7 @@ from typing import Any
 from ..errors import TwinsError
 from ..spec import TwinsSpec, get_spec, list_variants
 
-# Where training code puts the state dict inside a checkpoint, looked up in this order (an EMA copy is what
-# the training script of that checkpoint scored).
+# Where training code puts the state dict inside a checkpoint, looked up in this order: an averaged copy comes first.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # Where models put the backbone: DistributedDataParallel, MMEngine models, detectron2's FPN models.
 _PREFIXES = ("module.", "backbone.", "bottom_up.", "net.")
@@ -19,7 +18,9 @@ _ANCHOR = "patch_embeds.0.proj.weight"
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
     """The state dict inside a checkpoint: a mapping of names to values, at the top or under known wrappers."""
     for _ in _WRAPPERS:  # nested at most once each, so that a mapping that holds itself ends too
-        inner = next((key for key in _WRAPPERS if key in checkpoint), None) if isinstance(checkpoint, Mapping) else None
+        if not isinstance(checkpoint, Mapping):
+            break
+        inner = next((key for key in _WRAPPERS if checkpoint.get(key) is not None), None)
         if inner is None:
             break
         checkpoint = checkpoint[inner]

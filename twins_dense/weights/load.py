@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import warnings
 from collections.abc import Mapping
@@ -105,23 +106,34 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
     surplus = sorted(state.keys() - target.keys())
     dropped = [key for key in surplus if _may_be_dropped(key, target)]
 
-    problems = [f"{key} is missing" for key in missing if key not in initialised]
-    problems += [f"{key} {_shape(state[key])} has no place" for key in surplus if key not in dropped]
-    loaded = sorted(target.keys() & state.keys())
-    problems += [
-        f"{key} is {_shape(state[key])} where the model has {_shape(target[key])}"
-        for key in loaded
-        if _shape(state[key]) != _shape(target[key])
-    ]
-    if problems:
+    misfit = describe_misfit(
+        {key: value for key, value in state.items() if key not in dropped},
+        {key: value for key, value in target.items() if key not in initialised},
+    )
+    if misfit:
         spec = getattr(net, "spec", None)
         raise TwinsError(
             f"weights {name!r}: this is {variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
-            f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}"
-            f"{'; …' if len(problems) > _SHOWN else ''}. Give weights of the model's variant and kind"
+            f"{misfit}. Give weights of the model's variant and kind"
         )
+    loaded = sorted(target.keys() & state.keys())
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
     return LoadReport(name, variant, tuple(loaded), tuple(initialised), tuple(dropped))
+
+
+def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    """The first entries that keep `state` from filling `target` exactly, with their number; empty where it does."""
+    problems = [f"{key} is missing" for key in sorted(target.keys() - state.keys())]
+    problems += [f"{key} {_shape(state[key])} has no place" for key in sorted(state.keys() - target.keys())]
+    problems += [
+        f"{key} is {_shape(state[key])} where the model has {_shape(target[key])}"
+        for key in sorted(target.keys() & state.keys())
+        if _shape(state[key]) != _shape(target[key])
+    ]
+    if not problems:
+        return ""
+    more = "; …" if len(problems) > _SHOWN else ""
+    return f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
 
 
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
@@ -146,7 +158,8 @@ def _read(path: Path) -> Any:
         except SafetensorError as error:
             raise TwinsError(f"it is no whole safetensors file ({_first_line(error)}); fetch it again") from None
     try:
-        with warnings.catch_warnings():
+        # The official training script saves its arguments beside the weights; a Namespace only holds values.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises for a broken file depends on where it breaks off

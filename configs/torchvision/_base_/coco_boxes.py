@@ -4,4 +4,3 @@ _base_ = "coco_masks.py"
 
 train_dataloader = dict(dataset=dict(with_masks=False))
 val_evaluator = dict(iou_types=("bbox",))
-test_evaluator = dict(iou_types=("bbox",))

@@ -36,6 +36,3 @@ val_dataloader = dict(
 )
 val_evaluator = dict(type="CocoMetric", iou_types=("bbox", "segm"), backend="faster-coco-eval")
 val_cfg = dict()
-test_dataloader = val_dataloader
-test_evaluator = val_evaluator
-test_cfg = val_cfg

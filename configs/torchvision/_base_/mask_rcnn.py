@@ -2,10 +2,12 @@
 
 model = dict(
     type="TwinsMaskRCNN",
-    backbone=dict(variant=None, window_padding="zeros", drop_path_rate=0.2, weights=None, checkpointing=False),
+    backbone=dict(
+        variant=None, window_padding="zeros", level_norm=None, drop_path_rate=0.2, weights=None, checkpointing=False
+    ),
     num_classes=80,
     min_size=800,
     max_size=1333,
     fpn_channels=256,
-    options=dict(),
+    options=dict(rpn_post_nms_top_n_train=1000),  # torchvision: 2000
 )

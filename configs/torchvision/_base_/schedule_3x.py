@@ -6,13 +6,13 @@ At a batch of 16, COCO's 117,266 images with instances are 7,330 iterations an e
 train_cfg = dict(by_epoch=True, max_epochs=36, val_interval=1)
 optim_wrapper = dict(
     type="AmpOptimWrapper",  # float32 where there is no GPU
-    dtype="bfloat16",
+    dtype="bfloat16",  # the published runs used float16, which needs its losses scaled
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     paramwise_cfg=dict(custom_keys={"pos_block": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}),
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type="MultiStepLR", by_epoch=True, begin=0, end=36, milestones=[27, 33], gamma=0.1),
+    dict(type="MultiStepLR", by_epoch=True, milestones=[27, 33], gamma=0.1),
 ]
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 
