@@ -426,6 +426,13 @@ class TestPredict:
         assert count > len(order)
         assert f"{count} instances in 6 images" in result.out
 
+    def test_a_link_to_an_image_elsewhere(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "photo.png").symlink_to(photos / "single.png")
+        result = twins("predict", tiny_run.config, tiny_run.checkpoint, tmp_path / "links", "--out", tmp_path / "out")
+        assert result.code == 0, result.err
+        assert (tmp_path / "out" / "photo.png.jpg").is_file()
+
     def test_score(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
         """The threshold keeps what is at or above it; the pictures of no detection are the images."""
         kept: dict[float, list[float]] = {}

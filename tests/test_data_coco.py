@@ -498,3 +498,10 @@ def test_real_photos(split: str, num_images: int, num_annotations: int) -> None:
             # The area that COCO wrote down is that of the polygons; rasterised it differs by their outline.
             area = decode_segmentation(entry["segmentation"], image.height, image.width).sum()
             assert area == pytest.approx(entry["area"], rel=0.25, abs=30)
+
+
+def test_gray_of_16_bits_keeps_its_range(tmp_path: Path) -> None:
+    levels = np.array([[0, 256, 32768], [40000, 65280, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    expected = np.array([[0, 1, 128], [156, 255, 255]])
+    assert (read_image(tmp_path / "deep.png") == expected[:, :, None]).all()

@@ -327,6 +327,12 @@ class TestTransforms:
             assert_together(sample)
         assert min(widths) >= 70 and max(widths) == WIDTH and len(widths) > 5
 
+    def test_range_crop_draws_evenly_up_to_the_image(self, tmp_path: Path) -> None:
+        """The recipes' crop: of 70..100 on a width of 83, every width of 70..83 is as likely as 83 itself."""
+        data = dataset(tmp_path, transforms=[{"type": "RandomRangeCrop", "min_size": 70, "max_size": 100}])
+        full = sum(data[0, seed]["inputs"].shape[2] == WIDTH for seed in range(140))
+        assert 2 <= full <= 25  # 10 expected of 140; drawing up to 100 and clamping would give 81
+
     def test_meta_keeps_the_stored_size(self, tmp_path: Path) -> None:
         config = {"type": "RandomRangeCrop", "min_size": 20, "max_size": 23}
         element = dataset(tmp_path, transforms=[config])[0]["data_samples"]

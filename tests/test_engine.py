@@ -8,7 +8,7 @@ import math
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +156,7 @@ class TestLoadConfig:
             ("param_scheduler.2.end=3", "param_scheduler has no '2': known are 0, 1"),
             ("param_scheduler.first.end=3", "param_scheduler has no 'first'"),
             ("param_scheduler.-1.end=3", "param_scheduler has no '-1'"),
-            ("model.backbone.zzz=1", "model.backbone has no 'zzz': known are checkpointing, drop_path_rate"),
+            ("model.backbone.zzz=1", "model.backbone has no 'zzz': known are variant, window_padding"),
         ],
     )
     def test_unknown_override(self, override: str, words: str) -> None:
@@ -167,6 +167,7 @@ class TestLoadConfig:
 
 def test_set_data_root_and_skip_bad() -> None:
     config = load_config(SMALL)
+    config.test_dataloader = config.val_dataloader.copy()
     loaders = (config.train_dataloader, config.val_dataloader, config.test_dataloader)
     assert {loader.dataset.data_root for loader in loaders} == {"data/coco"}
     assert not any(loader.dataset.skip_bad for loader in loaders)
@@ -388,7 +389,7 @@ class TestEvaluateAndLoad:
         torch.save(checkpoint, tmp_path / "renamed.pth")
         with pytest.raises(TwinsError) as caught:
             load_model(config_of(tiny_run), tmp_path / "renamed.pth")
-        one_line(caught, "another model", "cls_score.bias is missing", "detector.other has no place")
+        one_line(caught, "another model", "cls_score.bias is missing", "detector.other (4,) has no place")
 
     def test_load_model(self, tiny_run: Run) -> None:
         model, meta = load_model(config_of(tiny_run), tiny_run.checkpoint)
@@ -418,3 +419,81 @@ class TestEvaluateAndLoad:
         runner = engine.train(load_config(path), tmp_path / "run")
         assert type(runner.optim_wrapper).__name__ == "OptimWrapper"
         assert (tmp_path / "run" / "epoch_1.pth").is_file()
+
+
+def break_data(data: Path, split: str, change: Callable[[dict[str, Any]], None]) -> None:
+    path = data / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def rename_first_category(content: dict[str, Any]) -> None:
+    content["categories"][0]["name"] = "zebra"
+
+
+class TestDataBelongsToTheModel:
+    @pytest.fixture
+    def data(self, toy_data: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(toy_data, tmp_path / "toy"))
+
+    def test_validation_data_with_other_classes(self, tiny_run: Run, data: Path, tmp_path: Path) -> None:
+        break_data(data, "val", rename_first_category)
+        config = config_of(tiny_run)
+        set_data_root(config, data)
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config, tmp_path / "run")
+        one_line(caught, "instances_val2017.json", "1 zebra", "1 circle", "the training data")
+
+    def test_evaluation_data_with_other_classes(self, tiny_run: Run, data: Path, tmp_path: Path) -> None:
+        break_data(data, "val", rename_first_category)
+        config = config_of(tiny_run)
+        set_data_root(config, data)
+        with pytest.raises(TwinsError) as caught:
+            engine.evaluate(config, tiny_run.checkpoint, tmp_path / "out")
+        one_line(caught, "instances_val2017.json", "1 zebra", "1 circle", str(tiny_run.checkpoint))
+
+    def test_evaluation_needs_no_training_data(self, tiny_run: Run, data: Path, tmp_path: Path) -> None:
+        shutil.rmtree(data / "train2017")
+        (data / "annotations" / "instances_train2017.json").unlink()
+        config = config_of(tiny_run)
+        set_data_root(config, data)
+        metrics = engine.evaluate(config, tiny_run.checkpoint, tmp_path / "out")
+        written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        trained = torch.load(tiny_run.checkpoint, weights_only=True)["meta"]
+        assert written["metrics"] == metrics and written["checkpoint"] == str(tiny_run.checkpoint)
+        assert (written["epoch"], written["iter"]) == (trained["epoch"], trained["iter"])
+
+    def test_evaluation_needs_no_imagenet_file(self, tiny_run: Run, tmp_path: Path) -> None:
+        config = config_of(tiny_run, [f"model.backbone.weights={tmp_path / 'gone.pth'}"])
+        assert engine.evaluate(config, tiny_run.checkpoint, tmp_path / "out")
+
+
+class TestWhereARunMayStart:
+    def test_evaluation_not_in_a_training_folder(self, tiny_run: Run) -> None:
+        with pytest.raises(TwinsError) as caught:
+            engine.evaluate(config_of(tiny_run), tiny_run.checkpoint, tiny_run.work_dir)
+        one_line(caught, str(tiny_run.work_dir), "choose another --work-dir")
+
+    @pytest.mark.parametrize("verb", ["train", "evaluate"])
+    def test_a_file_is_no_folder(self, verb: str, tiny_run: Run, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        arguments = [tiny_run.checkpoint] if verb == "evaluate" else []
+        with pytest.raises(TwinsError) as caught:
+            getattr(engine, verb)(config_of(tiny_run), *arguments, tmp_path / "file")
+        one_line(caught, str(tmp_path / "file"), "is a file")
+
+    def test_load_from_is_strict(self, tiny_run: Run, tmp_path: Path) -> None:
+        config = config_of(tiny_run, ["model.fpn_channels=16"])
+        config.load_from = str(tiny_run.checkpoint)
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config, tmp_path / "run")
+        one_line(caught, str(tiny_run.checkpoint), "another model", "fpn")
+
+    def test_the_resolved_config_starts_afresh(self, tiny_run: Run, tmp_path: Path) -> None:
+        """What a run leaves of itself in its config (torchrun, resuming) doesn't reach the next run."""
+        config = config_of(tiny_run)
+        config.launcher, config.resume = "pytorch", True
+        config.train_cfg.max_epochs = 1
+        runner = engine.train(config, tmp_path / "run")
+        assert runner.iter == len(runner.train_dataloader)  # from the first iteration on

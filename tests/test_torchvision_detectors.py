@@ -66,9 +66,9 @@ class TestConfig:
         warm_up, steps = config.param_scheduler
         assert (warm_up.type, warm_up.start_factor, warm_up.begin, warm_up.end) == ("LinearLR", 0.001, 0, 500)
         assert warm_up.by_epoch is False and steps.by_epoch is True
-        assert (steps.type, steps.gamma, steps.begin) == ("MultiStepLR", 0.1, 0)
+        assert (steps.type, steps.gamma) == ("MultiStepLR", 0.1)
         assert list(steps.milestones) == ([27, 33] if is_long else [8, 11])
-        assert steps.end == config.train_cfg.max_epochs
+        assert "end" not in steps  # MMEngine stops decaying there, also for who trains longer
         optimizer = config.optim_wrapper.optimizer
         assert optimizer.type == "AdamW"
         assert optimizer.lr == (1e-4 if is_long or path.stem.startswith("retinanet") else 2e-4)
@@ -81,8 +81,6 @@ class TestConfig:
         with_masks = path.stem.startswith("mask_rcnn")
         assert config.train_dataloader.dataset.with_masks is with_masks
         assert config.val_evaluator.iou_types == (("bbox", "segm") if with_masks else ("bbox",))
-        assert config.test_evaluator == config.val_evaluator
-        assert config.test_dataloader == config.val_dataloader
         assert config.train_dataloader.dataset.ann_file == "annotations/instances_train2017.json"
         assert config.val_dataloader.dataset.ann_file == "annotations/instances_val2017.json"
         assert config.train_dataloader.dataset.training and not config.val_dataloader.dataset.training

@@ -466,3 +466,14 @@ def test_round_trip_through_both_formats(tmp_path: Path) -> None:
     safetensors.torch.save_file(second.state_dict(), tmp_path / "b.safetensors")
     third = fresh_backbone(weights=tmp_path / "b.safetensors")
     assert_same(third.state_dict(), net.state_dict())
+
+
+# What the official training script saves beside the weights
+
+
+def test_arguments_beside_the_weights(tmp_path: Path) -> None:
+    from argparse import Namespace
+
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": classifier_state(), "model_ema": None, "args": Namespace(lr=0.1), "epoch": 3}, path)
+    assert td.load_weights(fresh_backbone(), path).loaded

@@ -14,9 +14,8 @@ class TwinsError(ValueError):
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """ ": did you mean 'x'?" for a near miss, else ": known are …" for a short list, else nothing."""
+    """What to put behind an unknown name: a near miss among the choices, and the choices where they are few."""
     choices = list(choices)
-    near = difflib.get_close_matches(name, choices, n=1)
-    if near:
-        return f": did you mean {near[0]!r}?"
-    return f": known are {', '.join(choices)}" if 0 < len(choices) <= 12 else ""
+    near = [f"did you mean {match!r}?" for match in difflib.get_close_matches(name, choices, n=1)]
+    known = [f"known are {', '.join(choices)}"] if 0 < len(choices) <= 12 else []
+    return ": " + " ".join(near + known) if near or known else ""
