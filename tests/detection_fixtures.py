@@ -17,7 +17,9 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "torchvision"
-COCO_MINI = ROOT.parent / "shared" / "data" / "coco_mini"
+# 100 + 50 photos of COCO 2017 in COCO's layout, which licences keep out of the repository.
+COCO_MINI = Path(os.environ.get("TWINS_DENSE_TEST_DATA", "real-photos")) / "coco_mini"
+NO_PHOTOS = "needs real photos: set TWINS_DENSE_TEST_DATA to the folder that holds coco_mini"
 NUM_TRAIN, NUM_VAL, SIZE = 8, 5, 64
 
 TINY_SVT: dict[str, Any] = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detection_fixtures import COCO_MINI, rectangle
+from detection_fixtures import COCO_MINI, NO_PHOTOS, rectangle
 from mmengine.evaluator import Evaluator
 from mmengine.structures import BaseDataElement
 from pycocotools import mask as mask_utils
@@ -249,7 +249,7 @@ def truth_as_detections(data: CocoData) -> tuple[Entry, list[Entry]]:
 
 
 @BOTH
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f"needs the real photos of {COCO_MINI}")
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason=NO_PHOTOS)
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_ground_truth_is_perfect(split: str, backend: Any) -> None:
     data = load_coco(COCO_MINI / "annotations" / f"instances_{split}.json", COCO_MINI / split)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from detection_fixtures import COCO_MINI, NO_PHOTOS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +20,6 @@ from twins_dense.data.coco import CocoData, _run_lengths, decode_segmentation, l
 from twins_dense.errors import TwinsError
 
 WIDTH, HEIGHT = 47, 31
-COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini"
 
 
 def annotation(annotation_id: int, image_id: int, **changes: Any) -> dict[str, Any]:
@@ -484,7 +484,7 @@ class TestReadImage:
             assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(not COCO_MINI.is_dir(), reason=f"the photos of {COCO_MINI} are not here")
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason=NO_PHOTOS)
 @pytest.mark.parametrize(("split", "num_images", "num_annotations"), [("train2017", 100, 890), ("val2017", 50, 399)])
 def test_real_photos(split: str, num_images: int, num_annotations: int) -> None:
     data = load_coco(COCO_MINI / "annotations" / f"instances_{split}.json", COCO_MINI / split)
