@@ -21,9 +21,10 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from twins_dense import engine
 from twins_dense.engine import load_config, set_data_root, set_skip_bad
-from twins_dense.engine.hooks import PlainCheckpointHook, SeededSampler, write_atomically
+from twins_dense.engine.hooks import PlainCheckpointHook, SeededSampler
 from twins_dense.engine.runner import load_model
 from twins_dense.errors import TwinsError
+from twins_dense.files import write_atomically
 
 SMALL = CONFIGS / "mask_rcnn_svt_small_1x.py"
 

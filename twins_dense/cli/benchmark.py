@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import TwinsError
+from ..files import write_atomically
 
 
 @click.command("benchmark")
@@ -18,7 +21,10 @@ from ..errors import TwinsError
 @click.option("--shape", "shapes", multiple=True, help="BATCHxHEIGHTxWIDTH.  [default: 1x800x1216, 8x224x224]")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Timed pairs of runs.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
-def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, device: str) -> None:
+@click.option("--json", "json_file", help="Also write the seconds of every pair to this file.")
+def command(
+    variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, device: str, json_file: str | None
+) -> None:
     """Time the backbone against timm's on the same weights and images, eager float32, for VARIANTS (all by default).
 
     Both return all four levels. The two alternate in one process, and what counts is the ratio within a pair: its
@@ -41,6 +47,9 @@ def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, dev
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise TwinsError(f"--device {device!r}: {str(error).splitlines()[0]}") from None
+    if json_file is not None and Path(json_file).exists():
+        raise TwinsError(f"--json {json_file!r} exists: name a new file")
+    rows: list[dict[str, Any]] = []
     sizes = [_parse_shape(shape) for shape in shapes or ("1x800x1216", "8x224x224")]
     click.echo(f"torch {torch.__version__}, timm {timm.__version__}, {device}, {torch.get_num_threads()} threads")
     click.echo(f"{'variant':14}{'shape':>14}{'ours s':>9}{'timm s':>9}   timm / ours (median, quartiles)")
@@ -66,10 +75,13 @@ def command(variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, dev
             low, high = (min(ratios), max(ratios)) if rounds < 4 else statistics.quantiles(ratios, n=4)[::2]
             ours_median, timm_median = (statistics.median(column) for column in zip(*pairs, strict=True))
             shape = f"{batch}x{height}x{width}"
+            rows.append({"variant": variant, "shape": shape, "ours_and_timm_seconds": pairs})
             click.echo(
                 f"{variant:14}{shape:>14}{ours_median:9.3f}{timm_median:9.3f}   "
                 f"{statistics.median(ratios):.2f} ({low:.2f}–{high:.2f})"
             )
+    if json_file is not None:
+        write_atomically(Path(json_file), json.dumps(rows, indent=1).encode() + b"\n")
 
 
 def _seconds(run: Callable[[], Any], device: str) -> float:

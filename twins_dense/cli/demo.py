@@ -16,7 +16,7 @@ _IMAGES = 8
 
 @click.command("demo")
 @click.option("--out", default="demo", show_default=True, help="Folder for data, run and pictures.")
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1), help="Training length.")
+@click.option("--epochs", default=6, show_default=True, type=click.IntRange(min=1), help="Training length.")
 @click.option("--num-train", default=400, show_default=True, type=click.IntRange(min=4), help="Training images.")
 def command(out: str, epochs: int, num_train: int) -> None:
     """Train a Mask R-CNN with a Twins-SVT backbone from scratch on a small data set drawn for it, evaluate it on

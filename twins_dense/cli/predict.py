@@ -43,8 +43,8 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from ..data.coco import read_image
     from ..data.coco_metric import coco_detections
     from ..data.draw import draw_instances
-    from ..engine.hooks import write_atomically
     from ..engine.runner import load_model
+    from ..files import write_atomically
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
     files = find_images([argument for argument in images if argument not in overrides])

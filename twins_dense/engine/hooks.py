@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+
+from ..files import write_atomically
 
 
 @DATA_SAMPLERS.register_module()
@@ -134,17 +135,6 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(Path(filepath), obj)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file under another name in the same folder, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _derived_seed(*parts: int) -> int:

@@ -24,8 +24,9 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from ..errors import TwinsError
+from ..files import write_atomically
 from ..weights import describe_misfit, read_checkpoint
-from .hooks import ProgressBarHook, write_atomically
+from .hooks import ProgressBarHook
 
 
 def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runner:
