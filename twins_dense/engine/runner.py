@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from torch import nn
@@ -67,22 +68,21 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
             write_atomically(pointer, str(last).encode())
     elif config.get("load_from"):
         _fitting_checkpoint(config, config.load_from)
-    with _one_line(config):
-        runner = Runner.from_cfg(config)
-        # Built here, so that what is wrong with the data or a setting is said in one line and before training.
-        loops = [runner.train_loop, runner.val_loop]
-        _rehearse(runner)
-    train_set = loops[0].dataloader.dataset
-    num_classes = getattr(_unwrapped(runner.model), "num_classes", None)
-    if num_classes is not None and len(train_set.metainfo["classes"]) != num_classes:
+    with _one_line(config), _silence():
+        model = MODELS.build(copy.deepcopy(config.model))
+    datasets = _build_datasets(config, "train", "val")
+    train_set = datasets["train"]
+    num_classes, found = getattr(model, "num_classes", None), len(train_set.metainfo["classes"])
+    if num_classes not in (None, found):
         raise TwinsError(
-            f"{train_set.ann_file} has {len(train_set.metainfo['classes'])} categories and the model {num_classes} "
-            f"classes: add model.num_classes={len(train_set.metainfo['classes'])}"
+            f"{train_set.ann_file} has {found} categories and the model {num_classes} classes: "
+            f"add model.num_classes={found}"
         )
-    for loop in loops:
-        if loop is not None:
-            _check_data(runner, loop.dataloader.dataset, train_set.metainfo, "the training data")
-    runner.register_hook(ProgressBarHook())
+    for dataset in datasets.values():
+        _check_classes(dataset, train_set.metainfo, "the training data")
+    with _one_line(config):
+        runner = _build_runner(config, datasets)
+        _rehearse(runner)
     runner.train()
     return runner
 
@@ -105,14 +105,13 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
         config.setdefault(f"test_{part}", config.get(f"val_{part}"))
     _prepare(config)
     _drop_initial_weights(config)
-    with _one_line(config):
-        runner = Runner.from_cfg(config)
-        state = _read_fitting(_unwrapped(runner.model), checkpoint)
-        dataset = runner.test_loop.dataloader.dataset
-    _unwrapped(runner.model).load_state_dict(state["state_dict"])
+    state = _fitting_checkpoint(config, checkpoint)
     meta = state["meta"]
-    _check_data(runner, dataset, meta["dataset_meta"], f"checkpoint {str(checkpoint)!r}")
-    runner.register_hook(ProgressBarHook())
+    datasets = _build_datasets(config, "test")
+    _check_classes(datasets["test"], meta["dataset_meta"], f"checkpoint {str(checkpoint)!r}")
+    with _one_line(config):
+        runner = _build_runner(config, datasets)
+    _unwrapped(runner.model).load_state_dict(state["state_dict"])
     metrics = runner.test()
     if is_main_process():
         content = {"checkpoint": str(checkpoint), "epoch": meta["epoch"], "iter": meta["iter"], "metrics": metrics}
@@ -179,7 +178,7 @@ def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
     """The checkpoint of a training run of this config's model, checked before MMEngine reads it, which is lenient."""
     rehearsal = copy.deepcopy(config)
     _drop_initial_weights(rehearsal)
-    with _one_line(config):
+    with _one_line(config), _silence():
         return _read_fitting(MODELS.build(rehearsal.model), path)
 
 
@@ -199,8 +198,34 @@ def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
+def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
+    """The data sets of the splits that the config has, by split; built before the Runner, for their errors."""
+    with _one_line(config):
+        return {
+            split: DATASETS.build(copy.deepcopy(config[f"{split}_dataloader"].dataset))
+            for split in splits
+            if config.get(f"{split}_dataloader") is not None
+        }
+
+
+def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
+    """What `Runner.from_cfg` makes, around data sets that are there already; what they left out is logged."""
+    arguments = {name: config[name] for name in inspect.signature(Runner).parameters if name in config}
+    for split, dataset in datasets.items():
+        arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
+    runner = Runner(**arguments, cfg=config)
+    for dataset in datasets.values():
+        if dataset.problems:
+            # Formatted here: MMEngine's logger drops a warning whose format it has seen, and two data sets may warn.
+            lines = "\n".join(dataset.problems)
+            runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
+    runner.register_hook(ProgressBarHook())
+    return runner
+
+
 def _rehearse(runner: Runner) -> None:
-    """Build the optimiser and its schedules once for their errors; `Runner.train` builds them late, and anew."""
+    """Build once, for its errors, what `Runner.train` builds late: loops, and, to be built anew, the optimiser."""
+    runner.train_loop, runner.val_loop  # noqa: B018  (properties that build)
     configured = runner.optim_wrapper
     runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(configured))
     if runner.param_schedulers is not None:
@@ -208,17 +233,12 @@ def _rehearse(runner: Runner) -> None:
     runner.optim_wrapper = configured
 
 
-def _check_data(runner: Runner, dataset: Any, expected: Mapping[str, Any], source: str) -> None:
-    """The classes of the data are those of `source`; what was left out of the data is listed."""
+def _check_classes(dataset: Any, expected: Mapping[str, Any], source: str) -> None:
     if dataset.metainfo != expected:
         raise TwinsError(
             f"{dataset.ann_file} has other categories than {source}: "
             f"{_categories(dataset.metainfo)} instead of {_categories(expected)}; give both the same list"
         )
-    if dataset.problems:
-        # Formatted here: MMEngine's logger drops a warning whose format it has seen, and two data sets may warn.
-        lines = "\n".join(dataset.problems)
-        runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
 
 
 def _categories(metainfo: Mapping[str, Any]) -> str:
@@ -240,6 +260,16 @@ def _one_line(config: Config) -> Iterator[None]:
     except Exception as error:  # what a wrong value raises depends on who builds with it
         name = type(error).__name__
         raise TwinsError(f"config {str(config.filename)!r}: {name}: {_without_locations(error)}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No log lines of a model that is built only to be looked at."""
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _without_locations(error: Exception) -> str:
