@@ -471,6 +471,14 @@ class TestDataBelongsToTheModel:
 
 
 class TestWhereARunMayStart:
+    @pytest.mark.parametrize("missing", ["model", "train_dataloader"])
+    def test_half_a_config(self, missing: str, tiny_run: Run, tmp_path: Path) -> None:
+        config = config_of(tiny_run)
+        config.pop(missing)
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config, tmp_path / "run")
+        one_line(caught, str(tiny_run.config), f"has no {missing}")
+
     def test_evaluation_not_in_a_training_folder(self, tiny_run: Run) -> None:
         with pytest.raises(TwinsError) as caught:
             engine.evaluate(config_of(tiny_run), tiny_run.checkpoint, tiny_run.work_dir)

@@ -142,6 +142,8 @@ def _checked_folder(work_dir: str | Path) -> Path:
 
 def _prepare(config: Config) -> None:
     """Register what the config names, and fit it to the devices and processes there are."""
+    if config.get("model") is None:
+        raise TwinsError(f"config {str(config.filename)!r} has no model: give a config of a whole experiment")
     imports = config.get("custom_imports")
     if imports is not None:
         import_modules_from_strings(**imports)
@@ -199,7 +201,9 @@ def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
 
 def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
-    """The data sets of the splits that the config has, by split; built before the Runner, for their errors."""
+    """The data sets of the splits that the config has, the first at least, built before the Runner, for errors."""
+    if config.get(f"{splits[0]}_dataloader") is None:
+        raise TwinsError(f"config {str(config.filename)!r} has no {splits[0]}_dataloader: it can't be run without data")
     with _one_line(config):
         return {
             split: DATASETS.build(copy.deepcopy(config[f"{split}_dataloader"].dataset))
