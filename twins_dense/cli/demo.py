@@ -11,7 +11,8 @@ import click
 
 from ..errors import TwinsError
 
-_IMAGES = 8
+_IMAGES = 8  # drawn
+_SCORE = 0.7  # of the instances that are drawn
 
 
 @click.command("demo")
@@ -152,7 +153,7 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
 
 
 def _draw_predictions(model: Any, dataset: Any, path: Path) -> None:
-    """A sheet with two columns of pairs: ground truth and, right of it, instances that score at least 0.5."""
+    """A sheet with two columns of pairs: ground truth and, right of it, instances that score at least _SCORE."""
     import numpy as np
     import torch
     from PIL import Image
@@ -182,7 +183,7 @@ def _draw_predictions(model: Any, dataset: Any, path: Path) -> None:
             ),
             (found.boxes, found.labels, found.masks, found.scores),
         ):
-            keep = slice(None) if scores is None else scores >= 0.5
+            keep = slice(None) if scores is None else scores >= _SCORE
             pictures.append(
                 draw_instances(
                     large,
