@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from twins_dense.data.detection import CocoDetectionDataset, build_transforms
-from twins_dense.engine import load_config
+from twins_dense.engines.mmengine import load_config
 from twins_dense.errors import TwinsError
 
 CATEGORIES = {17: "zebra", 4: "apple", 9: "mug"}  # labels follow the ids: apple 0, mug 1, zebra 2

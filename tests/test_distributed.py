@@ -12,7 +12,7 @@ import pytest
 import torch
 from detection_fixtures import NUM_VAL, read_scalars, run_python, write_config
 
-from twins_dense import engine
+from twins_dense.engines import mmengine as engine
 
 # Each rank writes a checksum of every parameter at the end of training, and which images it has trained on.
 HOOK = """

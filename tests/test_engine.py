@@ -19,10 +19,10 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from twins_dense import engine
-from twins_dense.engine import load_config, set_data_root, set_skip_bad
-from twins_dense.engine.hooks import PlainCheckpointHook, SeededSampler
-from twins_dense.engine.runner import load_model
+from twins_dense.engines import mmengine as engine
+from twins_dense.engines.mmengine import load_config, set_data_root, set_skip_bad
+from twins_dense.engines.mmengine.hooks import PlainCheckpointHook, SeededSampler
+from twins_dense.engines.mmengine.runner import load_model
 from twins_dense.errors import TwinsError
 from twins_dense.files import write_atomically
 

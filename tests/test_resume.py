@@ -14,7 +14,7 @@ import pytest
 import torch
 from detection_fixtures import one_thread, read_scalars, run_python, write_config
 
-from twins_dense import engine
+from twins_dense.engines import mmengine as engine
 
 EPOCHS, ITERATIONS = 4, 4  # 8 images in batches of 2
 KILLED_AT = 2 * ITERATIONS + 2  # the iteration of epoch 3 after which the process is killed

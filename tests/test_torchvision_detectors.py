@@ -15,7 +15,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 import twins_dense as td
-from twins_dense.engine import load_config
+from twins_dense.engines.mmengine import load_config
 from twins_dense.integrations.torchvision import TwinsMaskRCNN, TwinsRetinaNet
 
 KINDS = ("TwinsMaskRCNN", "TwinsRetinaNet")

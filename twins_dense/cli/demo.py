@@ -33,8 +33,8 @@ def command(out: str, epochs: int, num_train: int) -> None:
     """
     from mmengine.config import Config
 
-    from .. import engine
     from ..data.toy import make_toy_coco
+    from ..engines import mmengine as engine
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():

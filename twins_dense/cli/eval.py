@@ -34,8 +34,9 @@ def command(
       twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
     """
-    from .. import engine
+    from ..engines import engine_of
 
+    engine = engine_of(config)
     loaded = engine.load_config(config, overrides)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)

@@ -34,16 +34,11 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
       twins-dense predict CONFIG work_dirs/a/epoch_12.pth photo.jpg holiday/ 'more/*.png' --out drawn
       twins-dense predict CONFIG CHECKPOINT photo.jpg model.min_size=600 --score 0.7
     """
-    import torch
-    from mmengine.structures import BaseDataElement
     from PIL import Image
     from tqdm import tqdm
 
-    from .. import engine
     from ..data.coco import read_image
-    from ..data.coco_metric import coco_detections
-    from ..data.draw import draw_instances
-    from ..engine.runner import load_model
+    from ..engines import engine_of
     from ..files import write_atomically
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
@@ -51,30 +46,19 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     folder = Path(out)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise TwinsError(f"output {out!r} is not empty: choose another --out")
+    engine = engine_of(config)
     files, left_out = _readable(files, skip_bad)
-    loaded = engine.load_config(config, overrides)
-    model, meta = load_model(loaded, checkpoint)
+    predictor = engine.load_predictor(engine.load_config(config, overrides), checkpoint, score)
 
-    model.set_score_threshold(score)  # type: ignore[operator]
     results: list[dict[str, Any]] = []
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         array = read_image(file, upright=True)
-        image = torch.from_numpy(array).permute(2, 0, 1)
-        height, width = array.shape[:2]
-        sample = BaseDataElement(metainfo={"image_id": len(results), "height": height, "width": width})
-        with torch.inference_mode():
-            (found,) = model.val_step({"inputs": [image], "data_samples": [sample]})  # type: ignore[operator]
-        drawn = draw_instances(
-            image, found.boxes, found.labels, meta["classes"], scores=found.scores, masks=found.get("masks")
-        )
+        detections, drawn = predictor(array)
         target = folder / (file.parent.resolve() / file.name).relative_to(root).with_suffix(file.suffix + ".jpg")
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn.permute(1, 2, 0).numpy()).save(target, quality=92)
-        detections = coco_detections({**dict(found.items()), "image_id": len(results)}, meta["category_ids"])
-        for detection, label in zip(detections, found.labels.tolist(), strict=True):
-            detection["category"] = meta["classes"][label]
-            del detection["image_id"]
+        Image.fromarray(drawn).save(target, quality=92)
+        height, width = array.shape[:2]
         results.append(
             {"file": str(file), "picture": str(target), "height": height, "width": width, "detections": detections}
         )

@@ -29,8 +29,9 @@ def command(
       twins-dense train CONFIG --work-dir runs/a --resume
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
     """
-    from .. import engine
+    from ..engines import engine_of
 
+    engine = engine_of(config)
     loaded = engine.load_config(config, overrides)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)

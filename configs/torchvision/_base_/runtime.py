@@ -2,7 +2,7 @@
 
 default_scope = "mmengine"
 custom_imports = dict(
-    imports=["twins_dense.engine", "twins_dense.integrations.torchvision"], allow_failed_imports=False
+    imports=["twins_dense.engines.mmengine", "twins_dense.integrations.torchvision"], allow_failed_imports=False
 )
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),

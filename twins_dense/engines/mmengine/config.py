@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from ..errors import TwinsError, did_you_mean
+from ...errors import TwinsError, did_you_mean
 
 _DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # Keys that MMEngine reads beside the Runner's own arguments.

@@ -24,9 +24,9 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from ..errors import TwinsError
-from ..files import write_atomically
-from ..weights import describe_misfit, read_checkpoint
+from ...errors import TwinsError
+from ...files import write_atomically
+from ...weights import describe_misfit, read_checkpoint
 from .hooks import ProgressBarHook
 
 

@@ -19,7 +19,8 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..files import write_atomically
+from ...files import write_atomically
+from ..seeds import derived_seed
 
 
 @DATA_SAMPLERS.register_module()
@@ -31,7 +32,7 @@ class SeededSampler(DefaultSampler):
     """
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((index, _derived_seed(self.seed, self.epoch, index)) for index in super().__iter__())
+        return ((index, derived_seed(self.seed, self.epoch, index)) for index in super().__iter__())
 
 
 @HOOKS.register_module()
@@ -42,7 +43,7 @@ class IterationSeedHook(Hook):
     """
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        torch.manual_seed(_derived_seed(runner.seed, runner.iter, get_rank()))
+        torch.manual_seed(derived_seed(runner.seed, runner.iter, get_rank()))
 
 
 @HOOKS.register_module()
@@ -135,8 +136,3 @@ class AtomicLocalBackend(LocalBackend):
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(Path(filepath), obj)
-
-
-def _derived_seed(*parts: int) -> int:
-    """A seed that is unrelated for unrelated parts; below 2**63, what torch.manual_seed takes."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
