@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import TwinsError
-from .layers import Block, PatchEmbed, PositionalEncodingGenerator, WindowPadding
+from .layers import Block, PartialPatches, PatchEmbed, PositionalEncodingGenerator, WindowPadding
 from .pyramid import PyramidSpec
 from .spec import TwinsSpec, get_spec
 from .weights import load_weights
@@ -39,6 +40,7 @@ class TwinsBackbone(nn.Module):
         *,
         out_indices: Sequence[int],
         window_padding: WindowPadding,
+        partial_patches: PartialPatches,
         level_norm: bool,
         drop_path_rate: float,
         checkpointing: bool,
@@ -47,10 +49,12 @@ class TwinsBackbone(nn.Module):
         self.spec = spec
         self.out_indices = _checked_out_indices(out_indices, len(spec.stages))
         self.checkpointing = checkpointing
-        if window_padding not in get_args(WindowPadding):
-            raise TwinsError(
-                f"window_padding={window_padding!r}: choose one of {', '.join(map(repr, get_args(WindowPadding)))}"
-            )
+        for name, value, choices in (
+            ("window_padding", window_padding, get_args(WindowPadding)),
+            ("partial_patches", partial_patches, get_args(PartialPatches)),
+        ):
+            if value not in choices:
+                raise TwinsError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
         if not 0.0 <= drop_path_rate < 1.0:
             raise TwinsError(f"drop_path_rate={drop_path_rate!r}: give a probability in [0, 1)")
         self.pyramid = PyramidSpec(
@@ -63,7 +67,7 @@ class TwinsBackbone(nn.Module):
         rates = _drop_path_rates(drop_path_rate, sum(stage.depth for stage in spec.stages))
         in_channels = (3, *(stage.dim for stage in stages))
         self.patch_embeds = nn.ModuleList(
-            PatchEmbed(channels, stage.dim, stage.patch_size, spec.reduction_norm_eps)
+            PatchEmbed(channels, stage.dim, stage.patch_size, spec.reduction_norm_eps, partial_patches)
             for channels, stage in zip(in_channels, stages, strict=False)
         )
         self.blocks = nn.ModuleList(
@@ -92,11 +96,12 @@ class TwinsBackbone(nn.Module):
 
         Args:
             images: (B, 3, H, W), floating point, RGB, normalised as the weights expect; H and W at least
-                `spec.min_size` (32 for the published variants). Cells that a stride doesn't fill are dropped at the
-                bottom and right, so give multiples of 32 to keep every pixel.
+                `spec.min_size` (32 for the published variants). With `partial_patches="drop"`, cells that a stride
+                doesn't fill are dropped at the bottom and right, so give multiples of 32 to keep every pixel.
 
         Returns:
-            One (B, channels, H // stride, W // stride) tensor a level, finest first, in channels-last memory.
+            One (B, channels, H / stride, W / stride) tensor a level, finest first, in channels-last memory; rounded
+            down with `partial_patches="drop"`, up with "pad".
 
         Raises:
             TwinsError: for another shape, or images that are too small.
@@ -138,6 +143,8 @@ def create_backbone(
     *,
     out_indices: Sequence[int] = (0, 1, 2, 3),
     window_padding: WindowPadding = "zeros",
+    partial_patches: PartialPatches = "drop",
+    norm_eps: float | None = None,
     level_norm: bool | None = None,
     drop_path_rate: float = 0.2,
     weights: str | PathLike[str] | None = None,
@@ -149,6 +156,8 @@ def create_backbone(
         variant: one of `list_variants()`, or a custom `TwinsSpec`.
         out_indices: stages to return, ascending; (1, 2, 3) gives c3, c4, c5.
         window_padding: "zeros", "mask" or "upstream_mask", see `LocalAttention`; PCPVT has no windows and ignores it.
+        partial_patches: "drop" or "pad" rows and columns that don't fill a patch, see `PatchEmbed`.
+        norm_eps: epsilon of every LayerNorm; `None` takes the spec's two. mmsegmentation trains with 1e-5 everywhere.
         level_norm: LayerNorm after each stage, on what is returned and on what the next stage reads; `None` takes
             the family's dense default (SVT yes, PCPVT no).
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first; 0.2 is the official
@@ -160,10 +169,13 @@ def create_backbone(
         TwinsError: for unknown names, values out of range or weights that don't fit.
     """
     spec = get_spec(variant)
+    if norm_eps is not None:
+        spec = dataclasses.replace(spec, norm_eps=norm_eps, reduction_norm_eps=norm_eps)
     net = TwinsBackbone(
         spec,
         out_indices=out_indices,
         window_padding=window_padding,
+        partial_patches=partial_patches,
         level_norm=spec.level_norm if level_norm is None else level_norm,
         drop_path_rate=drop_path_rate,
         checkpointing=checkpointing,

@@ -31,6 +31,7 @@ class TwinsClassifier(TwinsBackbone):
             spec,
             out_indices=(len(spec.stages) - 1,),
             window_padding=window_padding,
+            partial_patches="drop",
             level_norm=False,
             drop_path_rate=drop_path_rate,
             checkpointing=False,

@@ -17,6 +17,7 @@ from .spec import StageSpec
 from .windows import merge_windows, partition_windows, window_key_mask
 
 WindowPadding = Literal["zeros", "mask", "upstream_mask"]
+PartialPatches = Literal["drop", "pad"]
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
@@ -50,16 +51,26 @@ class Linear(nn.Linear):
 class PatchEmbed(nn.Module):
     """Non-overlapping patches to tokens: a convolution with kernel = stride, then LayerNorm.
 
-    Rows and columns that the patch size doesn't divide are dropped at the bottom and right, as in the official code.
+    `partial_patches` says what becomes of rows and columns that the patch size doesn't divide, at the bottom and right:
+
+    * "drop": they are cut off (official code, timm).
+    * "pad": zeros fill them up to a whole patch (mmsegmentation, mmpretrain).
     """
 
-    def __init__(self, in_channels: int, dim: int, patch_size: int, norm_eps: float) -> None:
+    def __init__(
+        self, in_channels: int, dim: int, patch_size: int, norm_eps: float, partial_patches: PartialPatches
+    ) -> None:
         super().__init__()
+        self.partial_patches = partial_patches
         self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, H // patch_size, W // patch_size, C)."""
+        """(B, C_in, H, W) to (B, H / patch_size, W / patch_size, C), rounded down ("drop") or up ("pad")."""
+        if self.partial_patches == "pad":
+            (rows, columns), (height, width) = self.proj.kernel_size, x.shape[2:]
+            if height % rows or width % columns:
+                x = F.pad(x, (0, -width % columns, 0, -height % rows))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 

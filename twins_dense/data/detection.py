@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from ..engines.seeds import seeded
 from ..errors import TwinsError
 from .coco import CocoImage, decode_segmentation, load_coco, read_image
 
@@ -105,7 +106,7 @@ class CocoDetectionDataset(Dataset):
         indices: int | None = None,
     ) -> None:
         data = load_coco(Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices)
-        self.ann_file = str(data.ann_file)
+        self.source = str(data.ann_file)  # what messages call it
         self.problems = data.problems
         self.training = training
         self.with_masks = with_masks
@@ -132,8 +133,7 @@ class CocoDetectionDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         """The sample of an index, or of an (index, seed) pair: then augmentation depends on that seed alone."""
         if isinstance(key, tuple):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(key[1])
+            with seeded(key[1]):
                 return self[key[0]]
         source = self._images[key]
         image = tv_tensors.Image(torch.from_numpy(read_image(source.path)).permute(2, 0, 1))

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mmengine.logging import print_log
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, METRICS, MODELS
 from mmengine.structures import BaseDataElement
@@ -20,12 +19,11 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from ..backbone import TwinsBackbone, create_backbone
+from ..backbone import TwinsBackbone
 from ..data.coco_metric import CocoMetric
 from ..data.detection import CocoDetectionDataset
 from ..errors import TwinsError, did_you_mean
-from ..spec import TwinsSpec
-from ..weights import load_weights
+from .mmengine import build_backbone
 
 # Arguments of torchvision's detectors that have arguments of ours, or no use in a config.
 _OUR_ARGUMENTS = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
@@ -122,7 +120,7 @@ class TwinsMaskRCNN(TorchvisionDetector):
         fpn_channels: int = 256,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        fpn = TwinsFPN(_build_backbone(backbone), fpn_channels, LastLevelMaxPool())
+        fpn = TwinsFPN(build_backbone(**backbone), fpn_channels, LastLevelMaxPool())
         _check_sizes(min_size, max_size)
         detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **_checked_options(MaskRCNN, options))
         super().__init__(detector, num_classes)
@@ -145,7 +143,7 @@ class TwinsRetinaNet(TorchvisionDetector):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         _check_sizes(min_size, max_size)
-        bottom_up = _build_backbone({"out_indices": (1, 2, 3), **backbone})
+        bottom_up = build_backbone(**{"out_indices": (1, 2, 3), **backbone})
         extra_blocks = LastLevelP6P7(bottom_up.pyramid.channels[-1], fpn_channels)
         # Where c5 happens to have the pyramid's channels, torchvision would read p5 instead.
         extra_blocks.use_P5 = False
@@ -170,17 +168,3 @@ def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | Non
                 f"{did_you_mean(name, known)}"
             )
     return options or {}
-
-
-def _build_backbone(config: Mapping[str, Any]) -> TwinsBackbone:
-    arguments = dict(config)
-    variant = arguments.pop("variant", None)
-    if variant is None:
-        raise TwinsError("model.backbone has no variant: name one, for example model.backbone.variant=svt_small")
-    if isinstance(variant, Mapping):
-        variant = TwinsSpec.from_columns(**variant)
-    weights = arguments.pop("weights", None)
-    net = create_backbone(variant, **arguments)
-    if weights is not None:
-        print_log(f"Backbone weights {load_weights(net, weights)}", "current")
-    return net

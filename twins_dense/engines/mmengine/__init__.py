@@ -1,5 +1,6 @@
 """MMEngine's Runner as this package uses it: checked configs, safe checkpoints, exact resuming."""
 
+from . import iterations  # noqa: F401  (registers)
 from .config import load_config, set_data_root, set_skip_bad
 from .predictor import load_predictor
 from .runner import evaluate, train

@@ -24,6 +24,8 @@ _OTHER_KEYS = {
     "find_unused_parameters",
     "model_wrapper_cfg",
     "sync_bn",
+    "tta_model",
+    "tta_pipeline",
 }
 
 

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import get_rank, is_main_process, master_only
+from mmengine.dist import all_reduce_params, get_rank, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DATA_SAMPLERS, HOOKS
-from mmengine.runner import Runner
-from torch.utils.data import DataLoader
+from mmengine.runner import IterBasedTrainLoop, Runner
 from tqdm import tqdm
 
 from ...files import write_atomically
@@ -74,7 +73,7 @@ class PlainCheckpointHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write `metrics.json` into the work directory: each epoch the last losses, each validation its metrics."""
+    """Write `metrics.json` into the work directory: after each epoch the last losses, each validation its metrics."""
 
     priority = "LOW"  # after LoggerHook's and the evaluator's values are there
 
@@ -82,7 +81,7 @@ class MetricsFileHook(Hook):
         self.metrics: dict[str, float] = {}
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = metrics or {}
+        self.metrics = {name: float(value) for name, value in (metrics or {}).items()}
         self._write(runner, runner.epoch)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -96,38 +95,56 @@ class MetricsFileHook(Hook):
             for name, history in scalars.items()
             if name.startswith("train/") and "loss" in name
         }
-        content = {"epoch": epoch, "iter": runner.iter, "losses": losses, "metrics": self.metrics}
+        # Training by iterations is a single epoch to MMEngine.
+        position = {"iter": runner.iter} if _by_iterations(runner) else {"epoch": epoch, "iter": runner.iter}
+        content = {**position, "losses": losses, "metrics": self.metrics}
         write_atomically(Path(runner.work_dir) / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
 
 
+class SyncBuffersHook(Hook):
+    """Let every process have the same buffers after each iteration: BatchNorm's statistics, averaged.
+
+    What is validated is then what is saved. With SyncBatchNorm they are equal already.
+    """
+
+    priority = "VERY_HIGH"  # before a checkpoint is saved
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        all_reduce_params([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()], op="mean")
+
+
 class ProgressBarHook(Hook):
-    """A bar over the batches of each epoch, on terminals and on the first rank only."""
+    """A bar over the batches of each epoch, or all iterations, on terminals and on the first rank only."""
 
-    bar: tqdm | None = None
+    def __init__(self) -> None:
+        self.bars: dict[str, tqdm] = {}
 
-    def _start(self, title: str, dataloader: DataLoader) -> None:
+    def _start(self, mode: str, title: str, total: int, done: int = 0) -> None:
         disable = None if is_main_process() else True
-        self.bar = tqdm(total=len(dataloader), desc=title, unit="batch", leave=False, disable=disable)
-
-    def _stop(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.bars[mode] = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, disable=disable)
 
     def before_train_epoch(self, runner: Runner) -> None:
-        self._start(f"epoch {runner.epoch + 1} of {runner.max_epochs}", runner.train_dataloader)
+        if _by_iterations(runner):
+            self._start("train", "training", runner.max_iters, runner.iter)
+        else:
+            title = f"epoch {runner.epoch + 1} of {runner.max_epochs}"
+            self._start("train", title, len(runner.train_dataloader))
 
     def before_val_epoch(self, runner: Runner) -> None:
-        self._start("validation", runner.val_dataloader)
+        self._start("val", "validation", len(runner.val_dataloader))
 
     def before_test_epoch(self, runner: Runner) -> None:
-        self._start("evaluation", runner.test_dataloader)
+        self._start("test", "evaluation", len(runner.test_dataloader))
 
-    def _after_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update()
+    def _after_iter(self, runner: Runner, *args: Any, mode: str = "train", **kwargs: Any) -> None:
+        self.bars[mode].update()
 
     def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
-        self._stop()
+        self.bars.pop(mode).close()
+
+
+def _by_iterations(runner: Runner) -> bool:
+    return isinstance(runner.train_loop, IterBasedTrainLoop)
 
 
 @register_backend("atomic")

@@ -27,14 +27,14 @@ from torch import nn
 from ...errors import TwinsError
 from ...files import write_atomically
 from ...weights import describe_misfit, read_checkpoint
-from .hooks import ProgressBarHook
+from .hooks import ProgressBarHook, SyncBuffersHook
 
 
 def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runner:
     """Train a config; under torchrun, with one process a device.
 
-    Leaves in `work_dir`: the resolved config, `epoch_N.pth` with `last_checkpoint`, `metrics.json`, and a folder
-    named by the time with the log and the logged scalars.
+    Leaves in `work_dir`: the resolved config, `epoch_N.pth` or `iter_N.pth` with `last_checkpoint`, `metrics.json`, and
+    a folder named by the time with the log and the logged scalars.
 
     Args:
         config: from `load_config`; changed to what is run.
@@ -69,15 +69,10 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
     elif config.get("load_from"):
         _fitting_checkpoint(config, config.load_from)
     with _one_line(config), _silence():
-        model = MODELS.build(copy.deepcopy(config.model))
+        MODELS.build(copy.deepcopy(config.model))
     datasets = _build_datasets(config, "train", "val")
     train_set = datasets["train"]
-    num_classes, found = getattr(model, "num_classes", None), len(train_set.metainfo["classes"])
-    if num_classes not in (None, found):
-        raise TwinsError(
-            f"{train_set.ann_file} has {found} categories and the model {num_classes} classes: "
-            f"add model.num_classes={found}"
-        )
+    _check_num_classes(config, train_set)
     for dataset in datasets.values():
         _check_classes(dataset, train_set.metainfo, "the training data")
     with _one_line(config):
@@ -112,9 +107,10 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
     with _one_line(config):
         runner = _build_runner(config, datasets)
     _unwrapped(runner.model).load_state_dict(state["state_dict"])
-    metrics = runner.test()
+    metrics = {name: float(value) for name, value in runner.test().items()}
     if is_main_process():
-        content = {"checkpoint": str(checkpoint), "epoch": meta["epoch"], "iter": meta["iter"], "metrics": metrics}
+        position = {key: meta[key] for key in ("epoch", "iter") if key in meta}
+        content = {"checkpoint": str(checkpoint), **position, "metrics": metrics}
         write_atomically(work_dir / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
     return metrics
 
@@ -153,6 +149,8 @@ def _prepare(config: Config) -> None:
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"
+    if not on_gpu:
+        config.pop("sync_bn", None)  # torch's SyncBatchNorm is for GPUs
     if in_torchrun and not on_gpu:
         # MMEngine's own set-up selects a CUDA device for the process and for DistributedDataParallel.
         if not torch.distributed.is_initialized():
@@ -188,8 +186,8 @@ def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
         raise TwinsError(
-            f"checkpoint {str(path)!r} is none of a training run: give an epoch_N.pth of `twins-dense train`; "
-            "backbone weights go into the config as model.backbone.weights"
+            f"checkpoint {str(path)!r} is none of a training run: give an epoch_N.pth or iter_N.pth of "
+            "`twins-dense train`; backbone weights go into the config as model.backbone.weights"
         )
     misfit = describe_misfit(checkpoint["state_dict"], model.state_dict())
     if misfit:
@@ -224,6 +222,8 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
             lines = "\n".join(dataset.problems)
             runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
     runner.register_hook(ProgressBarHook())
+    if runner.distributed:
+        runner.register_hook(SyncBuffersHook())
     return runner
 
 
@@ -237,17 +237,46 @@ def _rehearse(runner: Runner) -> None:
     runner.optim_wrapper = configured
 
 
-def _check_classes(dataset: Any, expected: Mapping[str, Any], source: str) -> None:
-    if dataset.metainfo != expected:
+def _check_num_classes(config: Config, dataset: Any) -> None:
+    """Every `num_classes` of the model has to be that of the data set."""
+    found = len(dataset.metainfo["classes"])
+    paths = dict(_settings_called("num_classes", config.model, "model"))
+    wrong = [path for path, value in paths.items() if value != found]
+    if wrong:
         raise TwinsError(
-            f"{dataset.ann_file} has other categories than {source}: "
-            f"{_categories(dataset.metainfo)} instead of {_categories(expected)}; give both the same list"
+            f"{dataset.source} has {found} categories and the model {paths[wrong[0]]} classes: "
+            f"add {' '.join(f'{path}={found}' for path in wrong)}"
         )
 
 
-def _categories(metainfo: Mapping[str, Any]) -> str:
-    pairs = [f"{i} {name}" for i, name in zip(metainfo["category_ids"], metainfo["classes"], strict=True)]
-    return f"{len(pairs)} ({', '.join(pairs[:4])}{', …' if len(pairs) > 4 else ''})"
+def _settings_called(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of every setting of that name within a part of a config."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        if key == name:
+            yield f"{path}.{key}", value
+        else:
+            yield from _settings_called(name, value, f"{path}.{key}")
+
+
+def _check_classes(dataset: Any, expected: Mapping[str, Any], source: str) -> None:
+    found, wanted = _categories(dataset.metainfo), _categories(expected)
+    if found != wanted:
+        raise TwinsError(
+            f"{dataset.source} has other categories than {source}: "
+            f"{_shortened(found)} instead of {_shortened(wanted)}; give both the same list"
+        )
+
+
+def _categories(metainfo: Mapping[str, Any]) -> list[str]:
+    """The classes, each with the number that files give it."""
+    first = 1 if metainfo.get("reduce_zero_label") else 0
+    ids = metainfo.get("category_ids") or range(first, first + len(metainfo["classes"]))
+    return [f"{i} {name}" for i, name in zip(ids, metainfo["classes"], strict=True)]
+
+
+def _shortened(categories: list[str]) -> str:
+    return f"{len(categories)} ({', '.join(categories[:4])}{', …' if len(categories) > 4 else ''})"
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -1,0 +1,64 @@
+r"""Semantic FPN, svt_small, from scratch on a data set of one's own: here 60 street photos of CamVid, 11 classes.
+
+twins-dense train configs/mmseg/semantic_fpn_svt_small_camvid.py --data-root data/camvid
+
+The folder holds images/{training,validation}/*.png and annotations/{training,validation}/*.png, whose values are 0 for
+what belongs to no class and 1 to 11 for the classes in the order below. For data of your own change the names, the
+suffix and the number of classes. It is sized for two CPU cores: crops of 192, batches of 6, 800 iterations.
+"""
+
+_base_ = "_base_/semantic_fpn_80k.py"
+
+_DATASET = dict(
+    type="twins_dense.SegmentationDataset",
+    data_root="data/camvid",
+    img_suffix=".png",
+    seg_map_suffix=".png",
+    reduce_zero_label=True,
+    metainfo=dict(
+        classes=(
+            *("sky", "building", "pole", "road", "pavement", "tree"),
+            *("sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
+        ),
+    ),
+)
+model = dict(
+    data_preprocessor=dict(size=(192, 192)),
+    backbone=dict(variant="svt_small", window_padding="mask", drop_path_rate=0.0),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+    decode_head=dict(num_classes=11),
+)
+train_dataloader = dict(
+    batch_size=6,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        **_DATASET,
+        pipeline=[
+            dict(type="LoadImageFromFile"),
+            dict(type="LoadAnnotations"),
+            dict(type="RandomResize", scale=(480, 360), ratio_range=(0.5, 1.25), keep_ratio=True),
+            dict(type="RandomCrop", crop_size=(192, 192), cat_max_ratio=0.75),
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PhotoMetricDistortion"),
+            dict(type="PackSegInputs"),
+        ],
+    ),
+)
+val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        **_DATASET,
+        pipeline=[dict(type="LoadImageFromFile"), dict(type="LoadAnnotations"), dict(type="PackSegInputs")],
+    ),
+)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=800, val_interval=200)
+optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.01))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type="PolyLR", power=0.9, eta_min=1e-6, begin=50, end=800, by_epoch=False),
+]
+auto_scale_lr = dict(enable=False)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200))
