@@ -201,8 +201,8 @@ def test_report_is_one_readable_line(caplog: pytest.LogCaptureFixture, tmp_path:
         net = fresh_backbone(weights=path)
     num_loaded = len(net.state_dict()) - 8
     assert caplog.messages == [
-        f"{path} (a custom Twins with dims (8, 12, 20, 28) and depths (2, 2, 3, 2)): {num_loaded} parameters loaded, "
-        "8 freshly initialised (norm_list.*), 4 dropped (head.*, norm.*)"
+        f"{path} (a custom Twins with dims (8, 12, 20, 28) and depths (2, 2, 3, 2), official names): "
+        f"{num_loaded} parameters loaded, 8 freshly initialised (norm_list.*), 4 dropped (head.*, norm.*)"
     ]
 
 

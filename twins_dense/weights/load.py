@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import TwinsError
-from .keymap import describe, to_official, unwrap
+from ..spec import TwinsSpec
+from .keymap import NormEps, RecognisedState, recognise, unwrap
 
 _SHOWN = 3
 
@@ -27,36 +28,29 @@ class LoadReport:
     Attributes:
         source: the file.
         variant: what the checkpoint was recognised as.
+        format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
         loaded: parameters that now hold the checkpoint's values.
-        initialised: parameters that the checkpoint lacks and that keep their fresh values (`norm_list.*`).
-        dropped: entries of the checkpoint that this model has no use for (`head.*`, `norm.*`, unbuilt stages).
+        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none.
+        dropped: entries of the checkpoint that this model has no use for: `head.*`, `norm.*`, unbuilt stages, and
+            what stands around the backbone of a dense model (`decode_head.*`).
+        norm_eps: where the project of that format computes LayerNorm with another epsilon than this model: which.
     """
 
     source: str
     variant: str
+    format: str
     loaded: tuple[str, ...]
     initialised: tuple[str, ...]
     dropped: tuple[str, ...]
+    norm_eps: str
 
     def __str__(self) -> str:
         return (
-            f"{self.source} ({self.variant}): {len(self.loaded)} parameters loaded, "
+            f"{self.source} ({self.variant}, {self.format} names): {len(self.loaded)} parameters loaded, "
             f"{len(self.initialised)} freshly initialised{_listed(self.initialised)}, "
             f"{len(self.dropped)} dropped{_listed(self.dropped)}"
+            + (f"; {self.format} computes with LayerNorm {self.norm_eps}" if self.norm_eps else "")
         )
-
-
-def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Read a `.safetensors` or torch checkpoint and return its state dict under official names.
-
-    Raises:
-        TwinsError: for a missing, truncated, unsafe or foreign file.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        return to_official(unwrap(checkpoint))
-    except TwinsError as error:
-        raise TwinsError(f"weights {str(path)!r}: {error}") from None
 
 
 def read_checkpoint(path: str | PathLike[str]) -> Any:
@@ -78,26 +72,26 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
     """Load a checkpoint into a backbone or classifier of this package, strictly.
 
-    The file is an official or timm state dict, at the top or under `state_dict`, `model`, `state_dict_ema` or
-    `model_ema`, with or without `module.`, `backbone.` and `bottom_up.` prefixes; it is recognised by its keys.
+    The file holds a state dict of the official code, timm, mmpretrain or mmseg, at the top or under `state_dict`,
+    `model`, `state_dict_ema` or `model_ema`: a backbone, a classifier, or a detector or segmentor around one
+    (`backbone.`, `bottom_up.`). It is recognised by its keys.
 
     Args:
         net: from `create_backbone` or `create_classifier`; unchanged where an error is raised.
         source: a file, or a state dict or checkpoint already in memory.
 
     Returns:
-        What was loaded, freshly initialised (`norm_list.*`: ImageNet checkpoints have none) and dropped
-        (`head.*` and `norm.*` for a backbone, stages after its last level).
+        What was loaded, freshly initialised and dropped.
 
     Raises:
         TwinsError: where a parameter is missing, left over or of another shape; the message shows the first ones.
     """
     if isinstance(source, Mapping):
-        name, state = "state dict", to_official(unwrap(source))
+        name, found = "state dict", recognise(unwrap(source))
     else:
-        name, state = str(source), read_state_dict(source)
-    variant = describe(state)
-    target = net.state_dict()
+        name, found = str(source), _recognise_file(source)
+    state, target = found.model, net.state_dict()
+    spec = getattr(net, "spec", None)
 
     missing = sorted(target.keys() - state.keys())
     # A checkpoint with some level norms is not an ImageNet one, and then none may be missing.
@@ -111,14 +105,21 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         {key: value for key, value in target.items() if key not in initialised},
     )
     if misfit:
-        spec = getattr(net, "spec", None)
         raise TwinsError(
-            f"weights {name!r}: this is {variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
+            f"weights {name!r}: this is {found.variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
             f"{misfit}. Give weights of the model's variant and kind"
         )
     loaded = sorted(target.keys() & state.keys())
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
-    return LoadReport(name, variant, tuple(loaded), tuple(initialised), tuple(dropped))
+    return LoadReport(
+        name,
+        found.variant,
+        found.format,
+        tuple(loaded),
+        tuple(initialised),
+        (*dropped, *sorted(found.companions)),
+        "" if spec is None else _norm_eps_differences(found.norm_eps, spec),
+    )
 
 
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
@@ -134,6 +135,23 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
         return ""
     more = "; …" if len(problems) > _SHOWN else ""
     return f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
+
+
+def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
+    checkpoint = read_checkpoint(path)
+    try:
+        return recognise(unwrap(checkpoint))
+    except TwinsError as error:
+        raise TwinsError(f"weights {str(path)!r}: {error}") from None
+
+
+def _norm_eps_differences(theirs: NormEps, spec: TwinsSpec) -> str:
+    ours = NormEps(spec.norm_eps, spec.reduction_norm_eps, spec.reduction_norm_eps)
+    return ", ".join(
+        f"eps {their_eps:g} in {place.replace('_', ' ')} (here {our_eps:g})"
+        for place, their_eps, our_eps in zip(NormEps._fields, theirs, ours, strict=True)
+        if their_eps != our_eps
+    )
 
 
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
