@@ -8,6 +8,7 @@ import pytest
 import torch
 from detection_fixtures import tiny_run, toy_data  # noqa: F401  (fixtures, shared by several files)
 from hypothesis import settings
+from segmentation_fixtures import label_data, segmentation_run  # noqa: F401
 
 pytest.register_assert_rewrite("contracts")
 

@@ -29,7 +29,8 @@ class DumpHook(Hook):
         self.images = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.images.append([sample.image_id for sample in data_batch["data_samples"]])
+        samples = [sample.metainfo for sample in data_batch["data_samples"]]
+        self.images.append([meta.get("image_id", meta.get("img_path")) for meta in samples])
 
     def after_train(self, runner):
         model = getattr(runner.model, "module", runner.model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +57,18 @@ def assert_close(found: dict[str, np.ndarray], path: Path) -> None:
                 assert np.abs(found[key] - golden[key]).max() <= TOLERANCE * scale, key
 
 
+def golden_arrays(names: Sequence[str], levels: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    """What the files hold of a pyramid of one image."""
+    found = {}
+    for name, level in zip(names, levels, strict=True):
+        x = level[0].numpy()
+        every_cell = name in ("c4", "c5") and x.shape[1] * x.shape[2] < 2000
+        found[f"{name}_shape"] = np.array(x.shape)
+        found[f"{name}_mean"] = x.mean((1, 2))
+        found[f"{name}_sample"] = x[::3] if every_cell else x[::7, ::3, ::3]
+    return found
+
+
 @pytest.mark.parametrize("path", CLASSIFIER_FILES, ids=lambda path: path.stem)
 @torch.no_grad()
 def test_classifier(path: Path) -> None:
@@ -76,14 +88,7 @@ def test_dense(path: Path, dense_weights: dict[str, dict[str, Tensor]]) -> None:
     net = without_initialisation(lambda: td.create_backbone(variant, window_padding=WINDOW_PADDING[kind])).eval()
     report = td.load_weights(net, dense_weights[variant])
     assert report.variant == variant and not report.initialised
-    found = {}
-    for name, level in zip(net.pyramid.names, net(formula_image(height, width)), strict=True):
-        x = level[0].numpy()
-        every_cell = name in ("c4", "c5") and x.shape[1] * x.shape[2] < 2000
-        found[f"{name}_shape"] = np.array(x.shape)
-        found[f"{name}_mean"] = x.mean((1, 2))
-        found[f"{name}_sample"] = x[::3] if every_cell else x[::7, ::3, ::3]
-    assert_close(found, path)
+    assert_close(golden_arrays(net.pyramid.names, net(formula_image(height, width))), path)
 
 
 def test_the_files_tell_the_window_paddings_apart() -> None:

@@ -5,7 +5,7 @@ from .classifier import TwinsClassifier, create_classifier
 from .errors import TwinsError
 from .pyramid import PyramidSpec
 from .spec import StageSpec, TwinsSpec, get_spec, list_variants
-from .weights import LoadReport, convert_state_dict, load_weights
+from .weights import LoadReport, convert_state_dict, load_segmentor, load_weights
 
 __version__ = "0.1.0"
 
@@ -22,5 +22,6 @@ __all__ = [
     "create_classifier",
     "get_spec",
     "list_variants",
+    "load_segmentor",
     "load_weights",
 ]

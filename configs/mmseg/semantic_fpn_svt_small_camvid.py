@@ -20,6 +20,11 @@ _DATASET = dict(
             *("sky", "building", "pole", "road", "pavement", "tree"),
             *("sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
         ),
+        # Red, green, blue of each class in pictures; without a palette, colours are drawn at random.
+        palette=[
+            *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
+            *([192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]),
+        ],
     ),
 )
 model = dict(

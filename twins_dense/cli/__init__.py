@@ -9,7 +9,7 @@ import click
 
 from ..errors import TwinsError
 
-_VERBS = ("demo", "train", "eval", "predict", "info", "benchmark")
+_VERBS = ("demo", "train", "eval", "predict", "check-data", "info", "benchmark")
 
 
 class _Verbs(click.Group):
@@ -21,7 +21,7 @@ class _Verbs(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _VERBS:
             return None
-        return importlib.import_module(f".{name}", __name__).command
+        return importlib.import_module(f".{name.replace('-', '_')}", __name__).command
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -14,6 +14,7 @@ import click
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--work-dir", help="Where results go.  [default: work_dirs/CONFIG'S NAME_eval/TIME]")
+@click.option("--tta", is_flag=True, help="Average over several sizes and flips; segmentation only.")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
 def command(
@@ -21,17 +22,20 @@ def command(
     checkpoint: str,
     overrides: tuple[str, ...],
     work_dir: str | None,
+    tta: bool,
     data_root: str | None,
     skip_bad: bool,
 ) -> None:
     """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
 
+    CHECKPOINT may also be a segmentor that mmsegmentation or the official repository has published.
     Where the config names no test data, its validation data serves, and KEY=VALUE may change that.
     The work directory gets metrics.json, the resolved config and a folder with the log.
 
     \b
     Examples:
       twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
+      twins-dense eval configs/mmseg/upernet_svt_small_160k.py CHECKPOINT --tta
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
     """
     from ..engines import engine_of
@@ -43,7 +47,7 @@ def command(
     if skip_bad:
         engine.set_skip_bad(loaded)
     work_dir = work_dir or str(Path("work_dirs") / f"{Path(config).stem}_eval" / time.strftime("%Y%m%d_%H%M%S"))
-    metrics = engine.evaluate(loaded, checkpoint, work_dir)
+    metrics = engine.evaluate(loaded, checkpoint, work_dir, tta=tta)
     if os.environ.get("RANK", "0") != "0":  # under torchrun, once is enough
         return
     for name, value in metrics.items():

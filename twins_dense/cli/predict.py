@@ -1,4 +1,4 @@
-"""`twins-dense predict`: detect and draw."""
+"""`twins-dense predict`: detect or segment, and draw."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES... [KEY=VALUE]...")
 @click.option("--out", default="predictions", show_default=True, help="New folder for pictures and predictions.json.")
-@click.option("--score", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Lowest score to show.")
+@click.option("--score", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Lowest score of instances.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unreadable images, and list them.")
 def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, score: float, skip_bad: bool) -> None:
-    """Detect with CHECKPOINT, of a training run of CONFIG, on IMAGES: files, folders (with subfolders) and globs.
+    """Detect or segment with CHECKPOINT, of a training run of CONFIG, on IMAGES: files, folders (with subfolders) and
+    globs.
 
-    Photos are turned upright as their EXIF orientation says; boxes and masks count pixels of the upright picture.
-    Writes a picture with boxes, masks, names and scores for each image, and predictions.json: for each image its file,
-    size and detections as in a COCO results file, with the class name.
+    Photos are turned upright as their EXIF orientation says; pixels are those of the upright picture.
+    Writes a picture for each image, and predictions.json with its file, size and what was found. Detectors draw boxes,
+    masks, names and scores, and list detections as in a COCO results file, with the class name. Segmentors tint the
+    image, write its labels as a PNG with the data set's values, and once legend.png with the colours of the classes.
 
     \b
     Examples:
@@ -54,19 +56,24 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         array = read_image(file, upright=True)
-        detections, drawn = predictor(array)
+        found = predictor(array)
         target = folder / (file.parent.resolve() / file.name).relative_to(root).with_suffix(file.suffix + ".jpg")
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn).save(target, quality=92)
+        Image.fromarray(found.picture).save(target, quality=92)
         height, width = array.shape[:2]
-        results.append(
-            {"file": str(file), "picture": str(target), "height": height, "width": width, "detections": detections}
-        )
+        result = {"file": str(file), "picture": str(target), "height": height, "width": width, **found.facts}
+        if found.labels is not None:
+            result["labels"] = str(target.with_suffix(".png"))
+            Image.fromarray(found.labels).save(result["labels"])
+        results.append(result)
+    if predictor.legend is not None:
+        Image.fromarray(predictor.legend).save(folder / "legend.png")
     write_atomically(folder / "predictions.json", json.dumps(results, indent=1).encode() + b"\n")
     for line in left_out:
         click.echo(f"left out: {line}", err=True)
-    count = sum(len(result["detections"]) for result in results)
-    click.echo(f"{count} instances in {len(results)} images: {folder} holds the pictures and predictions.json")
+    instances = [instance for result in results for instance in result.get("detections", ())]
+    what = f"{len(instances)} instances in " if predictor.legend is None else ""
+    click.echo(f"{what}{len(results)} images: {folder} holds the pictures and predictions.json")
 
 
 def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]:

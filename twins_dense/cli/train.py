@@ -12,18 +12,26 @@ import click
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--work-dir", help="Where the run goes.  [default: work_dirs/CONFIG'S NAME]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work directory.")
+@click.option("--amp", is_flag=True, help="Train in mixed precision (bfloat16).")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
 def command(
-    config: str, overrides: tuple[str, ...], work_dir: str | None, resume: bool, data_root: str | None, skip_bad: bool
+    config: str,
+    overrides: tuple[str, ...],
+    work_dir: str | None,
+    resume: bool,
+    amp: bool,
+    data_root: str | None,
+    skip_bad: bool,
 ) -> None:
     """Train CONFIG, an MMEngine config file, with values overridden by KEY=VALUE.
 
-    The work directory gets the resolved config, a checkpoint an epoch, metrics.json and a folder with the log.
+    The work directory gets the resolved config, checkpoints, metrics.json and a folder with the log.
 
     \b
     Examples:
       twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco --skip-bad
+      twins-dense train configs/mmseg/upernet_svt_small_160k.py model.backbone.weights=alt_gvt_small.pth --amp
       twins-dense train configs/torchvision/retinanet_svt_base_3x.py model.backbone.weights=alt_gvt_base.pth
       twins-dense train CONFIG train_dataloader.batch_size=4 optim_wrapper.optimizer.lr=1e-4 --work-dir runs/a
       twins-dense train CONFIG --work-dir runs/a --resume
@@ -33,6 +41,8 @@ def command(
 
     engine = engine_of(config)
     loaded = engine.load_config(config, overrides)
+    if amp:
+        engine.set_amp(loaded)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)
     if skip_bad:

@@ -1,12 +1,14 @@
-"""Boxes, masks, names and scores drawn on images."""
+"""Boxes, masks, names, scores and classes drawn on images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
@@ -56,3 +58,38 @@ def draw_instances(
         font=findfont("DejaVu Sans"),  # comes with matplotlib
         font_size=max(8, side // 30),
     )
+
+
+def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Tint every pixel with the colour of its class.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        classes: (H, W), indices into `palette`.
+        palette: (R, G, B) in 0..255 a class.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+    """
+    colors = np.asarray(palette, dtype=np.uint16)[classes]
+    return ((image + colors) // 2).astype(np.uint8)
+
+
+def draw_legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], first_value: int) -> np.ndarray:
+    """A picture of each class's colour, its value in label files and its name, in columns of 30.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+    """
+    row, swatch, rows = 22, 32, 30
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 14)
+    texts = [f"{value} {name}" for value, name in enumerate(class_names, first_value)]
+    width = swatch + 24 + round(max(font.getlength(text) for text in texts))
+    size = (width * -(-len(texts) // rows), row * min(rows, len(texts)) + 8)
+    legend = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(legend)
+    for index, (text, color) in enumerate(zip(texts, palette, strict=True)):
+        left, top = index // rows * width + 8, index % rows * row + 4
+        draw.rectangle((left, top + 3, left + swatch - 8, top + row - 4), fill=tuple(color), outline="black")
+        draw.text((left + swatch, top + 2), text, fill="black", font=font)
+    return np.asarray(legend)

@@ -30,8 +30,6 @@ class SegmentationDataset(datasets.BaseSegDataset):
         self.skip_bad = skip_bad
         self.problems: tuple[str, ...] = ()
         super().__init__(*arguments, **options)
-        if not self._metainfo.get("classes"):
-            raise TwinsError("the data set has no classes: name them, dataset.metainfo=dict(classes=(…))")
 
     @property
     def source(self) -> str:
@@ -59,6 +57,8 @@ class SegmentationDataset(datasets.BaseSegDataset):
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """As in mmseg, for folders and files that exist."""
+        if not self._metainfo.get("classes"):
+            raise TwinsError(f"the data set {self.source} has no classes: name them in metainfo=dict(classes=(…))")
         paths = [self.data_prefix.get("img_path"), self.data_prefix.get("seg_map_path"), self.ann_file or None]
         for path in filter(None, paths):
             if not os.path.exists(path):

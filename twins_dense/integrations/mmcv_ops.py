@@ -18,7 +18,9 @@ from torchvision.ops import sigmoid_focal_loss as focal_loss_of_targets
 def stand_in() -> None:
     """Put this module in the place of `mmcv.ops`, unless the real one is there."""
     if importlib.util.find_spec("mmcv._ext") is None:
-        sys.modules["mmcv.ops"] = sys.modules[__name__]
+        import mmcv
+
+        mmcv.ops = sys.modules["mmcv.ops"] = sys.modules[__name__]
 
 
 def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **options: Any) -> Tensor:

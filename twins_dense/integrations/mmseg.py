@@ -25,6 +25,14 @@ from mmseg.registry import DATASETS, MODELS  # noqa: E402
 
 from ..data.segmentation import ADE20KDataset, SegmentationDataset  # noqa: E402
 
+# What mmseg warns of in its own use of itself, and of a setting that the published recipes have.
+for message in (
+    "``build_loss`` would be deprecated",
+    "Default ``avg_non_ignore`` is False",
+    "The shape of value will convert from",
+):
+    warnings.filterwarnings("ignore", message, UserWarning)
+
 # Children of mmseg's registries, which find by `twins_dense.NAME` what is in them.
 _models = Registry("model", parent=MODELS, scope="twins_dense")
 _datasets = Registry("dataset", parent=DATASETS, scope="twins_dense")

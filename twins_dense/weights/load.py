@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import TwinsError
 from ..spec import TwinsSpec
-from .keymap import NormEps, RecognisedState, recognise, unwrap
+from .keymap import NormEps, RecognisedState, convert, recognise, unwrap
 
 _SHOWN = 3
 
@@ -120,6 +120,43 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         (*dropped, *sorted(found.companions)),
         "" if spec is None else _norm_eps_differences(found.norm_eps, spec),
     )
+
+
+def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
+    """Load a whole segmentor into one with a Twins `backbone` of this package, strictly.
+
+    The checkpoint is mmseg's, whose backbone has other names, the official repository's, or of a run of ours. The way
+    back is `convert_state_dict(model.state_dict(), to="mmseg")`.
+
+    Raises:
+        TwinsError: where it is of another model; the message shows the first entries that don't fit.
+    """
+    if isinstance(source, Mapping):
+        state, report = fit_segmentor(model, source, "state dict")
+    else:
+        state, report = fit_segmentor(model, read_checkpoint(source), str(source))
+    model.load_state_dict(state)
+    return report
+
+
+def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[str, Any], LoadReport]:
+    """What `load_segmentor` loads, under the names of the model, and its report; `name` is for messages."""
+    try:
+        found = recognise(unwrap(checkpoint))
+        conversion = convert(unwrap(checkpoint), to="official", task="segmentor")
+    except TwinsError as error:
+        raise TwinsError(f"weights {name!r}: {error}") from None
+    misfit = describe_misfit(conversion.state, model.state_dict())
+    spec = getattr(model.backbone, "spec", None)
+    if misfit:
+        raise TwinsError(
+            f"weights {name!r}: this is a segmentor with {found.variant}, the model has "
+            f"{getattr(spec, 'name', type(model.backbone).__name__)}; {misfit}. "
+            "Give the config and overrides of its model"
+        )
+    differences = "" if spec is None else _norm_eps_differences(found.norm_eps, spec)
+    loaded = tuple(sorted(conversion.state))
+    return conversion.state, LoadReport(name, found.variant, found.format, loaded, (), conversion.dropped, differences)
 
 
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:

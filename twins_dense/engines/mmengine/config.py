@@ -67,6 +67,11 @@ def set_skip_bad(config: Config) -> None:
         dataset.skip_bad = True
 
 
+def set_amp(config: Config) -> None:
+    """Let a config train in mixed precision, in bfloat16."""
+    config.optim_wrapper = {**config.optim_wrapper, "type": "AmpOptimWrapper", "dtype": "bfloat16"}
+
+
 def _datasets(config: Config) -> Iterator[Any]:
     return (config[name].dataset for name in _DATALOADERS if config.get(name) is not None)
 

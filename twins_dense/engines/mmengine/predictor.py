@@ -1,9 +1,8 @@
-"""Detect on single images with a trained config."""
+"""Detect on single images with a trained config, or segment them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,9 @@ from mmengine.structures import BaseDataElement
 
 from ...data.coco_metric import coco_detections
 from ...data.draw import draw_instances
+from ..prediction import Prediction
 from .runner import load_model
+from .segmentation import SegmentationPredictor
 
 
 class DetectionPredictor:
@@ -27,17 +28,14 @@ class DetectionPredictor:
         TwinsError: where the config or the checkpoint can't be used.
     """
 
+    legend = None  # the picture has the names
+
     def __init__(self, config: Config, checkpoint: str | Path, score: float) -> None:
         self.model, self.meta = load_model(config, checkpoint)
         self.model.set_score_threshold(score)  # type: ignore[operator]
 
-    def __call__(self, image: np.ndarray) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """Detect on a uint8 RGB (H, W, 3) image.
-
-        Returns:
-            The detections as in a COCO results file, with `category` (the class's name) instead of `image_id`; and
-            the image with boxes, masks, names and scores, uint8 RGB (H, W, 3).
-        """
+    def __call__(self, image: np.ndarray) -> Prediction:
+        """Detect on a uint8 RGB (H, W, 3) image; the picture has boxes, masks, names and scores."""
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         height, width = image.shape[:2]
         sample = BaseDataElement(metainfo={"image_id": 0, "height": height, "width": width})
@@ -51,9 +49,11 @@ class DetectionPredictor:
         for detection, label in zip(detections, found.labels.tolist(), strict=True):
             del detection["image_id"]
             detection["category"] = classes[label]
-        return detections, drawn.permute(1, 2, 0).numpy()
+        return Prediction({"detections": detections}, drawn.permute(1, 2, 0).numpy())
 
 
-def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor:
-    """What `twins-dense predict` calls on each image."""
+def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor | SegmentationPredictor:
+    """What `twins-dense predict` calls on each image; `score` is for detectors."""
+    if config.get("default_scope") == "mmseg":
+        return SegmentationPredictor(config, checkpoint)
     return DetectionPredictor(config, checkpoint, score)

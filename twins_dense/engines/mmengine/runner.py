@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.config import Config
@@ -26,8 +26,8 @@ from torch import nn
 
 from ...errors import TwinsError
 from ...files import write_atomically
-from ...weights import describe_misfit, read_checkpoint
-from .hooks import ProgressBarHook, SyncBuffersHook
+from ...weights import describe_misfit, fit_segmentor, read_checkpoint
+from .hooks import InitialStateHook, ProgressBarHook, SyncBuffersHook, plain_numbers
 
 
 def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runner:
@@ -59,6 +59,7 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
     config.work_dir = str(work_dir)
     config.resume = resume
     _prepare(config)
+    initial = None
     if resume:
         # By its name, because the folder may have been moved since.
         last = work_dir / Path(pointer.read_text().strip()).name
@@ -67,7 +68,7 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         if is_main_process():
             write_atomically(pointer, str(last).encode())
     elif config.get("load_from"):
-        _fitting_checkpoint(config, config.load_from)
+        initial = _fitting_checkpoint(config, config.load_from)["state_dict"]
     with _one_line(config), _silence():
         MODELS.build(copy.deepcopy(config.model))
     datasets = _build_datasets(config, "train", "val")
@@ -77,13 +78,17 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         _check_classes(dataset, train_set.metainfo, "the training data")
     with _one_line(config):
         runner = _build_runner(config, datasets)
+        if initial is not None:
+            runner.register_hook(InitialStateHook(initial))
         _rehearse(runner)
     runner.train()
     return runner
 
 
-def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> dict[str, float]:
+def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path, *, tta: bool = False) -> dict[str, float]:
     """Evaluate a checkpoint of a training run on the config's test data, or validation data where it names none.
+
+    With `tta`, predictions are averaged over the sizes and flips of the config's `tta_pipeline`.
 
     Returns:
         The metrics, which also stand in `work_dir/metrics.json`.
@@ -97,17 +102,23 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
     config.work_dir = str(work_dir)
     config.load_from, config.resume = None, False
     for part in ("dataloader", "evaluator", "cfg"):
-        config.setdefault(f"test_{part}", config.get(f"val_{part}"))
+        config[f"test_{part}"] = test_part(config, part)
+    if tta and config.get("tta_model") is None:
+        raise TwinsError(f"config {str(config.filename)!r} has no tta_model: evaluate it without --tta")
     _prepare(config)
     _drop_initial_weights(config)
     state = _fitting_checkpoint(config, checkpoint)
     meta = state["meta"]
+    if tta:
+        config.test_dataloader.dataset.pipeline = config.tta_pipeline
+        config.model = {**config.tta_model, "module": config.model}
     datasets = _build_datasets(config, "test")
-    _check_classes(datasets["test"], meta["dataset_meta"], f"checkpoint {str(checkpoint)!r}")
+    _check_classes(datasets["test"], _dataset_meta(meta), f"checkpoint {str(checkpoint)!r}")
     with _one_line(config):
         runner = _build_runner(config, datasets)
-    _unwrapped(runner.model).load_state_dict(state["state_dict"])
-    metrics = {name: float(value) for name, value in runner.test().items()}
+    model = _unwrapped(runner.model)
+    (model.get_submodule("module") if tta else model).load_state_dict(state["state_dict"])
+    metrics = plain_numbers(runner.test())
     if is_main_process():
         position = {key: meta[key] for key in ("epoch", "iter") if key in meta}
         content = {"checkpoint": str(checkpoint), **position, "metrics": metrics}
@@ -115,11 +126,11 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
     """The model of a config with a training run's weights, in eval mode on the GPU if there is one, else the CPU.
 
     Returns:
-        The model and the metadata of its data set (`classes`, `category_ids`), which the checkpoint carries.
+        The model and the metadata of its data set that the checkpoint carries (`classes`, `category_ids`, …).
     """
     _prepare(config)
     _drop_initial_weights(config)
@@ -127,7 +138,29 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[
         model = MODELS.build(config.model)
         state = _read_fitting(model, checkpoint)
     model.load_state_dict(state["state_dict"])
-    return model.to(get_device()).eval(), state["meta"]["dataset_meta"]
+    return model.to(get_device()).eval(), _dataset_meta(state["meta"])
+
+
+def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
+    """The config's part for testing, or for validation where it has none."""
+    return config.get(f"test_{part}") or config.get(f"val_{part}")
+
+
+def check_data(config: Config) -> Iterator[str]:
+    """Build the data sets of a config one by one, which checks their files, and tell what each holds.
+
+    Raises:
+        TwinsError: at the first that can't be used.
+    """
+    _prepare(config)
+    for split in ("train", "val", "test"):
+        loader = config.get(f"{split}_dataloader")
+        if loader is not None and not (split == "test" and loader == config.get("val_dataloader")):
+            dataset = _build_datasets(config, split)[split]
+            left_out = f", left out {len(dataset.problems)}" if dataset.problems else ""
+            num_classes = len(dataset.metainfo["classes"])
+            yield f"{split}: {dataset.source}: {len(dataset)} images, {num_classes} classes{left_out}"
+            yield from dataset.problems
 
 
 def _checked_folder(work_dir: str | Path) -> Path:
@@ -178,8 +211,10 @@ def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
     """The checkpoint of a training run of this config's model, checked before MMEngine reads it, which is lenient."""
     rehearsal = copy.deepcopy(config)
     _drop_initial_weights(rehearsal)
-    with _one_line(config), _silence():
-        return _read_fitting(MODELS.build(rehearsal.model), path)
+    with _one_line(config):
+        with _silence():
+            model = MODELS.build(rehearsal.model)
+        return _read_fitting(model, path)
 
 
 def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -190,12 +225,21 @@ def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
             "`twins-dense train`; backbone weights go into the config as model.backbone.weights"
         )
     misfit = describe_misfit(checkpoint["state_dict"], model.state_dict())
-    if misfit:
+    if misfit and hasattr(model, "decode_head"):  # a published segmentor has other names
+        checkpoint["state_dict"], report = fit_segmentor(model, checkpoint, str(path))
+        print_log(f"Checkpoint {report}", "current")
+    elif misfit:
         raise TwinsError(
             f"checkpoint {str(path)!r} is of another model; {misfit}. "
             "Give the config and overrides that it was trained with"
         )
     return checkpoint
+
+
+def _dataset_meta(meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a checkpoint says of its data set; mmsegmentation's before 1.0 have it under other names, or not at all."""
+    old = {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
+    return meta.get("dataset_meta") or {name: value for name, value in old.items() if value is not None}
 
 
 def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
@@ -260,7 +304,10 @@ def _settings_called(name: str, node: Any, path: str) -> Iterator[tuple[str, Any
 
 
 def _check_classes(dataset: Any, expected: Mapping[str, Any], source: str) -> None:
-    found, wanted = _categories(dataset.metainfo), _categories(expected)
+    if "classes" not in expected:
+        return
+    found = _categories(dataset.metainfo)
+    wanted = _categories({"reduce_zero_label": dataset.metainfo.get("reduce_zero_label"), **expected})
     if found != wanted:
         raise TwinsError(
             f"{dataset.source} has other categories than {source}: "
