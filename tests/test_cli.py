@@ -25,7 +25,7 @@ from pycocotools import mask as mask_utils
 import twins_dense as td
 from twins_dense.cli import main
 
-VERBS = ("demo", "train", "eval", "predict", "info", "benchmark")
+VERBS = ("demo", "train", "eval", "predict", "check-data", "info", "benchmark")
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..errors import TwinsError
 from .coco import NUM_THREADS, UNREADABLE, check_image
 
 # EXIF orientations that swap height and width; mmcv turns images upright when it reads them.
 _LYING = (5, 6, 7, 8)
 _SHOWN = 5
+# Of the challenge's archive, and what is in it.
+_ADE20K = "ADEChallengeData2016"
+_ADE20K_IMAGES = {"training": 20210, "validation": 2000}
+_ADE20K_CLASSES = 150
 
 
 @dataclass(frozen=True, order=True)
@@ -61,6 +69,53 @@ def summarise(problems: Sequence[Problem]) -> Iterator[str]:
         files = [f"{problem.file}{problem.detail and f' ({problem.detail})'}" for problem in group]
         more = ", …" if len(files) > _SHOWN else ""
         yield f"{len(files)} × {kind}: {', '.join(files[:_SHOWN])}{more}"
+
+
+def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapping[str, int] = _ADE20K_IMAGES) -> Path:
+    """Unpack the challenge's archive into `out_dir`, unless that is done, and check what is there.
+
+    Args:
+        archive: ADEChallengeData2016.zip.
+        out_dir: gets the folder ADEChallengeData2016, whole or not at all.
+        num_images: of each split.
+
+    Returns:
+        The folder, which is the `data_root` of the configs.
+
+    Raises:
+        TwinsError: for an archive that is broken or another one, and for missing or wrong images and labels.
+    """
+    folder = Path(out_dir) / _ADE20K
+    if not folder.exists():
+        _unpack(Path(archive), folder)
+    for split, expected in num_images.items():
+        images = sorted((folder / "images" / split).glob("*.jpg"))
+        if len(images) != expected:
+            raise TwinsError(
+                f"{folder / 'images' / split} holds {len(images)} images instead of {expected}: "
+                "remove the folder and unpack the archive again"
+            )
+        pairs = [(str(image), str(folder / "annotations" / split / f"{image.stem}.png")) for image in images]
+        problems = [problem for problem in find_problems(pairs, range(_ADE20K_CLASSES + 1)) if problem is not None]
+        if problems:
+            raise TwinsError(f"{folder}: {'; '.join(summarise(problems))}. Fetch and unpack the archive again")
+    return folder
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    if not archive.is_file():
+        raise TwinsError(f"archive {str(archive)!r}: no such file; datasets/README.md says where to get it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with TemporaryDirectory(dir=folder.parent) as temporary, zipfile.ZipFile(archive) as opened:
+            members = [name for name in opened.namelist() if name.startswith(f"{_ADE20K}/")]
+            if not members:
+                raise TwinsError(f"archive {str(archive)!r} holds no folder {_ADE20K}: give the challenge's archive")
+            for name in tqdm(members, desc="unpacking", unit=" files", disable=None):
+                opened.extract(name, temporary)
+            (Path(temporary) / _ADE20K).replace(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise TwinsError(f"archive {str(archive)!r} is broken ({error}): fetch it again") from None
 
 
 def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
