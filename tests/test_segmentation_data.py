@@ -281,3 +281,10 @@ class TestCheckData:
             TwinsError, match=r"3 categories and the model 7 classes: add model.decode_head.num_classes=3"
         ):
             engine.train(config, tmp_path / "work")
+
+    def test_mmseg_s_own_data_sets_are_not_checked(self, data: Path, tmp_path: Path) -> None:
+        config = write_config(tmp_path / "c.py", data)
+        text = config.read_text().replace("twins_dense.SegmentationDataset", "mmseg.BaseSegDataset")
+        config.write_text(text.replace("    skip_bad=False,\n", ""))
+        line = assert_error(twins("train", config, "--work-dir", tmp_path / "work"))
+        assert "'mmseg.BaseSegDataset' doesn't check its files: use" in line

@@ -59,6 +59,18 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale_factor=ratio) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [dict(type="LoadAnnotations")],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
 train_cfg = dict(max_iters=800, val_interval=200)
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.01))
 param_scheduler = [

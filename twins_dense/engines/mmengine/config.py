@@ -69,7 +69,7 @@ def set_skip_bad(config: Config) -> None:
 
 def set_amp(config: Config) -> None:
     """Let a config train in mixed precision, in bfloat16."""
-    config.optim_wrapper = {**config.optim_wrapper, "type": "AmpOptimWrapper", "dtype": "bfloat16"}
+    config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
 
 
 def _datasets(config: Config) -> Iterator[Any]:

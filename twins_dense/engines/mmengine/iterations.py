@@ -34,15 +34,15 @@ class SeededInfiniteSampler(InfiniteSampler):
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """MMEngine's IterBasedTrainLoop for a `SeededInfiniteSampler`, without reading again what has been trained on.
+    """MMEngine's IterBasedTrainLoop, which with a `SeededInfiniteSampler` doesn't read again what was trained on.
 
     MMEngine's own loads and augments every batch up to the iteration that it resumes at.
     """
 
     def run(self) -> None:
         """Train to the last iteration."""
-        if self.iter:
-            sampler = self.dataloader.sampler
+        sampler = self.dataloader.sampler
+        if self.iter and isinstance(sampler, SeededInfiniteSampler):
             sampler.start = self.iter * self.dataloader.batch_size * sampler.world_size
             # The base class asks for the batches of all iterations so far, and throws them away.
             self.dataloader_iterator = chain(repeat(None, self.iter), iter(self.dataloader))

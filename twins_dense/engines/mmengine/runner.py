@@ -247,11 +247,18 @@ def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
     if config.get(f"{splits[0]}_dataloader") is None:
         raise TwinsError(f"config {str(config.filename)!r} has no {splits[0]}_dataloader: it can't be run without data")
     with _one_line(config):
-        return {
+        datasets = {
             split: DATASETS.build(copy.deepcopy(config[f"{split}_dataloader"].dataset))
             for split in splits
             if config.get(f"{split}_dataloader") is not None
         }
+        for split, dataset in datasets.items():
+            if not hasattr(dataset, "problems"):
+                raise TwinsError(
+                    f"{split}_dataloader.dataset.type={config[f'{split}_dataloader'].dataset.type!r} doesn't check its "
+                    "files: use CocoDetectionDataset, twins_dense.SegmentationDataset or a subclass of one"
+                )
+    return datasets
 
 
 def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
