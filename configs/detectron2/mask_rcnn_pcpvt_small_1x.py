@@ -9,3 +9,4 @@ Not trained by us yet: no score to expect and no duration measured.
 from .common.mask_rcnn_1x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.net.variant = "pcpvt_small"
+train.output_dir = "work_dirs/detectron2/mask_rcnn_pcpvt_small_1x"

@@ -9,3 +9,4 @@ Not trained by us yet: no score to expect and no duration measured.
 from .common.mask_rcnn_3x import dataloader, lr_multiplier, model, optimizer, train
 
 model.backbone.bottom_up.net.variant = "svt_large"
+train.output_dir = "work_dirs/detectron2/mask_rcnn_svt_large_3x"

@@ -10,3 +10,4 @@ from .common.retinanet_1x import dataloader, lr_multiplier, model, optimizer, tr
 
 model.backbone.bottom_up.net.variant = "pcpvt_large"
 model.backbone.top_block.in_channels = 512
+train.output_dir = "work_dirs/detectron2/retinanet_pcpvt_large_1x"

@@ -59,9 +59,14 @@ def is_first_process() -> bool:
 
 
 def main() -> None:
-    """Run the command line; exit code 2 for what the user can mend, with one line that says how."""
+    """Run the command line."""
+    run(lambda: group(standalone_mode=False))
+
+
+def run(program: Callable[[], object]) -> None:
+    """Run a program of the command line; exit code 2 for what the user can mend, with one line that says how."""
     try:
-        group(standalone_mode=False)
+        program()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

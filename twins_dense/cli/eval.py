@@ -15,7 +15,7 @@ from . import is_first_process, launch_options
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where results go.  [default: work_dirs/CONFIG'S NAME_eval/TIME]")
+@click.option("--work-dir", help="Where results go.  [default: that of training + _eval/TIME]")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
 @launch_options
@@ -47,7 +47,8 @@ def command(
         engine.set_data_root(loaded, data_root)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    work_dir = work_dir or str(Path("work_dirs") / f"{Path(config).stem}_eval" / time.strftime("%Y%m%d_%H%M%S"))
+    run = engine.default_work_dir(loaded)
+    work_dir = work_dir or str(run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S"))
     metrics = engine.evaluate(loaded, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
     if not is_first_process():
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from . import is_first_process, launch_options
 @click.command("train")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where the run goes.  [default: work_dirs/CONFIG'S NAME]")
+@click.option("--work-dir", help="Where the run goes.  [default: as the config says, or work_dirs/CONFIG'S NAME]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work directory.")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
@@ -50,7 +49,7 @@ def command(
         engine.set_data_root(loaded, data_root)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
+    work_dir = work_dir or str(engine.default_work_dir(loaded))
     engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in launch.items() if v is not None})
     if is_first_process():
         click.echo(f"done: {work_dir} holds the checkpoints, the log and metrics.json")

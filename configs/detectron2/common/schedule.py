@@ -10,7 +10,7 @@ from twins_dense.integrations.detectron2 import optimizer_params
 ITERATIONS_PER_EPOCH = 7_330
 
 _train = dict(
-    output_dir="work_dirs/detectron2",
+    output_dir=None,  # experiments name theirs
     init_checkpoint="",  # of a whole detector
     seed=0,
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),

@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise TwinsError(str(error)) from None
 
-from .config import load_config, multi_step_lr, set_data_root, set_skip_bad
+from .config import default_work_dir, load_config, multi_step_lr, set_data_root, set_skip_bad
 from .data import build_train_loader, coco_dataset
 from .predictor import load_predictor
 from .trainer import evaluate, train
@@ -18,6 +18,7 @@ from .trainer import evaluate, train
 __all__ = [
     "build_train_loader",
     "coco_dataset",
+    "default_work_dir",
     "evaluate",
     "load_config",
     "load_predictor",

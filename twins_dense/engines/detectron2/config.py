@@ -72,6 +72,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
+def default_work_dir(config: DictConfig) -> Path:
+    """Where a run goes unless it is told: the config's `train.output_dir`."""
+    return Path(config.train.output_dir)
+
+
 def set_data_root(config: DictConfig, data_root: str | Path) -> None:
     """Let both data sets of a config lie in the folder `data_root`."""
     for dataset in _datasets(config, "data_root"):
