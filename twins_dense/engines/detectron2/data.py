@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import tempfile
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_train_loader
+from detectron2.data.transforms import RandomCrop
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...data.coco import CocoData, CocoImage, load_coco, training_images
+from ...data.coco import CocoData, CocoImage, is_instance, load_coco, training_images
 from ...data.coco_metric import complete_ground_truth
 from ...errors import TwinsError, did_you_mean
 from ...integrations.detectron2 import logger
@@ -187,7 +189,7 @@ def build_train_loader(
         raise TwinsError(
             f"dataloader.train.total_batch_size={total_batch_size}: give a multiple of the {world_size} processes"
         )
-    _check_mask_format(dataset, mapper)
+    _check_masks(dataset, mapper)
     is_wide = [record["width"] > record["height"] for record in dataset]
     return build_detection_train_loader(
         _SeededDataset(DatasetFromList(dataset, copy=False), mapper),
@@ -255,13 +257,23 @@ class _SeededDataset(Dataset):
             return self.mapper(self.records[index])
 
 
-def _check_mask_format(dataset: list[dict[str, Any]], mapper: Any) -> None:
-    if not getattr(mapper, "use_instance_mask", False) or mapper.instance_mask_format != "polygon":
+def _check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
+    """What detectron2's mapper would find out in the middle of a run."""
+    if not getattr(mapper, "use_instance_mask", False):
+        return
+    if _crops(mapper.augmentations) and importlib.util.find_spec("shapely") is None:
+        raise TwinsError("detectron2 crops polygons with shapely, which is not installed: pip install shapely")
+    if mapper.instance_mask_format != "polygon":
         return
     for record in dataset:
-        for annotation in record.get("annotations", ()):
-            if not annotation.get("iscrowd", 0) and isinstance(annotation.get("segmentation"), dict):
+        for annotation in filter(is_instance, record.get("annotations", ())):
+            if isinstance(annotation.get("segmentation"), dict):
                 raise TwinsError(
                     f"image {record['file_name']} has a run-length mask, which polygons can't hold: "
                     "add dataloader.train.mapper.instance_mask_format=bitmask"
                 )
+
+
+def _crops(augmentation: Any) -> bool:
+    inner = [*getattr(augmentation, "augs", ()), *filter(None, [getattr(augmentation, "aug", None)])]
+    return isinstance(augmentation, RandomCrop) or any(map(_crops, inner))
