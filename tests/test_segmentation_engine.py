@@ -248,12 +248,12 @@ def test_tta_is_the_average_over_sizes_and_flips(segmentation_run: Run, opiniona
             process(self, data_batch, data_samples)
 
         patch.setattr(IoUMetric, "process", noted)
-        scores = [
-            engine.evaluate(
-                engine.load_config(segmentation_run.config, overrides), opinionated, tmp_path / str(tta), tta=tta
-            )
-            for tta in (False, True)
-        ]
+        scores = []
+        for tta in (False, True):
+            config = engine.load_config(segmentation_run.config, overrides)
+            if tta:
+                engine.set_tta(config)
+            scores.append(engine.evaluate(config, opinionated, tmp_path / str(tta)))
     single, averaged = (labels.squeeze() for labels in found)
     assert not torch.equal(single, averaged)
 
@@ -289,7 +289,7 @@ def test_tta_on_the_command_line(segmentation_run: Run, tiny_run: Run, tmp_path:
     assert result.code == 0, result.err
     assert "mIoU" in result.out
     result = twins("eval", tiny_run.config, tiny_run.checkpoint, "--tta", "--work-dir", tmp_path / "no")
-    assert_error(result, str(tiny_run.config), "no tta_model", "without --tta")
+    assert_error(result, str(tiny_run.config), "no tta_model", "leave out --tta")
 
 
 class TestPredict:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+
+from . import is_first_process, launch_options, offered
 
 
 @click.command("eval")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where results go.  [default: work_dirs/CONFIG'S NAME_eval/TIME]")
-@click.option("--tta", is_flag=True, help="Average over several sizes and flips; segmentation only.")
+@click.option("--work-dir", help="Where results go.  [default: that of training + _eval/TIME]")
+@click.option("--tta", is_flag=True, help="Average over several sizes and flips; for mmsegmentation's configs.")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+@launch_options
 def command(
     config: str,
     checkpoint: str,
@@ -25,11 +28,12 @@ def command(
     tta: bool,
     data_root: str | None,
     skip_bad: bool,
+    **launch: Any,
 ) -> None:
     """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
 
     CHECKPOINT may also be a segmentor that mmsegmentation or the official repository has published.
-    Where the config names no test data, its validation data serves, and KEY=VALUE may change that.
+    Where an MMEngine config names no test data, its validation data serves, and KEY=VALUE may change that.
     The work directory gets metrics.json, the resolved config and a folder with the log.
 
     \b
@@ -37,6 +41,7 @@ def command(
       twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
       twins-dense eval configs/mmseg/upernet_svt_small_160k.py CHECKPOINT --tta
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
+      twins-dense eval configs/detectron2/mask_rcnn_svt_small_1x.py work_dirs/a/model_final.pth --data-root data/coco
     """
     from ..engines import engine_of
 
@@ -44,11 +49,14 @@ def command(
     loaded = engine.load_config(config, overrides)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)
+    if tta:
+        offered(engine, "set_tta", "--tta")(loaded)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    work_dir = work_dir or str(Path("work_dirs") / f"{Path(config).stem}_eval" / time.strftime("%Y%m%d_%H%M%S"))
-    metrics = engine.evaluate(loaded, checkpoint, work_dir, tta=tta)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun, once is enough
+    run = engine.default_work_dir(loaded)
+    work_dir = work_dir or str(run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S"))
+    metrics = engine.evaluate(loaded, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
+    if not is_first_process():
         return
     for name, value in metrics.items():
         click.echo(f"{name:>20}  {value:.4f}")

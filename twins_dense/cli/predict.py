@@ -41,6 +41,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
 
     from ..data.coco import read_image
     from ..engines import engine_of
+    from ..engines.prediction import Prediction
     from ..files import write_atomically
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
@@ -56,23 +57,26 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         array = read_image(file, upright=True)
-        found = predictor(array)
+        prediction = Prediction(*predictor(array))
         target = folder / (file.parent.resolve() / file.name).relative_to(root).with_suffix(file.suffix + ".jpg")
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(found.picture).save(target, quality=92)
+        Image.fromarray(prediction.picture).save(target, quality=92)
         height, width = array.shape[:2]
-        result = {"file": str(file), "picture": str(target), "height": height, "width": width, **found.facts}
-        if found.labels is not None:
-            result["labels"] = str(target.with_suffix(".png"))
-            Image.fromarray(found.labels).save(result["labels"])
+        result = {"file": str(file), "picture": str(target), "height": height, "width": width}
+        if prediction.labels is None:
+            result["detections"] = prediction.found
+        else:
+            result["classes"], result["labels"] = prediction.found, str(target.with_suffix(".png"))
+            Image.fromarray(prediction.labels).save(result["labels"])
         results.append(result)
-    if predictor.legend is not None:
-        Image.fromarray(predictor.legend).save(folder / "legend.png")
+    legend = getattr(predictor, "legend", None)
+    if legend is not None:
+        Image.fromarray(legend).save(folder / "legend.png")
     write_atomically(folder / "predictions.json", json.dumps(results, indent=1).encode() + b"\n")
     for line in left_out:
         click.echo(f"left out: {line}", err=True)
     instances = [instance for result in results for instance in result.get("detections", ())]
-    what = f"{len(instances)} instances in " if predictor.legend is None else ""
+    what = f"{len(instances)} instances in " if legend is None else ""
     click.echo(f"{what}{len(results)} images: {folder} holds the pictures and predictions.json")
 
 

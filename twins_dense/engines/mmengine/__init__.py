@@ -1,17 +1,19 @@
 """MMEngine's Runner as this package uses it: checked configs, safe checkpoints, exact resuming."""
 
 from . import iterations  # noqa: F401  (registers)
-from .config import load_config, set_amp, set_data_root, set_skip_bad
+from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
 from .predictor import load_predictor
 from .runner import check_data, evaluate, train
 
 __all__ = [
     "check_data",
+    "default_work_dir",
     "evaluate",
     "load_config",
     "load_predictor",
     "set_amp",
     "set_data_root",
     "set_skip_bad",
+    "set_tta",
     "train",
 ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
@@ -55,6 +56,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def default_work_dir(config: Config) -> Path:
+    """Where a run goes unless it is told: the config's `work_dir`, or `work_dirs` and the config's name."""
+    return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
+
+
 def set_data_root(config: Config, data_root: str | Path) -> None:
     """Let the relative paths of every data set of a config start at `data_root`."""
     for dataset in _datasets(config):
@@ -70,6 +76,20 @@ def set_skip_bad(config: Config) -> None:
 def set_amp(config: Config) -> None:
     """Let a config train in mixed precision, in bfloat16."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
+
+
+def set_tta(config: Config) -> None:
+    """Let a config be evaluated on averages over the sizes and flips of its `tta_pipeline`."""
+    if config.get("tta_model") is None or config.get("tta_pipeline") is None:
+        raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
+    config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
+    config.test_dataloader.dataset.pipeline = config.tta_pipeline
+    config.model = {**config.tta_model, "module": config.model}
+
+
+def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
+    """The config's part for testing, or for validation where it has none."""
+    return config.get(f"test_{part}") or config.get(f"val_{part}")
 
 
 def _datasets(config: Config) -> Iterator[Any]:

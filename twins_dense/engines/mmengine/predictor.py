@@ -28,8 +28,6 @@ class DetectionPredictor:
         TwinsError: where the config or the checkpoint can't be used.
     """
 
-    legend = None  # the picture has the names
-
     def __init__(self, config: Config, checkpoint: str | Path, score: float) -> None:
         self.model, self.meta = load_model(config, checkpoint)
         self.model.set_score_threshold(score)  # type: ignore[operator]
@@ -49,7 +47,7 @@ class DetectionPredictor:
         for detection, label in zip(detections, found.labels.tolist(), strict=True):
             del detection["image_id"]
             detection["category"] = classes[label]
-        return Prediction({"detections": detections}, drawn.permute(1, 2, 0).numpy())
+        return Prediction(detections, drawn.permute(1, 2, 0).numpy())
 
 
 def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor | SegmentationPredictor:

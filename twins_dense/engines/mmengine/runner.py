@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
@@ -27,10 +28,13 @@ from torch import nn
 from ...errors import TwinsError
 from ...files import write_atomically
 from ...weights import describe_misfit, fit_segmentor, read_checkpoint
+from .config import test_part
 from .hooks import InitialStateHook, ProgressBarHook, SyncBuffersHook, plain_numbers
 
 
-def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runner:
+def train(
+    config: Config, work_dir: str | Path, *, resume: bool = False, launch: Mapping[str, Any] | None = None
+) -> Runner:
     """Train a config; under torchrun, with one process a device.
 
     Leaves in `work_dir`: the resolved config, `epoch_N.pth` or `iter_N.pth` with `last_checkpoint`, `metrics.json`, and
@@ -40,6 +44,7 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         config: from `load_config`; changed to what is run.
         work_dir: a new folder, or with `resume` that of an earlier run.
         resume: go on from the last checkpoint of `work_dir`.
+        launch: options of detectron2's launcher, which are refused here.
 
     Returns:
         The Runner at the end of training.
@@ -47,6 +52,7 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
     Raises:
         TwinsError: where the config, the data, a checkpoint or the folder can't be used.
     """
+    _refuse(launch)
     work_dir = _checked_folder(work_dir)
     pointer = work_dir / "last_checkpoint"
     if resume and not pointer.is_file():
@@ -85,10 +91,10 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
     return runner
 
 
-def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path, *, tta: bool = False) -> dict[str, float]:
+def evaluate(
+    config: Config, checkpoint: str | Path, work_dir: str | Path, *, launch: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Evaluate a checkpoint of a training run on the config's test data, or validation data where it names none.
-
-    With `tta`, predictions are averaged over the sizes and flips of the config's `tta_pipeline`.
 
     Returns:
         The metrics, which also stand in `work_dir/metrics.json`.
@@ -96,6 +102,7 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path, *, tt
     Raises:
         TwinsError: where the config, the data or the checkpoint can't be used.
     """
+    _refuse(launch)
     work_dir = _checked_folder(work_dir)
     if (work_dir / "last_checkpoint").exists():
         raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
@@ -103,21 +110,15 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path, *, tt
     config.load_from, config.resume = None, False
     for part in ("dataloader", "evaluator", "cfg"):
         config[f"test_{part}"] = test_part(config, part)
-    if tta and config.get("tta_model") is None:
-        raise TwinsError(f"config {str(config.filename)!r} has no tta_model: evaluate it without --tta")
     _prepare(config)
     _drop_initial_weights(config)
     state = _fitting_checkpoint(config, checkpoint)
     meta = state["meta"]
-    if tta:
-        config.test_dataloader.dataset.pipeline = config.tta_pipeline
-        config.model = {**config.tta_model, "module": config.model}
     datasets = _build_datasets(config, "test")
     _check_classes(datasets["test"], _dataset_meta(meta), f"checkpoint {str(checkpoint)!r}")
     with _one_line(config):
         runner = _build_runner(config, datasets)
-    model = _unwrapped(runner.model)
-    (model.get_submodule("module") if tta else model).load_state_dict(state["state_dict"])
+    _unwrapped(runner.model).load_state_dict(state["state_dict"])
     metrics = plain_numbers(runner.test())
     if is_main_process():
         position = {key: meta[key] for key in ("epoch", "iter") if key in meta}
@@ -141,11 +142,6 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mappi
     return model.to(get_device()).eval(), _dataset_meta(state["meta"])
 
 
-def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
-    """The config's part for testing, or for validation where it has none."""
-    return config.get(f"test_{part}") or config.get(f"val_{part}")
-
-
 def check_data(config: Config) -> Iterator[str]:
     """Build the data sets of a config one by one, which checks their files, and tell what each holds.
 
@@ -161,6 +157,14 @@ def check_data(config: Config) -> Iterator[str]:
             num_classes = len(dataset.metainfo["classes"])
             yield f"{split}: {dataset.source}: {len(dataset)} images, {num_classes} classes{left_out}"
             yield from dataset.problems
+
+
+def _refuse(launch: Mapping[str, Any] | None) -> None:
+    if launch:
+        option = f"--{next(iter(launch)).replace('_', '-')}"
+        raise TwinsError(
+            f"{option} is for detectron2's configs: start this one as torchrun --nproc_per_node=N -m twins_dense …"
+        )
 
 
 def _checked_folder(work_dir: str | Path) -> Path:
@@ -203,8 +207,9 @@ def _prepare(config: Config) -> None:
 
 def _drop_initial_weights(config: Config) -> None:
     """Don't ask for the backbone's ImageNet file where a checkpoint of the whole model follows."""
-    if config.model.get("backbone", {}).get("weights") is not None:
-        config.model.backbone.weights = None
+    model = config.model.get("module", config.model)
+    if model.get("backbone", {}).get("weights") is not None:
+        model.backbone.weights = None
 
 
 def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
@@ -213,7 +218,7 @@ def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
     _drop_initial_weights(rehearsal)
     with _one_line(config):
         with _silence():
-            model = MODELS.build(rehearsal.model)
+            model = _unwrapped(MODELS.build(rehearsal.model))
         return _read_fitting(model, path)
 
 
@@ -334,7 +339,10 @@ def _shortened(categories: list[str]) -> str:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    """The model that was trained, within DistributedDataParallel and what averages its predictions."""
+    while isinstance(model, (nn.parallel.DistributedDataParallel, BaseTTAModel)):
+        model = model.module
+    return model
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from mmengine.registry import DATASETS
 
 from ...data.draw import draw_classes, draw_legend
 from ..prediction import Prediction
-from .runner import load_model, test_part
+from .config import test_part
+from .runner import load_model
 
 
 class SegmentationPredictor:
@@ -40,7 +41,7 @@ class SegmentationPredictor:
         self.legend = draw_legend(self.meta["classes"], self.meta["palette"], self.first_value)
 
     def __call__(self, image: np.ndarray) -> Prediction:
-        """Segment a uint8 RGB (H, W, 3) image; `facts["classes"]` has the share of pixels of each class found."""
+        """Segment a uint8 RGB (H, W, 3) image; `found` has the share of pixels of each class that is there."""
         sample = self.prepare({"img": np.ascontiguousarray(image[:, :, ::-1])})  # mmseg's pipelines read BGR
         batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
         with torch.inference_mode():
@@ -48,6 +49,6 @@ class SegmentationPredictor:
         classes = found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
         counts = np.bincount(classes.ravel(), minlength=len(self.meta["classes"]))
         shares = {name: count / classes.size for name, count in zip(self.meta["classes"], counts.tolist(), strict=True)}
-        facts = {"classes": {name: share for name, share in shares.items() if share > 0}}
+        found_shares = {name: share for name, share in shares.items() if share > 0}
         picture = draw_classes(image, classes, self.meta["palette"])
-        return Prediction(facts, picture, (classes + self.first_value).astype(np.uint8))
+        return Prediction(found_shares, picture, (classes + self.first_value).astype(np.uint8))
