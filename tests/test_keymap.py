@@ -246,7 +246,7 @@ def test_detectors_load_into_backbones(prefix: str, companions: tuple[str, ...])
     [
         ("timm", SLIM_SVT, ""),
         ("mmpretrain", SLIM_SVT, "eps 1e-05 in blocks (here 1e-06)"),
-        ("mmpretrain", SLIM_PCPVT, "eps 1e-06 in reduced (here 1e-05)"),
+        ("mmpretrain", SLIM_PCPVT, "eps 1e-06 in reduced maps (here 1e-05)"),
         ("mmseg", SLIM_SVT, "eps 1e-05 in blocks (here 1e-06)"),
         ("mmseg", SLIM_PCPVT, "eps 1e-05 in blocks (here 1e-06)"),
     ],

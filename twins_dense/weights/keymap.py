@@ -51,7 +51,7 @@ class NormEps(NamedTuple):
 
     blocks: float
     patch_embeds: float
-    reduced: float
+    reduced_maps: float
 
 
 # As the published configs of each project compute, by format and whether the variant has local attention (SVT).

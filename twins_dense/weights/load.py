@@ -1,24 +1,22 @@
-"""Read a checkpoint without running anything in it, load it strictly, report what happened."""
+"""Load a checkpoint strictly and report what happened."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import TwinsError
 from ..spec import TwinsSpec
 from .keymap import NormEps, RecognisedState, recognise, unwrap
+from .read import read_checkpoint
 
 _SHOWN = 3
+# ImageNet's classifiers lend their weights, without the head, to classifiers of other classes.
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,8 @@ class LoadReport:
         variant: what the checkpoint was recognised as.
         format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
         loaded: parameters that now hold the checkpoint's values.
-        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none.
+        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none, and `head.*`
+            of a classifier of other classes than the checkpoint's 1000 of ImageNet.
         dropped: entries of the checkpoint that this model has no use for: `head.*`, `norm.*`, unbuilt stages, and
             what stands around the backbone of a dense model (`decode_head.*`).
         norm_eps: where the project of that format computes LayerNorm with another epsilon than this model: which.
@@ -51,22 +50,6 @@ class LoadReport:
             f"{len(self.dropped)} dropped{_listed(self.dropped)}"
             + (f"; {self.format} computes with LayerNorm {self.norm_eps}" if self.norm_eps else "")
         )
-
-
-def read_checkpoint(path: str | PathLike[str]) -> Any:
-    """Everything a `.safetensors` or torch checkpoint holds, on the CPU, read without running anything in it.
-
-    Raises:
-        TwinsError: for a missing, truncated or unsafe file, or one that is no checkpoint at all.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
-    try:
-        return _read(path)
-    except TwinsError as error:
-        raise TwinsError(f"weights {str(path)!r}: {error}") from None
 
 
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
@@ -99,6 +82,9 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
     initialised = [key for key in missing if key.startswith("norm_list.") and not has_level_norms]
     surplus = sorted(state.keys() - target.keys())
     dropped = [key for key in surplus if _may_be_dropped(key, target)]
+    if _wants_another_head(state, target):
+        initialised += ["head.bias", "head.weight"]
+        dropped += ["head.bias", "head.weight"]
 
     misfit = describe_misfit(
         {key: value for key, value in state.items() if key not in dropped},
@@ -109,7 +95,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
             f"weights {name!r}: this is {found.variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
             f"{misfit}. Give weights of the model's variant and kind"
         )
-    loaded = sorted(target.keys() & state.keys())
+    loaded = sorted((target.keys() & state.keys()) - set(initialised))
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
     return LoadReport(
         name,
@@ -166,37 +152,16 @@ def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
     return False
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise TwinsError(f"it is no whole safetensors file ({_first_line(error)}); fetch it again") from None
-    try:
-        # The official training script saves its arguments beside the weights; a Namespace only holds values.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a broken file depends on where it breaks off
-        # torch names what it refuses to run: "GLOBAL io.open was not an allowed", "GLOBAL os.system whose module is".
-        refused = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        if refused is not None:
-            raise TwinsError(
-                f"it holds {refused[1]} beside tensors and is not read, because that could run code; "
-                "save its state dict alone"
-            ) from None
-        raise TwinsError(f"it is no whole torch checkpoint ({_first_line(error)}); fetch it again") from None
+def _wants_another_head(state: Mapping[str, Any], target: Mapping[str, Any]) -> bool:
+    names = ("head.weight", "head.bias")
+    if not all(name in entries for name in names for entries in (state, target)):
+        return False
+    theirs, ours = ([_shape(entries[name]) for name in names] for entries in (state, target))
+    return theirs != ours and theirs == [(_IMAGENET_CLASSES, *shape[1:]) for shape in ours]
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _listed(names: tuple[str, ...]) -> str:
