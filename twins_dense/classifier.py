@@ -62,7 +62,8 @@ def create_classifier(
             initialised and the rest is loaded.
         window_padding: see `create_backbone`; at 224x224, the published size, the three are equal.
         drop_path_rate: stochastic depth of the last block; 0.1 is the default of the official training script.
-        weights: checkpoint file that `load_weights` reads; `None` leaves the official random initialisation.
+        weights: a file or a name of the catalog, as `load_weights` takes them; `None` leaves the official random
+            initialisation.
 
     Raises:
         TwinsError: for unknown names, values out of range or weights that don't fit.

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import TwinsError
 from ..spec import TwinsSpec
+from .download import find_weights
 from .keymap import NormEps, RecognisedState, recognise, unwrap
 from .read import read_checkpoint
 
@@ -61,7 +62,8 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
 
     Args:
         net: from `create_backbone` or `create_classifier`; unchanged where an error is raised.
-        source: a file, or a state dict or checkpoint already in memory.
+        source: a file, a name of the catalog (`twins-dense weights list`; it is downloaded once), or a state dict or
+            checkpoint already in memory.
 
     Returns:
         What was loaded, freshly initialised and dropped.
@@ -124,7 +126,7 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
 
 
 def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find_weights(path))
     try:
         return recognise(unwrap(checkpoint))
     except TwinsError as error:
