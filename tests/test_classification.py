@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -419,6 +420,7 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     (metrics,) = json.loads((out / "metrics.json").read_text())
     expected = expected_metrics(weights, tree, protocol)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
     assert "7 images of 4 classes" in result.out and "2 more can't be read and are left out" in result.out

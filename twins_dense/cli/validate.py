@@ -29,7 +29,13 @@ from ..weights.catalog import CATALOG
 )
 @click.option("--reproduce", is_flag=True, help="Score the published classifiers beside their published numbers.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="In each process.")
-@click.option("--workers", default=min(4, os.cpu_count() or 1), show_default=True, type=click.IntRange(min=0))
+@click.option(
+    "--workers",
+    default=min(4, os.cpu_count() or 1),
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Processes that read images, for each process.",
+)
 @click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
 @click.option("--amp", type=click.Choice(["bf16"]), help="Run under autocast.")
 @click.option("--compile", "compiled", is_flag=True, help="Run through torch.compile.")
@@ -65,6 +71,7 @@ def command(
     from .. import classification, create_classifier, get_spec, list_variants, load_weights
     from ..data.imagenet import read_samples
     from ..files import write_atomically
+    from ..weights.download import find_weights, sha256_of
 
     if reproduce == (weights is not None) or (variant is None and not reproduce):
         raise TwinsError("give either --variant and --weights, or --reproduce (then --variant chooses one of the six)")
@@ -103,6 +110,7 @@ def command(
                 {
                     "variant": name,
                     "weights": file,
+                    "sha256": sha256_of(find_weights(file)),
                     "report": str(report),
                     "protocol": protocol,
                     "images": score.num_images,
