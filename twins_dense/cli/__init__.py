@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from collections.abc import Callable
 
 import click
 
@@ -36,10 +38,33 @@ def group() -> None:
     """
 
 
+def launch_options(command: Callable) -> Callable:
+    """The options of detectron2's launcher, for verbs that can run in several processes; all None by default."""
+    options = (
+        click.option("--num-gpus", type=click.IntRange(1), help="Processes on this machine, one a GPU.  [default: 1]"),
+        click.option("--num-machines", type=click.IntRange(1), help="Machines of the run.  [default: 1]"),
+        click.option("--machine-rank", type=click.IntRange(0), help="Which of them this is.  [default: 0]"),
+        click.option("--dist-url", help="Where they meet, tcp://HOST:PORT.  [default: auto]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one to print; torchrun starts several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def main() -> None:
-    """Run the command line; exit code 2 for what the user can mend, with one line that says how."""
+    """Run the command line."""
+    run(lambda: group(standalone_mode=False))
+
+
+def run(program: Callable[[], object]) -> None:
+    """Run a program of the command line; exit code 2 for what the user can mend, with one line that says how."""
     try:
-        group(standalone_mode=False)
+        program()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

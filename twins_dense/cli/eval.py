@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
+from typing import Any
 
 import click
+
+from . import is_first_process, launch_options
 
 
 @click.command("eval")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where results go.  [default: work_dirs/CONFIG'S NAME_eval/TIME]")
+@click.option("--work-dir", help="Where results go.  [default: that of training + _eval/TIME]")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+@launch_options
 def command(
     config: str,
     checkpoint: str,
@@ -23,16 +26,18 @@ def command(
     work_dir: str | None,
     data_root: str | None,
     skip_bad: bool,
+    **launch: Any,
 ) -> None:
     """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
 
-    Where the config names no test data, its validation data serves, and KEY=VALUE may change that.
+    Where an MMEngine config names no test data, its validation data serves, and KEY=VALUE may change that.
     The work directory gets metrics.json, the resolved config and a folder with the log.
 
     \b
     Examples:
       twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
+      twins-dense eval configs/detectron2/mask_rcnn_svt_small_1x.py work_dirs/a/model_final.pth --data-root data/coco
     """
     from ..engines import engine_of
 
@@ -42,9 +47,10 @@ def command(
         engine.set_data_root(loaded, data_root)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    work_dir = work_dir or str(Path("work_dirs") / f"{Path(config).stem}_eval" / time.strftime("%Y%m%d_%H%M%S"))
-    metrics = engine.evaluate(loaded, checkpoint, work_dir)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun, once is enough
+    run = engine.default_work_dir(loaded)
+    work_dir = work_dir or str(run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S"))
+    metrics = engine.evaluate(loaded, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
+    if not is_first_process():
         return
     for name, value in metrics.items():
         click.echo(f"{name:>20}  {value:.4f}")

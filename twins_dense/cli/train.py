@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
+
+from . import is_first_process, launch_options
 
 
 @click.command("train")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where the run goes.  [default: work_dirs/CONFIG'S NAME]")
+@click.option("--work-dir", help="Where the run goes.  [default: as the config says, or work_dirs/CONFIG'S NAME]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work directory.")
 @click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+@launch_options
 def command(
-    config: str, overrides: tuple[str, ...], work_dir: str | None, resume: bool, data_root: str | None, skip_bad: bool
+    config: str,
+    overrides: tuple[str, ...],
+    work_dir: str | None,
+    resume: bool,
+    data_root: str | None,
+    skip_bad: bool,
+    **launch: Any,
 ) -> None:
-    """Train CONFIG, an MMEngine config file, with values overridden by KEY=VALUE.
+    """Train CONFIG, with values overridden by KEY=VALUE.
 
-    The work directory gets the resolved config, a checkpoint an epoch, metrics.json and a folder with the log.
+    CONFIG is an MMEngine config, or a LazyConfig or YAML file of detectron2. The work directory gets the resolved
+    config, checkpoints, metrics.json and the log. MMEngine's configs run in several processes under torchrun,
+    detectron2's with the four options of its launcher.
 
     \b
     Examples:
@@ -28,6 +39,7 @@ def command(
       twins-dense train CONFIG train_dataloader.batch_size=4 optim_wrapper.optimizer.lr=1e-4 --work-dir runs/a
       twins-dense train CONFIG --work-dir runs/a --resume
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
+      twins-dense train configs/detectron2/mask_rcnn_svt_small_1x.py --num-gpus 8 --data-root data/coco --skip-bad
     """
     from ..engines import engine_of
 
@@ -37,7 +49,7 @@ def command(
         engine.set_data_root(loaded, data_root)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    work_dir = work_dir or str(Path("work_dirs") / Path(config).stem)
-    runner = engine.train(loaded, work_dir, resume=resume)
-    if runner.rank == 0:
+    work_dir = work_dir or str(engine.default_work_dir(loaded))
+    engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in launch.items() if v is not None})
+    if is_first_process():
         click.echo(f"done: {work_dir} holds the checkpoints, the log and metrics.json")

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +143,32 @@ def load_coco(
         raise TwinsError(f"{ann_file}: no {what} left to use{reason}; fix the file")
     categories = tuple(category_by_id[category_id] for category_id in sorted(category_by_id))
     return CocoData(ann_file=ann_file, categories=categories, images=images, problems=tuple(problems))
+
+
+def is_instance(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is of one object, and not of a crowd region, which detectors don't learn from."""
+    return not annotation.get("iscrowd", 0)
+
+
+def training_images(data: CocoData, *, filter_empty: bool, with_masks: bool) -> tuple[CocoImage, ...]:
+    """The images to train a detector on: with `filter_empty` those with an instance alone.
+
+    Raises:
+        TwinsError: where none is left, or, `with_masks`, an instance has no segmentation.
+    """
+    images = data.images
+    if filter_empty:
+        images = tuple(image for image in images if any(map(is_instance, image.annotations)))
+        if not images:
+            raise TwinsError(f"{data.ann_file} has no image with an instance: check its annotations")
+    if with_masks:
+        for annotation in (annotation for image in images for annotation in filter(is_instance, image.annotations)):
+            if not annotation.get("segmentation"):
+                raise TwinsError(
+                    f"{data.ann_file}: annotation {annotation.get('id')} has no segmentation, which Mask R-CNN learns "
+                    "from; add it, or train a RetinaNet on the boxes"
+                )
+    return images
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def evaluate_coco(
     metrics: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = coco_module.COCO()
-        truth.dataset = _completed(ground_truth)
+        truth.dataset = complete_ground_truth(ground_truth)
         truth.createIndex()
         for iou_type in iou_types:
             if iou_type == "segm" and any("segmentation" not in detection for detection in detections):
@@ -129,7 +129,7 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
     return detections
 
 
-def _completed(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
+def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that evaluation needs and custom data sets may lack: id, area, iscrowd and a segmentation as RLE."""
     images = {image["id"]: image for image in ground_truth["images"]}
     annotations = []

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ..errors import TwinsError
-from .coco import CocoImage, decode_segmentation, load_coco, read_image
+from .coco import CocoImage, decode_segmentation, is_instance, load_coco, read_image, training_images
 
 
 class RandomRangeCrop(v2.RandomCrop):
@@ -113,12 +113,8 @@ class CocoDetectionDataset(Dataset):
         self.category_ids = data.category_ids
         self.class_names = data.class_names
         images = data.images
-        if training and filter_empty:
-            images = tuple(image for image in images if any(map(_is_instance, image.annotations)))
-            if not images:
-                raise TwinsError(f"{data.ann_file} has no image with an instance: check its annotations")
-        if training and with_masks:
-            _check_has_segmentations(images, data.ann_file)
+        if training:
+            images = training_images(data, filter_empty=filter_empty, with_masks=with_masks)
         self._images = _PackedImages(images)
 
     @property
@@ -150,7 +146,7 @@ class CocoDetectionDataset(Dataset):
 
     def _targets(self, source: CocoImage) -> dict[str, Tensor]:
         size = (source.height, source.width)
-        instances = [annotation for annotation in source.annotations if _is_instance(annotation)]
+        instances = [annotation for annotation in source.annotations if is_instance(annotation)]
         boxes = torch.tensor([annotation["bbox"] for annotation in instances], dtype=torch.float32).view(-1, 4)
         boxes = v2.functional.convert_bounding_box_format(
             tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),
@@ -188,17 +184,3 @@ class _PackedImages:
         index = range(len(self))[index]  # negative indices, IndexError
         start = self._ends[index - 1] if index else 0
         return pickle.loads(self._bytes[start : self._ends[index]].tobytes())
-
-
-def _is_instance(annotation: Mapping[str, Any]) -> bool:
-    return not annotation.get("iscrowd", 0)
-
-
-def _check_has_segmentations(images: Sequence[CocoImage], ann_file: Path) -> None:
-    for image in images:
-        for annotation in filter(_is_instance, image.annotations):
-            if not annotation.get("segmentation"):
-                raise TwinsError(
-                    f"{ann_file}: annotation {annotation.get('id')} has no segmentation, which Mask R-CNN learns from; "
-                    "add it, or train a RetinaNet on the boxes"
-                )

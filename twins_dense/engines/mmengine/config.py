@@ -53,6 +53,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def default_work_dir(config: Config) -> Path:
+    """Where a run goes unless it is told: the config's `work_dir`, or `work_dirs` and the config's name."""
+    return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
+
+
 def set_data_root(config: Config, data_root: str | Path) -> None:
     """Let the relative paths of every data set of a config start at `data_root`."""
     for dataset in _datasets(config):

@@ -30,7 +30,9 @@ from ...weights import describe_misfit, read_checkpoint
 from .hooks import ProgressBarHook
 
 
-def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runner:
+def train(
+    config: Config, work_dir: str | Path, *, resume: bool = False, launch: Mapping[str, Any] | None = None
+) -> Runner:
     """Train a config; under torchrun, with one process a device.
 
     Leaves in `work_dir`: the resolved config, `epoch_N.pth` with `last_checkpoint`, `metrics.json`, and a folder
@@ -40,6 +42,7 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
         config: from `load_config`; changed to what is run.
         work_dir: a new folder, or with `resume` that of an earlier run.
         resume: go on from the last checkpoint of `work_dir`.
+        launch: options of detectron2's launcher, which are refused here.
 
     Returns:
         The Runner at the end of training.
@@ -47,6 +50,7 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
     Raises:
         TwinsError: where the config, the data, a checkpoint or the folder can't be used.
     """
+    _refuse(launch)
     work_dir = _checked_folder(work_dir)
     pointer = work_dir / "last_checkpoint"
     if resume and not pointer.is_file():
@@ -87,7 +91,9 @@ def train(config: Config, work_dir: str | Path, *, resume: bool = False) -> Runn
     return runner
 
 
-def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> dict[str, float]:
+def evaluate(
+    config: Config, checkpoint: str | Path, work_dir: str | Path, *, launch: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Evaluate a checkpoint of a training run on the config's test data, or validation data where it names none.
 
     Returns:
@@ -96,6 +102,7 @@ def evaluate(config: Config, checkpoint: str | Path, work_dir: str | Path) -> di
     Raises:
         TwinsError: where the config, the data or the checkpoint can't be used.
     """
+    _refuse(launch)
     work_dir = _checked_folder(work_dir)
     if (work_dir / "last_checkpoint").exists():
         raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
@@ -132,6 +139,14 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, dict[
         state = _read_fitting(model, checkpoint)
     model.load_state_dict(state["state_dict"])
     return model.to(get_device()).eval(), state["meta"]["dataset_meta"]
+
+
+def _refuse(launch: Mapping[str, Any] | None) -> None:
+    if launch:
+        option = f"--{next(iter(launch)).replace('_', '-')}"
+        raise TwinsError(
+            f"{option} is for detectron2's configs: start this one as torchrun --nproc_per_node=N -m twins_dense …"
+        )
 
 
 def _checked_folder(work_dir: str | Path) -> Path:

@@ -1,0 +1,19 @@
+"""A Twins backbone; experiments name the variant."""
+
+from detectron2.config import LazyCall as L
+
+from twins_dense.integrations.detectron2 import D2Twins, build_net
+
+bottom_up = L(D2Twins)(
+    net=L(build_net)(
+        variant=None,
+        out_indices=[0, 1, 2, 3],
+        window_padding="zeros",
+        level_norm=None,  # the family's dense default: SVT with, PCPVT without
+        drop_path_rate=0.2,
+        weights=None,  # ImageNet checkpoint
+        checkpointing=False,
+    )
+)
+# ImageNet's, of RGB images in 0..255.
+pixels = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])

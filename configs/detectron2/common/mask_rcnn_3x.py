@@ -1,0 +1,9 @@
+"""Mask R-CNN, 3x schedule with multi-scale training."""
+
+from .coco import dataloader, multi_scale_crop
+from .mask_rcnn import model
+from .schedule import lr_multiplier_3x as lr_multiplier
+from .schedule import optimizer_3x as optimizer
+from .schedule import train_3x as train
+
+dataloader.train.mapper.augmentations = multi_scale_crop

@@ -1,0 +1,9 @@
+"""RetinaNet, 1x schedule."""
+
+from .coco import dataloader
+from .retinanet import model
+from .schedule import lr_multiplier_1x as lr_multiplier
+from .schedule import optimizer_1x as optimizer
+from .schedule import train_1x as train
+
+dataloader.train.mapper.use_instance_mask = False

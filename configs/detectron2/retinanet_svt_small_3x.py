@@ -1,0 +1,13 @@
+r"""RetinaNet, svt_small, 3x schedule, COCO 2017, ImageNet weights.
+
+twins-dense train configs/detectron2/retinanet_svt_small_3x.py --num-gpus 8 --data-root data/coco --skip-bad \
+    model.backbone.bottom_up.net.weights=FILE
+
+Not trained by us yet: no score to expect and no duration measured.
+"""
+
+from .common.retinanet_3x import dataloader, lr_multiplier, model, optimizer, train
+
+model.backbone.bottom_up.net.variant = "svt_small"
+model.backbone.top_block.in_channels = 512
+train.output_dir = "work_dirs/detectron2/retinanet_svt_small_3x"

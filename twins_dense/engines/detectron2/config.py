@@ -1,0 +1,272 @@
+"""Reading LazyConfig files, YAML files and `key=value` overrides, with typing errors found before anything starts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator
+from detectron2.modeling import build_model
+from detectron2.solver import WarmupParamScheduler
+from detectron2.utils.registry import locate
+from fvcore.common.param_scheduler import MultiStepParamScheduler
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from ...errors import TwinsError, did_you_mean
+from ...integrations.detectron2 import add_twins_config, optimizer_params
+from .data import build_train_loader, coco_dataset
+
+# What detectron2's own tools/lazyconfig_train_net.py reads.
+_PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+# What detectron2's own configs needn't have.
+_TRAIN = {"seed": 0, "amp": {"dtype": "bfloat16"}, "auto_scale_lr": {"enabled": False, "base_batch_size": 16}}
+# What a CfgNode may say and the LazyConfig made of it doesn't.
+_UNREAD = (
+    "DATALOADER.SAMPLER_TRAIN",
+    "MODEL.KEYPOINT_ON",
+    "MODEL.LOAD_PROPOSALS",
+    "SOLVER.CLIP_GRADIENTS.ENABLED",
+    "SOLVER.GAMMA",
+    "SOLVER.LR_SCHEDULER_NAME",
+    "SOLVER.WARMUP_FACTOR",
+    "TEST.AUG.ENABLED",
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Read a LazyConfig file, or a YAML file of CfgNode with `add_twins_config`, and apply overrides.
+
+    Args:
+        path: a `.py` or `.yaml` file.
+        overrides: `key=value` each. Keys of a LazyConfig are dotted (`optimizer.lr`) and must exist, or be an argument
+            of what the node calls; keys of a YAML file are CfgNode's (`SOLVER.BASE_LR`).
+
+    Returns:
+        A LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
+
+    Raises:
+        TwinsError: for a missing or broken file, an unknown or malformed override.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TwinsError(f"config {str(path)!r}: no such file; check the path")
+    if path.suffix in (".yaml", ".yml"):
+        return _load_yaml(path, overrides)
+    try:
+        config = LazyConfig.load(str(path))
+    except Exception as error:  # a config is a program and can fail in any way
+        raise TwinsError(f"config {str(path)!r} can't be read: {_one_line(error)}") from None
+    missing = [part for part in _PARTS if part not in config]
+    if missing:
+        raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: give a config of a whole experiment")
+    config.train = OmegaConf.merge(_TRAIN, config.train)
+    for override in overrides:
+        _apply(config, override)
+    return config
+
+
+def default_work_dir(config: DictConfig) -> Path:
+    """Where a run goes unless it is told: the config's `train.output_dir`."""
+    return Path(config.train.output_dir)
+
+
+def set_data_root(config: DictConfig, data_root: str | Path) -> None:
+    """Let both data sets of a config lie in the folder `data_root`."""
+    for dataset in _datasets(config, "data_root"):
+        dataset.data_root = str(data_root)
+
+
+def set_skip_bad(config: DictConfig) -> None:
+    """Let both data sets of a config leave out what they can't use."""
+    for dataset in _datasets(config, "skip_bad"):
+        dataset.skip_bad = True
+
+
+def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:
+    """The published schedule: linear warm-up from x 0.001, then / 10 at each milestone.
+
+    Args:
+        max_iter: iterations of the whole run.
+        milestones: as fractions of the run, rising.
+        warmup_iters: iterations of the warm-up, whatever the length of the run.
+
+    Raises:
+        TwinsError: for a run without iterations.
+    """
+    if max_iter < 1:
+        raise TwinsError(f"train.max_iter={max_iter}: give 1 or more")
+    # In a run of a few iterations, steps may fall together, or on its end.
+    steps = sorted({round(milestone * max_iter) for milestone in milestones} - {0, max_iter})
+    values = [0.1**step for step in range(len(steps) + 1)]
+    schedule = MultiStepParamScheduler(values, milestones=[*steps, max_iter])
+    return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=min(warmup_iters / max_iter, 1.0))
+
+
+def build_yaml_model(cfg: str) -> nn.Module:
+    """detectron2's `build_model` for a dumped CfgNode with `add_twins_config`, on the CPU."""
+    node = _read_dump(cfg)
+    node.MODEL.DEVICE = "cpu"
+    return build_model(node)
+
+
+def build_yaml_mapper(cfg: str, is_train: bool) -> DatasetMapper:
+    """detectron2's mapper for a dumped CfgNode."""
+    return DatasetMapper(_read_dump(cfg), is_train)
+
+
+def _read_dump(cfg: str) -> CfgNode:
+    node = _twins_cfg()
+    node.merge_from_other_cfg(CfgNode.load_cfg(cfg))
+    return node
+
+
+def _twins_cfg() -> CfgNode:
+    cfg = get_cfg()
+    add_twins_config(cfg)
+    return cfg
+
+
+def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
+    """The LazyConfig that says what a CfgNode says."""
+    cfg = _twins_cfg()
+    try:
+        cfg.merge_from_file(str(path))
+    except Exception as error:  # yacs raises KeyError, ValueError, AssertionError; yaml its own
+        raise TwinsError(f"config {str(path)!r} can't be read: {_one_line(error)}") from None
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise TwinsError(f"override {override!r}: write KEY=VALUE, for example SOLVER.BASE_LR=1e-4")
+        try:
+            cfg.merge_from_list([key, value])
+        except Exception as error:
+            raise TwinsError(f"override {override!r}: {_one_line(error)}") from None
+    for key in _UNREAD:
+        value, default = _look_up(cfg, key), _look_up(get_cfg(), key)
+        if value != default:
+            raise TwinsError(f"config {str(path)!r}: {key}={value!r} is not read here, only {default!r} is")
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    if len(names) != 2:
+        raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {names}: give one each")
+    dumped = cfg.dump()
+    dataset = {"data_root": None, "ann_file": None, "image_dir": None, "skip_bad": False, "indices": None}
+    config = {
+        "model": LazyCall(build_yaml_model)(cfg=dumped),
+        "optimizer": LazyCall(torch.optim.AdamW)(
+            params=LazyCall(optimizer_params)(no_decay=cfg.SOLVER.NO_DECAY),
+            lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        ),
+        "lr_multiplier": LazyCall(multi_step_lr)(
+            max_iter=cfg.SOLVER.MAX_ITER,
+            milestones=[step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS],
+            warmup_iters=cfg.SOLVER.WARMUP_ITERS,
+        ),
+        "dataloader": {
+            "train": LazyCall(build_train_loader)(
+                dataset=LazyCall(coco_dataset)(
+                    name=names[0],
+                    training=True,
+                    with_masks=cfg.MODEL.MASK_ON,
+                    filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                    **dataset,
+                ),
+                mapper=LazyCall(build_yaml_mapper)(cfg=dumped, is_train=True),
+                total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+                seed=max(cfg.SEED, 0),
+            ),
+            "test": LazyCall(build_detection_test_loader)(
+                dataset=LazyCall(coco_dataset)(name=names[1], training=False, **dataset),
+                mapper=LazyCall(build_yaml_mapper)(cfg=dumped, is_train=False),
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+            ),
+            "evaluator": LazyCall(COCOEvaluator)(dataset_name=names[1]),
+        },
+        "train": {
+            "output_dir": cfg.OUTPUT_DIR,
+            "init_checkpoint": cfg.MODEL.WEIGHTS,
+            "max_iter": cfg.SOLVER.MAX_ITER,
+            "seed": max(cfg.SEED, 0),
+            "amp": {"enabled": cfg.SOLVER.AMP.ENABLED, "dtype": "bfloat16"},
+            "ddp": {"broadcast_buffers": False},
+            "checkpointer": {"period": cfg.SOLVER.CHECKPOINT_PERIOD, "max_to_keep": 3},
+            "eval_period": cfg.TEST.EVAL_PERIOD,
+            "log_period": 20,
+            "device": cfg.MODEL.DEVICE,
+            "auto_scale_lr": {"enabled": False, "base_batch_size": cfg.SOLVER.IMS_PER_BATCH},
+        },
+    }
+    return DictConfig(config, flags={"allow_objects": True})
+
+
+def _look_up(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
+def _datasets(config: DictConfig, key: str) -> Iterable[DictConfig]:
+    for split in ("train", "test"):
+        dataset = config.dataloader[split].dataset
+        if key not in dataset:
+            raise TwinsError(f"dataloader.{split}.dataset of the config has no {key!r}: let it call coco_dataset")
+        yield dataset
+
+
+def _apply(config: DictConfig, override: str) -> None:
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except (OverrideParseException, ValueError) as error:
+        raise TwinsError(
+            f"override {override!r}: {_one_line(error)}; write key=value, for example train.max_iter=1000, "
+            "and quote values with special characters"
+        ) from None
+    _check_key(config, parsed.key_or_group, override)
+    try:
+        OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
+    except (OmegaConfBaseException, ValueError, KeyError) as error:
+        raise TwinsError(f"override {override!r}: {_one_line(error)}") from None
+
+
+def _check_key(config: DictConfig, key: str, override: str) -> None:
+    """Every part of the key must be there, or the last one be an argument of what the node before it calls."""
+    node: Any = config
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        is_last = depth == len(parts) - 1
+        if isinstance(node, ListConfig):
+            choices = [str(index) for index in range(len(node))]
+        elif isinstance(node, DictConfig):
+            choices = [str(name) for name in node if name != "_target_"]
+            if is_last:
+                choices += [name for name in _arguments(node.get("_target_")) if name not in choices]
+        else:
+            choices = []
+        if part not in choices:
+            parent = ".".join(parts[:depth]) or "the config"
+            raise TwinsError(f"override {override!r}: {parent} has no {part!r}{did_you_mean(part, choices)}")
+        if not is_last:
+            node = node[int(part)] if isinstance(node, ListConfig) else node[part]
+
+
+def _arguments(target: Any) -> list[str]:
+    if isinstance(target, str):
+        target = locate(target)
+    if target is None or isinstance(target, Mapping):
+        return []
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in inspect.signature(target).parameters.values() if p.kind in named]
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return f"{type(error).__name__}: {' '.join(str(text).split())}"

@@ -1,0 +1,121 @@
+"""What detectron2's trainer and checkpointer lack for runs that can be killed at any moment."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ...errors import TwinsError
+from ...files import write_atomically
+from ..seeds import derived_seed
+from .data import PositionSampler
+
+
+class RunCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, writing files that appear whole or not at all.
+
+    Args:
+        model: the detector, maybe in DistributedDataParallel.
+        save_dir: the work directory.
+        dataset_meta: `classes` and `category_ids`, stored beside the model for those who predict with it.
+        checkpointables: further objects with a state dict, such as the trainer.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str, dataset_meta: dict[str, Any], **checkpointables: Any) -> None:
+        super().__init__(model, save_dir, **checkpointables)
+        self.dataset_meta = dataset_meta
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write `name`.pth and let `last_checkpoint` name it."""
+        if not self.save_to_disk:
+            return
+        states = {key: value.state_dict() for key, value in self.checkpointables.items()}
+        buffer = io.BytesIO()
+        content = {"model": self.model.state_dict(), **states, "dataset_meta": self.dataset_meta, **kwargs}
+        torch.save(content, buffer)
+        self.logger.info(f"Saving checkpoint to {self.save_dir}/{name}.pth")
+        write_atomically(Path(self.save_dir) / f"{name}.pth", buffer.getvalue())
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Let `last_checkpoint` name a file."""
+        write_atomically(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
+
+
+class ExactResume(HookBase):
+    """Lets a resumed run go on as if it had not stopped; to be registered before the checkpointer.
+
+    Everything random depends on the run's seed and the iteration. RetinaNet's running mean of its number of positive
+    anchors, an attribute that detectron2 keeps out of its state dict, travels with the checkpoint.
+
+    Args:
+        sampler: of the training loader; None for one of the user's own, which then starts anew.
+        seed: of the run.
+        period: iterations between checkpoints.
+    """
+
+    def __init__(self, sampler: PositionSampler | None, seed: int, period: int) -> None:
+        self.sampler = sampler
+        self.seed = seed
+        self.period = period
+        self.normalizers: list[float] | None = None  # one a process, from the last checkpoint
+
+    def before_train(self) -> None:
+        if self.sampler is not None:
+            self.sampler.first_iteration = self.trainer.start_iter
+        if self.normalizers is not None:
+            self._model.loss_normalizer = self.normalizers[comm.get_rank() % len(self.normalizers)]
+
+    def before_step(self) -> None:
+        torch.manual_seed(derived_seed(self.seed, self.trainer.iter, comm.get_rank()))
+
+    def after_step(self) -> None:
+        # All processes take part here; only the first one saves.
+        is_saved = (self.trainer.iter + 1) % self.period == 0 or self.trainer.iter + 1 == self.trainer.max_iter
+        if is_saved and hasattr(self._model, "loss_normalizer"):
+            self.normalizers = comm.all_gather(float(self._model.loss_normalizer))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.normalizers is None else {"loss_normalizers": self.normalizers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.normalizers = state["loss_normalizers"]
+
+    @property
+    def _model(self) -> Any:
+        return getattr(self.trainer.model, "module", self.trainer.model)
+
+
+class FiniteLosses(HookBase):
+    """Stops a run before a loss that is not finite reaches the parameters, in whichever process it appears."""
+
+    def before_train(self) -> None:
+        self.trainer.model.register_forward_hook(self._check)
+
+    def _check(self, model: nn.Module, inputs: Any, losses: Any) -> None:
+        if model.training and not torch.isfinite(sum(losses.values())):
+            bad = {name: value.item() for name, value in losses.items() if not torch.isfinite(value)}
+            raise TwinsError(diverged(self.trainer.iter, f"{_listed(bad)} of {_listed(_values(losses))}"))
+
+
+def diverged(iteration: int, what: str) -> str:
+    """The line for a run that can't go on."""
+    return (
+        f"iteration {iteration}: not finite: {what}; the last checkpoint stays. "
+        "Lower optimizer.lr, or look at the images and boxes of that batch"
+    )
+
+
+def _values(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: value.item() for name, value in losses.items()}
+
+
+def _listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:.4g}" for name, value in values.items())
