@@ -141,6 +141,19 @@ def test_totals_by_hand(tmp_path: Path, batch_size: int, num_workers: int) -> No
     assert result.loss == pytest.approx(expected / 7, rel=1e-4)
 
 
+def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
+    samples = gray_samples(tmp_path, [(10, 10), (20, 21)])
+    with pytest.raises(td.TwinsError, match="outputs are not finite"):
+        score(
+            lambda images: torch.full((len(images), 1000), math.nan),
+            samples,
+            PROTOCOLS["official"],
+            device=CPU,
+            batch_size=1,
+            num_workers=0,
+        )
+
+
 def test_classes(tmp_path: Path) -> None:
     result = run(gray_samples(tmp_path, [(4, 4), (4, 5), (9, 5), (18, 16)]))
     write_classes(result, tmp_path / "classes.csv")
@@ -423,7 +436,7 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
-    assert "7 images of 4 classes" in result.out and "2 more can't be read and are left out" in result.out
+    assert "7 images of 4 classes, 2 can't be read and are left out" in result.out
     assert result.err.count("left out: ") == 2 and "cut.JPEG can't be read" in result.err
     assert [line.partition(",")[0] for line in (out / "svt_small.csv").read_text().splitlines()[1:]] == [
         WNIDS[label] for label in (0, 5, 500, 999)
@@ -463,6 +476,20 @@ def test_reproduce(weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytes
     (metrics,) = json.loads((out / "metrics.json").read_text())
     assert row[1:5] == [f"{metrics['top1']:.3f}", "81.770", f"{metrics['top5']:.3f}", "95.570"]
     assert metrics["published"] == {"top1": 81.77, "top5": 95.57}
+
+
+def test_published_numbers_of_another_protocol_are_not_shown(
+    weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "svt_small.in1k-mmpretrain"
+    monkeypatch.setenv("TWINS_DENSE_HOME", str(tmp_path))
+    (tmp_path / f"{name}.pth").symlink_to(weights)
+    arguments = ["--data", tree, "--subset", "--variant", "svt_small", "--weights", name, "--workers", "0"]
+    shown = []
+    for protocol in ("official", "timm"):
+        out = twins("validate", *arguments, "--protocol", protocol, "--out", tmp_path / protocol).out
+        shown.append("(published: top1 81.77 %, top5 95.57 %)" in out)
+    assert shown == [True, False]
 
 
 @pytest.mark.slow

@@ -90,11 +90,17 @@ def command(
     preprocessing = classification.PROTOCOLS[protocol]
 
     with classification.joined_processes() as rank:
-        rows = []
+        if rank == 0:
+            click.echo(f"{len(samples)} images, {protocol} protocol, {target}")
+            if reproduce:
+                click.echo(_TITLES)
+        rows: list[dict[str, Any]] = []
         for name, file in runs:
             net = create_classifier(name)
             report = load_weights(net, file)
             net.to(target).eval()
+            if rank == 0 and not reproduce:
+                click.echo(str(report))
             score = classification.score(
                 torch.compile(net) if compiled else net,
                 samples,
@@ -106,32 +112,32 @@ def command(
             )
             if rank != 0:
                 continue
-            rows.append(
-                {
-                    "variant": name,
-                    "weights": file,
-                    "sha256": sha256_of(find_weights(file)),
-                    "report": str(report),
-                    "protocol": protocol,
-                    "images": score.num_images,
-                    "classes": int(score.counts[:, 0].count_nonzero()),
-                    "top1": score.top1,
-                    "top5": score.top5,
-                    "loss": score.loss,
-                    "published": dict(CATALOG[file].scores) if file in CATALOG else {},
-                    "images_per_second": score.num_images / score.seconds,
-                    "device": str(target),
-                    "amp": amp,
-                    "compiled": compiled,
-                    "unreadable": score.unreadable,
-                }
-            )
+            spec = CATALOG.get(file)
+            row = {
+                "variant": name,
+                "weights": file,
+                "sha256": sha256_of(find_weights(file)),
+                "report": str(report),
+                "protocol": protocol,
+                "images": score.num_images,
+                "classes": int(score.counts[:, 0].count_nonzero()),
+                "top1": score.top1,
+                "top5": score.top5,
+                "loss": score.loss,
+                "published": dict(spec.scores) if spec and spec.preprocessing == preprocessing else {},
+                "images_per_second": score.num_images / score.seconds,
+                "device": str(target),
+                "amp": amp,
+                "compiled": compiled,
+                "unreadable": score.unreadable,
+            }
+            rows.append(row)
             classification.write_classes(score, folder / f"{name}.csv")
             write_atomically(folder / "metrics.json", json.dumps(rows, indent=1).encode() + b"\n")
-            _say(rows[-1], reproduce)
+            click.echo(_table_row(row) if reproduce else _lines(row))
         if rank == 0:
-            if reproduce:
-                _say_table(rows)
+            for line in rows[0]["unreadable"]:
+                click.echo(f"left out: {line}", err=True)
             click.echo(f"{folder} holds metrics.json and a CSV of classes")
 
 
@@ -148,31 +154,22 @@ def _device(name: str | None) -> Any:
     return device
 
 
-def _say(row: dict[str, Any], briefly: bool) -> None:
-    for line in row["unreadable"]:
-        click.echo(f"left out: {line}", err=True)
-    if briefly:
-        return
-    click.echo(row["report"])
-    click.echo(f"{row['images']} images of {row['classes']} classes, {row['protocol']} protocol, {row['device']}")
-    left_out = len(row["unreadable"])
-    if left_out:
-        click.echo(f"{left_out} more can't be read and are left out")
-    click.echo(f"top-1 {row['top1']:.3f} %, top-5 {row['top5']:.3f} %, loss {row['loss']:.4f}{_published(row)}")
-    click.echo(f"{row['images_per_second']:.1f} images/s, reading included")
+def _lines(row: dict[str, Any]) -> str:
+    published = ", ".join(f"{metric} {value:g} %" for metric, value in row["published"].items())
+    return (
+        f"{row['images']} images of {row['classes']} classes, {len(row['unreadable'])} can't be read and are left out\n"
+        f"top-1 {row['top1']:.3f} %, top-5 {row['top5']:.3f} %, loss {row['loss']:.4f}"
+        + (f" (published: {published})" if published else "")
+        + f"\n{row['images_per_second']:.1f} images/s, reading included"
+    )
 
 
-def _published(row: dict[str, Any]) -> str:
-    scores = ", ".join(f"{metric} {value:g} %" for metric, value in row["published"].items())
-    return f" (published: {scores})" if scores else ""
+_TITLES = f"{'weights':28}{'top-1':>8}{'published':>11}{'top-5':>9}{'published':>11}{'loss':>9}{'images/s':>10}"
 
 
-def _say_table(rows: list[dict[str, Any]]) -> None:
-    click.echo(f"{rows[0]['images']} images of {rows[0]['classes']} classes, {rows[0]['protocol']} protocol")
-    click.echo(f"{'weights':28}{'top-1':>8}{'published':>11}{'top-5':>9}{'published':>11}{'loss':>9}{'images/s':>10}")
-    for row in rows:
-        published = row["published"]
-        click.echo(
-            f"{row['weights']:28}{row['top1']:8.3f}{published['top1']:11.3f}{row['top5']:9.3f}{published['top5']:11.3f}"
-            f"{row['loss']:9.4f}{row['images_per_second']:10.1f}"
-        )
+def _table_row(row: dict[str, Any]) -> str:
+    published = row["published"]
+    return (
+        f"{row['weights']:28}{row['top1']:8.3f}{published['top1']:11.3f}{row['top5']:9.3f}{published['top5']:11.3f}"
+        f"{row['loss']:9.4f}{row['images_per_second']:10.1f}"
+    )
