@@ -226,10 +226,11 @@ def test_segmentors_load_into_backbones(spec: td.TwinsSpec, form: str, around: s
     [
         ("backbone.bottom_up.", ("backbone.fpn_lateral2.weight", "proposal_generator.a", "roi_heads.b.weight")),
         ("backbone.bottom_up.", ("backbone.top_block.p6.weight", "head.cls_subnet.0.weight")),
+        ("backbone.bottom_up.net.", ("backbone.fpn_output5.bias", "roi_heads.b.weight")),
         ("detector.backbone.bottom_up.", ("detector.backbone.fpn.a.weight", "detector.rpn.b", "detector.roi_heads.c")),
         ("backbone.", ("neck.a", "rpn_head.b", "roi_head.c")),
     ],
-    ids=["detectron2 Mask R-CNN", "detectron2 RetinaNet", "ours on torchvision", "mmdet"],
+    ids=["detectron2 Mask R-CNN", "detectron2 RetinaNet", "ours in detectron2", "ours on torchvision", "mmdet"],
 )
 def test_detectors_load_into_backbones(prefix: str, companions: tuple[str, ...]) -> None:
     state = dense_state(SLIM_SVT)
@@ -246,7 +247,7 @@ def test_detectors_load_into_backbones(prefix: str, companions: tuple[str, ...])
     [
         ("timm", SLIM_SVT, ""),
         ("mmpretrain", SLIM_SVT, "eps 1e-05 in blocks (here 1e-06)"),
-        ("mmpretrain", SLIM_PCPVT, "eps 1e-06 in reduced (here 1e-05)"),
+        ("mmpretrain", SLIM_PCPVT, "eps 1e-06 in reduced maps (here 1e-05)"),
         ("mmseg", SLIM_SVT, "eps 1e-05 in blocks (here 1e-06)"),
         ("mmseg", SLIM_PCPVT, "eps 1e-05 in blocks (here 1e-06)"),
     ],

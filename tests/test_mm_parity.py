@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from contracts import VARIANTS, randomise, state_dict_shapes, without_initialisation
 from torch import Tensor, nn
 
 import twins_dense as td
+from twins_dense.weights.catalog import CATALOG
 
 
 def imported(name: str) -> Any:
@@ -75,6 +77,19 @@ def test_mmpretrain(variant: str, mmpretrain: Any) -> None:
     assert torch.equal(theirs(images), expected)
 
 
+def test_the_catalog_has_mmpretrains_files_and_scores(mmpretrain: Any) -> None:
+    metafile = Path(mmpretrain.__file__).parent / ".mim/configs/twins/metafile.yml"
+    models = yaml.safe_load(metafile.read_text())["Models"]
+    published = {
+        model["Weights"]: {
+            "top1": model["Results"][0]["Metrics"]["Top 1 Accuracy"],
+            "top5": model["Results"][0]["Metrics"]["Top 5 Accuracy"],
+        }
+        for model in models
+    }
+    assert published == {spec.url: spec.scores for name, spec in CATALOG.items() if name.endswith("-mmpretrain")}
+
+
 # mmseg
 
 
@@ -114,3 +129,16 @@ def test_mmseg(variant: str, mmseg: Any) -> None:
     randomise(theirs, seed=17)
     theirs.load_state_dict(back, strict=True)
     assert all(torch.equal(*pair) for pair in zip(theirs(images), expected, strict=True))
+
+
+def test_the_catalog_has_mmsegs_files_and_scores(mmseg: Any) -> None:
+    metafile = Path(mmseg.__file__).parent / ".mim/configs/twins/metafile.yaml"
+    models = yaml.safe_load(metafile.read_text())["Models"]
+    published = {
+        model["Weights"]: {
+            "mIoU": model["Results"]["Metrics"]["mIoU"],
+            "mIoU multi-scale": model["Results"]["Metrics"]["mIoU(ms+flip)"],
+        }
+        for model in models
+    }
+    assert published == {spec.url: spec.scores for spec in CATALOG.values() if spec.task == "segmentation"}

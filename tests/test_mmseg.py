@@ -9,6 +9,7 @@ import mmseg
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import assert_error, twins
 from contracts import (
     VARIANTS,
     formula_image,
@@ -22,7 +23,6 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 from PIL import Image
 from segmentation_fixtures import CLASSES, CONFIGS, write_config
-from test_cli import assert_error, twins
 from test_golden import DENSE_FILES, assert_close, formula_state_dict, golden_arrays
 from test_segmentation_engine import resized
 from torch import Tensor, nn

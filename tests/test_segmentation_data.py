@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import assert_error, twins
 from detection_fixtures import ROOT
 from mmengine.registry import DefaultScope
 from PIL import Image
 from segmentation_fixtures import CLASSES, NUM_TRAIN, PHOTOS, write_config
-from test_cli import assert_error, twins
 
 from twins_dense.engines import mmengine as engine
 from twins_dense.errors import TwinsError

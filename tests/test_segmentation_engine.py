@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cli_fixtures import assert_error, twins
 from contracts import randomise
 from detection_fixtures import Run, read_scalars, run_python
 from PIL import Image
 from segmentation_fixtures import CLASSES, NUM_VAL, write_config
-from test_cli import assert_error, twins
 from test_distributed import HOOK
 from test_resume import SLOW_HOOK, steps, train, train_and_kill
 from torch import Tensor

@@ -12,7 +12,7 @@ import click
 
 from ..errors import TwinsError
 
-_VERBS = ("demo", "train", "eval", "predict", "check-data", "info", "benchmark")
+_VERBS = ("demo", "train", "eval", "predict", "check-data", "validate", "weights", "convert", "info", "benchmark")
 
 
 class _Verbs(click.Group):

@@ -1,24 +1,23 @@
-"""Read a checkpoint without running anything in it, load it strictly, report what happened."""
+"""Load a checkpoint strictly and report what happened."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import TwinsError
 from ..spec import TwinsSpec
+from .download import find_weights
 from .keymap import NormEps, RecognisedState, convert, recognise, unwrap
+from .read import read_checkpoint
 
 _SHOWN = 3
+# ImageNet's classifiers lend their weights, without the head, to classifiers of other classes.
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,8 @@ class LoadReport:
         variant: what the checkpoint was recognised as.
         format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
         loaded: parameters that now hold the checkpoint's values.
-        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none.
+        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none, and `head.*`
+            of a classifier of other classes than the checkpoint's 1000 of ImageNet.
         dropped: entries of the checkpoint that this model has no use for: `head.*`, `norm.*`, unbuilt stages, and
             what stands around the backbone of a dense model (`decode_head.*`).
         norm_eps: where the project of that format computes LayerNorm with another epsilon than this model: which.
@@ -53,22 +53,6 @@ class LoadReport:
         )
 
 
-def read_checkpoint(path: str | PathLike[str]) -> Any:
-    """Everything a `.safetensors` or torch checkpoint holds, on the CPU, read without running anything in it.
-
-    Raises:
-        TwinsError: for a missing, truncated or unsafe file, or one that is no checkpoint at all.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
-    try:
-        return _read(path)
-    except TwinsError as error:
-        raise TwinsError(f"weights {str(path)!r}: {error}") from None
-
-
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
     """Load a checkpoint into a backbone or classifier of this package, strictly.
 
@@ -78,7 +62,8 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
 
     Args:
         net: from `create_backbone` or `create_classifier`; unchanged where an error is raised.
-        source: a file, or a state dict or checkpoint already in memory.
+        source: a file, a name of the catalog (`twins-dense weights list`; it is downloaded once), or a state dict or
+            checkpoint already in memory.
 
     Returns:
         What was loaded, freshly initialised and dropped.
@@ -99,6 +84,9 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
     initialised = [key for key in missing if key.startswith("norm_list.") and not has_level_norms]
     surplus = sorted(state.keys() - target.keys())
     dropped = [key for key in surplus if _may_be_dropped(key, target)]
+    if _wants_another_head(state, target):
+        initialised += ["head.bias", "head.weight"]
+        dropped += ["head.bias", "head.weight"]
 
     misfit = describe_misfit(
         {key: value for key, value in state.items() if key not in dropped},
@@ -109,7 +97,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
             f"weights {name!r}: this is {found.variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
             f"{misfit}. Give weights of the model's variant and kind"
         )
-    loaded = sorted(target.keys() & state.keys())
+    loaded = sorted((target.keys() & state.keys()) - set(initialised))
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
     return LoadReport(
         name,
@@ -118,7 +106,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         tuple(loaded),
         tuple(initialised),
         (*dropped, *sorted(found.companions)),
-        "" if spec is None else _norm_eps_differences(found.norm_eps, spec),
+        _norm_eps_differences(found, spec),
     )
 
 
@@ -126,7 +114,7 @@ def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, 
     """Load a whole segmentor into one with a Twins `backbone` of this package, strictly.
 
     The checkpoint is mmseg's, whose backbone has other names, the official repository's, or of a run of ours. The way
-    back is `convert_state_dict(model.state_dict(), to="mmseg")`.
+    back is `convert_state_dict(model.state_dict(), to="mmseg")`. `source` is as `load_weights` takes it.
 
     Raises:
         TwinsError: where it is of another model; the message shows the first entries that don't fit.
@@ -134,7 +122,7 @@ def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, 
     if isinstance(source, Mapping):
         state, report = fit_segmentor(model, source, "state dict")
     else:
-        state, report = fit_segmentor(model, read_checkpoint(source), str(source))
+        state, report = fit_segmentor(model, read_checkpoint(find_weights(source)), str(source))
     model.load_state_dict(state)
     return report
 
@@ -154,9 +142,15 @@ def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[st
             f"{getattr(spec, 'name', type(model.backbone).__name__)}; {misfit}. "
             "Give the config and overrides of its model"
         )
-    differences = "" if spec is None else _norm_eps_differences(found.norm_eps, spec)
-    loaded = tuple(sorted(conversion.state))
-    return conversion.state, LoadReport(name, found.variant, found.format, loaded, (), conversion.dropped, differences)
+    return conversion.state, LoadReport(
+        name,
+        found.variant,
+        found.format,
+        tuple(sorted(conversion.state)),
+        (),
+        conversion.dropped,
+        _norm_eps_differences(found, spec),
+    )
 
 
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
@@ -175,20 +169,17 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
 
 
 def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find_weights(path))
     try:
         return recognise(unwrap(checkpoint))
     except TwinsError as error:
         raise TwinsError(f"weights {str(path)!r}: {error}") from None
 
 
-def _norm_eps_differences(theirs: NormEps, spec: TwinsSpec) -> str:
-    ours = NormEps(spec.norm_eps, spec.reduction_norm_eps, spec.reduction_norm_eps)
-    return ", ".join(
-        f"eps {their_eps:g} in {place.replace('_', ' ')} (here {our_eps:g})"
-        for place, their_eps, our_eps in zip(NormEps._fields, theirs, ours, strict=True)
-        if their_eps != our_eps
-    )
+def _norm_eps_differences(found: RecognisedState, spec: TwinsSpec | None) -> str:
+    if spec is None:
+        return ""
+    return found.norm_eps.differences(NormEps(spec.norm_eps, *[spec.reduction_norm_eps] * 2), "here")
 
 
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
@@ -203,37 +194,16 @@ def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
     return False
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise TwinsError(f"it is no whole safetensors file ({_first_line(error)}); fetch it again") from None
-    try:
-        # The official training script saves its arguments beside the weights; a Namespace only holds values.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a broken file depends on where it breaks off
-        # torch names what it refuses to run: "GLOBAL io.open was not an allowed", "GLOBAL os.system whose module is".
-        refused = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        if refused is not None:
-            raise TwinsError(
-                f"it holds {refused[1]} beside tensors and is not read, because that could run code; "
-                "save its state dict alone"
-            ) from None
-        raise TwinsError(f"it is no whole torch checkpoint ({_first_line(error)}); fetch it again") from None
+def _wants_another_head(state: Mapping[str, Any], target: Mapping[str, Any]) -> bool:
+    names = ("head.weight", "head.bias")
+    if not all(name in entries for name in names for entries in (state, target)):
+        return False
+    theirs, ours = ([_shape(entries[name]) for name in names] for entries in (state, target))
+    return theirs != ours and theirs == [(_IMAGENET_CLASSES, *shape[1:]) for shape in ours]
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -27,7 +27,7 @@ from torch import nn
 
 from ...errors import TwinsError
 from ...files import write_atomically
-from ...weights import describe_misfit, fit_segmentor, read_checkpoint
+from ...weights import describe_misfit, find_weights, fit_segmentor, read_checkpoint
 from .config import test_part
 from .hooks import InitialStateHook, ProgressBarHook, SyncBuffersHook, plain_numbers
 
@@ -223,7 +223,7 @@ def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
 
 
 def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(find_weights(path))
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
         raise TwinsError(
             f"checkpoint {str(path)!r} is none of a training run: give an epoch_N.pth or iter_N.pth of "
