@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from contracts import VARIANTS, randomise, state_dict_shapes, without_initialisation
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import twins_dense as td
@@ -41,7 +42,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def built(registry: Any, config: dict[str, Any]) -> nn.Module:
     """A model of theirs with random weights everywhere."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(registry.scope):
         warnings.simplefilter("ignore")
         return randomise(registry.build(config), seed=13).eval()
 

@@ -14,6 +14,7 @@ from mmengine.dist import all_reduce_params, get_rank, is_main_process, master_o
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from tqdm import tqdm
@@ -114,16 +115,19 @@ class SyncBuffersHook(Hook):
 
 
 class InitialStateHook(Hook):
-    """Let MMEngine load from the checkpoint of `load_from` what was found to fit the model, under the model's names.
+    """Start training from a state dict that fits the model, after MMEngine has initialised it.
 
     MMEngine itself would load what has the same name and shape, and leave out the rest.
     """
 
+    priority = "VERY_HIGH"
+
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        checkpoint["state_dict"] = self.state
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.load_state_dict(self.state)
 
 
 class ProgressBarHook(Hook):

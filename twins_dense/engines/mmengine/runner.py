@@ -70,7 +70,6 @@ def train(
         # By its name, because the folder may have been moved since.
         last = work_dir / Path(pointer.read_text().strip()).name
         config.randomness = {**config.get("randomness", {}), "seed": _fitting_checkpoint(config, last)["meta"]["seed"]}
-        config.load_from = None  # else MMEngine would resume that
         if is_main_process():
             write_atomically(pointer, str(last).encode())
     elif config.get("load_from"):
@@ -107,7 +106,7 @@ def evaluate(
     if (work_dir / "last_checkpoint").exists():
         raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
     config.work_dir = str(work_dir)
-    config.load_from, config.resume = None, False
+    config.resume = False
     for part in ("dataloader", "evaluator", "cfg"):
         config[f"test_{part}"] = test_part(config, part)
     _prepare(config)
@@ -269,6 +268,7 @@ def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
 def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     """What `Runner.from_cfg` makes, around data sets that are there already; what they left out is logged."""
     arguments = {name: config[name] for name in inspect.signature(Runner).parameters if name in config}
+    arguments.pop("load_from", None)  # `train` loads it, strictly; MMEngine would even resume it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
     runner = Runner(**arguments, cfg=config)
