@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import SLIM_PCPVT, SLIM_SVT, VARIANTS, random_backbone, randomise, state_dict_shapes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -314,6 +314,7 @@ MODELS = [
 ]
 
 
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_damage_is_one_line(data: st.DataObject) -> None:
     """Entries removed, renamed, or replaced by something else: converted or refused, never another exception."""

@@ -44,7 +44,8 @@ def built(registry: Any, config: dict[str, Any]) -> nn.Module:
     """A model of theirs with random weights everywhere."""
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(registry.scope):
         warnings.simplefilter("ignore")
-        return randomise(registry.build(config), seed=13).eval()
+        # The scope, because a Runner of another test leaves its own as the default.
+        return randomise(registry.build({**config, "_scope_": registry.scope}), seed=13).eval()
 
 
 # mmpretrain

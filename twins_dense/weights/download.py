@@ -135,7 +135,7 @@ def _fetch(spec: WeightsSpec, part: Path) -> str:
 
 
 def _fetch_from_hub(spec: WeightsSpec, part: Path) -> str:
-    """Through huggingface_hub, for its tokens, mirrors, offline mode and storage; returns the hub's own SHA-256."""
+    """Through huggingface_hub, for its tokens, mirrors and storage; returns the hub's own SHA-256."""
     try:
         import huggingface_hub
     except ImportError:

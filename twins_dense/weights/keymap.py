@@ -320,7 +320,7 @@ def _columns_of(state: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
     depths: list[int] = []
     while (key := f"patch_embeds.{len(dims)}.proj.weight") in state:
         stage = len(dims)
-        dims.append(state[key].shape[0])
+        dims.append(len(state[key]) if state[key].dim() else 0)
         depths.append(len({k.split(".")[2] for k in state if k.startswith(f"blocks.{stage}.")}))
     return tuple(dims), tuple(depths), _has_local_attention(state)
 
