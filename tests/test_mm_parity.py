@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 from contracts import VARIANTS, randomise, state_dict_shapes, without_initialisation
-from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 import twins_dense as td
@@ -42,7 +41,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 def built(registry: Any, config: dict[str, Any]) -> nn.Module:
     """A model of theirs with random weights everywhere."""
-    with warnings.catch_warnings(), DefaultScope.overwrite_default_scope(registry.scope):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The scope, because a Runner of another test leaves its own as the default.
         return randomise(registry.build({**config, "_scope_": registry.scope}), seed=13).eval()
