@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import pickle
@@ -18,51 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Result, assert_error, cut, snapshot, twins
 from detection_fixtures import TINY_SVT, Run, run_python, write_config
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 import twins_dense as td
-from twins_dense.cli import main
 
 VERBS = ("demo", "train", "eval", "predict", "info", "benchmark")
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-def twins(*arguments: object) -> Result:
-    """Run the command line in this process, which spares the seconds that importing torch takes."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    before = sys.argv
-    sys.argv = ["twins-dense", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return Result(code, out.getvalue(), err.getvalue())
-
-
-def assert_error(result: Result, *parts: str) -> str:
-    """Exit code 2 and a single line of errors (the log goes to the output) that holds the parts; returns the line."""
-    assert result.code == 2, result.err
-    line = result.err.removesuffix("\n")
-    assert line.startswith("error: ") and "\n" not in line
-    assert "Traceback" not in result.out
-    for part in parts:
-        assert part in line, line
-    return line
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Malicious:
@@ -159,10 +121,6 @@ def case(tmp_path: Path, toy_data: Path, request: pytest.FixtureRequest) -> Case
     (work_dir / "notes.txt").write_bytes(b"keep me")
     (work_dir / "epoch_7.pth").write_bytes(b"mine")
     return Case(tmp_path, tmp_path / "toy", config, work_dir)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def break_json(case: Case) -> None:
