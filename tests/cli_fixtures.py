@@ -1,4 +1,4 @@
-"""Run the command line in this process and look at what it says."""
+"""The command line called in this process, and what its errors have to look like."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from twins_dense.cli import main
 
@@ -41,3 +42,11 @@ def assert_error(result: Result, *parts: str) -> str:
     for part in parts:
         assert part in line, line
     return line
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

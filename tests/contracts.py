@@ -113,6 +113,12 @@ def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in net.state_dict().items()}
 
 
+def block_settings(net: td.TwinsBackbone) -> list[tuple[float, str | None]]:
+    """What neither shapes nor `str` tell of a net: stochastic depth and the padding of windows, block by block."""
+    blocks = [block for stage in net.blocks for block in stage.children()]
+    return [(block.drop_path_rate, getattr(block.attn, "window_padding", None)) for block in blocks]
+
+
 def formula_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     """The value that an entry had when the golden tensors were made, see tests/golden/README.md."""
     noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)

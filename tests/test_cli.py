@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_fixtures import Result, assert_error, twins
+from cli_fixtures import Result, assert_error, cut, snapshot, twins
 from detection_fixtures import TINY_SVT, Run, run_python, write_config
 from PIL import Image
 from pycocotools import mask as mask_utils
@@ -25,10 +25,6 @@ from pycocotools import mask as mask_utils
 import twins_dense as td
 
 VERBS = ("demo", "train", "eval", "predict", "check-data", "validate", "weights", "convert", "info", "benchmark")
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Malicious:
@@ -125,10 +121,6 @@ def case(tmp_path: Path, toy_data: Path, request: pytest.FixtureRequest) -> Case
     (work_dir / "notes.txt").write_bytes(b"keep me")
     (work_dir / "epoch_7.pth").write_bytes(b"mine")
     return Case(tmp_path, tmp_path / "toy", config, work_dir)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def break_json(case: Case) -> None:

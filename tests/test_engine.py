@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_fixtures import snapshot
 from detection_fixtures import CONFIGS, Run, read_scalars, write_config
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
@@ -35,10 +36,6 @@ def one_line(caught: pytest.ExceptionInfo[TwinsError], *parts: str) -> str:
     for part in parts:
         assert part in message, message
     return message
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 _numbers = itertools.count()

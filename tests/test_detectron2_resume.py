@@ -1,0 +1,399 @@
+"""detectron2 runs that are killed, resumed, or stopped by a loss that is not finite."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from cli_fixtures import Result, assert_error, snapshot, twins
+from d2_fixtures import HEADS, MARKS, clean_detectron2, engine, read_metrics, write_lazy  # noqa: F401  (a fixture)
+from detection_fixtures import one_thread
+from detectron2.config import instantiate
+from detectron2.utils.events import JSONWriter
+
+pytestmark = MARKS
+ITERATIONS, PERIOD = 16, 4  # of the tiny configs
+KILLED_AT = 9  # the iteration, counted from 0, after which the process is killed
+
+# Stands beside the configs and is run in the place of `-m twins_dense`.
+PROGRAM = """
+import os
+import signal
+import sys
+from pathlib import Path
+
+from detectron2.utils.events import JSONWriter
+
+JSONWriter.__init__.__defaults__ = (1,)  # the value of each iteration in metrics.json, not the median over 20
+
+remaining = int(os.environ.get("KILL_AT_CALL", 0))
+
+
+def dying(function, dies_in):
+    def call(*arguments):
+        global remaining
+        remaining -= 1
+        if remaining == 0:
+            dies_in(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    return call
+
+
+if os.environ.get("KILL_IN") == "write":  # after half of the file
+    write_bytes = Path.write_bytes
+    Path.write_bytes = dying(write_bytes, lambda path, content: write_bytes(path, content[: len(content) // 2]))
+elif os.environ.get("KILL_IN") == "replace":  # before the file gets its name
+    os.replace = dying(os.replace, lambda *paths: None)
+
+if __name__ == "__main__":
+    from twins_dense.cli import main
+
+    main()
+"""
+MAPPERS = """
+import os
+import time
+
+from detectron2.data import DatasetMapper
+
+
+class SlowMapper(DatasetMapper):
+    '''Slow, so that a kill lands where it is meant to; nothing else is touched.'''
+
+    def __call__(self, record):
+        time.sleep(float(os.environ.get("SECONDS_AN_IMAGE", 0)))
+        return super().__call__(record)
+
+
+class BadMapper(DatasetMapper):
+    '''Gives one image infinite pixels.'''
+
+    def __init__(self, bad_id=None, **settings):
+        super().__init__(**settings)
+        self.bad_id = bad_id
+
+    def __call__(self, record):
+        entry = super().__call__(record)
+        if record["image_id"] == self.bad_id:
+            entry["image"] = entry["image"] * float("inf")
+        return entry
+"""
+SLOW = "import mappers\ndataloader.train.mapper._target_ = mappers.SlowMapper\n"
+BAD = "import mappers\ndataloader.train.mapper._target_ = mappers.BadMapper\n"
+
+
+def command(config: Path, work_dir: Path, *options: object) -> list[str]:
+    return [sys.executable, "program.py", "train", str(config), "--work-dir", str(work_dir), *map(str, options)]
+
+
+def train(config: Path, work_dir: Path, *options: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(config, work_dir, *options),
+        cwd=config.parent,
+        env={**one_thread(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def folder_with_programs(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "program.py").write_text(PROGRAM)
+    (path / "mappers.py").write_text(MAPPERS)
+    return path
+
+
+def last_checkpoint(work_dir: Path) -> str | None:
+    path = work_dir / "last_checkpoint"
+    return path.read_text() if path.exists() else None
+
+
+def assert_whole(work_dir: Path) -> int:
+    """Every checkpoint can be loaded, safely, and `last_checkpoint` names one of them; returns its iteration."""
+    contents = {path.name: torch.load(path, weights_only=True) for path in work_dir.glob("*.pth")}
+    for content in contents.values():
+        assert set(content) == {"model", "trainer", "dataset_meta", "iteration"}
+        assert content["trainer"]["iteration"] == content["iteration"]
+        assert all(value.isfinite().all() for value in content["model"].values())
+    name = last_checkpoint(work_dir)
+    assert name in contents
+    return contents[name]["iteration"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The same run twice; one was killed after iteration KILLED_AT. Not to be changed: copy it."""
+
+    head: str
+    config: Path
+    whole: Path
+    killed: Path
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Runs:
+    """Stochastic depth 0.2, flips, three sizes, sampled proposals, warm-up over 6 iterations and two steps.
+
+    RetinaNet with two workers, and with the groups without decay of the 3x schedule.
+    """
+    head = request.param
+    root = folder_with_programs(tmp_path_factory.mktemp(head))
+    more, schedule = {
+        "mask_rcnn": (SLOW, "1x"),
+        "retinanet": (SLOW + "dataloader.train.num_workers = 2\n", "3x"),
+    }[head]
+    config = write_lazy(root / "tiny.py", toy_data, head, schedule=schedule, more=more)
+    result = train(config, root / "whole")
+    assert result.returncode == 0, result.stderr
+
+    environment = {**one_thread(), "SECONDS_AN_IMAGE": {"mask_rcnn": "0.2", "retinanet": "0.4"}[head]}
+    with (root / "killed.log").open("w") as log:
+        process = subprocess.Popen(
+            command(config, root / "killed"), cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 120
+        while KILLED_AT not in read_metrics(root / "killed"):
+            assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    return Runs(head, config, root / "whole", root / "killed")
+
+
+class TestKilled:
+    def test_what_a_kill_leaves(self, runs: Runs) -> None:
+        assert {path.name for path in runs.killed.glob("*.pth")} == {"model_0000003.pth", "model_0000007.pth"}
+        assert assert_whole(runs.killed) == 7
+        assert max(read_metrics(runs.killed)) < 11  # it was not late
+
+    def test_goes_on_as_without_the_kill(self, runs: Runs, tmp_path: Path) -> None:
+        moved = tmp_path / "moved"  # the folder may have been moved in between
+        shutil.copytree(runs.killed, moved)
+        killed = read_metrics(moved)
+        result = train(runs.config, moved, "--resume")
+        assert result.returncode == 0, result.stderr
+
+        expected, found = read_metrics(runs.whole), read_metrics(moved)
+        assert list(expected) == list(range(ITERATIONS)) == sorted(found)
+        num_losses = {"mask_rcnn": 6, "retinanet": 3}[runs.head]  # with their sum
+        for iteration, values in found.items():
+            # Those after the checkpoint were done twice.
+            assert len(values) == 1 + (7 < iteration <= max(killed))
+            (once,) = expected[iteration]
+            assert len(once) == num_losses + 1
+            for value in values:
+                assert value == pytest.approx(once, rel=1e-5, abs=1e-9), iteration
+        # It is not for lack of change that they agree.
+        assert len({values[0]["total_loss"] for values in expected.values()}) == ITERATIONS
+        assert len({values[0]["lr"] for values in expected.values()}) == 9  # 6 of the warm-up, and three steps
+
+        ours, theirs = (torch.load(folder / "model_final.pth", weights_only=True) for folder in (moved, runs.whole))
+        torch.testing.assert_close(ours["model"], theirs["model"], rtol=1e-5, atol=1e-6)
+        assert ours["iteration"] == theirs["iteration"] == ITERATIONS - 1
+        assert last_checkpoint(moved) == last_checkpoint(runs.whole) == "model_final.pth"
+
+    def test_resuming_a_finished_run_changes_nothing(self, runs: Runs, tmp_path: Path) -> None:
+        shutil.copytree(runs.whole, tmp_path / "run")
+        kept = ("*.pth", "last_checkpoint", "metrics.json")
+        before = {path.name: path.read_bytes() for pattern in kept for path in (tmp_path / "run").glob(pattern)}
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.syspath_prepend(runs.config.parent)
+            result = twins("train", runs.config, "--work-dir", tmp_path / "run", "--resume")
+        assert result.code == 0, result.err
+        after = {path.name: path.read_bytes() for pattern in kept for path in (tmp_path / "run").glob(pattern)}
+        assert after == before and len(before) == 6
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder for runs in this process, with exact values in metrics.json and the modules of the configs."""
+    monkeypatch.setattr(JSONWriter.__init__, "__defaults__", (1,))
+    monkeypatch.syspath_prepend(folder_with_programs(tmp_path))
+    monkeypatch.delitem(sys.modules, "mappers", raising=False)
+    return tmp_path
+
+
+class TestInThisProcess:
+    """What the comparison above needs to mean something."""
+
+    def test_another_seed_is_another_run(self, exact: Path, runs: Runs) -> None:
+        result = twins("train", runs.config, "--work-dir", exact / "other", "train.seed=1", "train.max_iter=3")
+        assert result.code == 0, result.err
+        expected, found = read_metrics(runs.whole), read_metrics(exact / "other")
+        assert list(found) == [0, 1, 2]
+        for iteration, (values,) in found.items():
+            assert values["total_loss"] != pytest.approx(expected[iteration][0]["total_loss"], rel=1e-4)
+
+    def test_the_normalizer_of_retinanet_matters(self, exact: Path, runs: Runs) -> None:
+        """Without the running mean of positive anchors, the losses after a resume would be others."""
+        if runs.head != "retinanet":
+            pytest.skip("Mask R-CNN has none")
+        shutil.copytree(runs.killed, exact / "run")
+        path = exact / "run" / "model_0000007.pth"
+        content = torch.load(path, weights_only=True)
+        (normalizer,) = content["trainer"]["hooks"].pop("ExactResume")["loss_normalizers"]
+        assert normalizer > 0
+        torch.save(content, path)
+        options = ("train.max_iter=9", "dataloader.train.num_workers=0")
+        result = twins("train", runs.config, "--work-dir", exact / "run", "--resume", *options)
+        assert result.code == 0, result.err
+        (expected,), (_, found) = read_metrics(runs.whole)[8], read_metrics(exact / "run")[8]
+        assert found["loss_cls"] != pytest.approx(expected["loss_cls"], rel=1e-2)
+
+    def test_a_kill_before_the_first_checkpoint(self, exact: Path, toy_data: Path) -> None:
+        config = write_lazy(exact / "tiny.py", toy_data, more=SLOW)
+        work_dir = exact / "early"
+        result = train(config, work_dir, KILL_IN="replace", KILL_AT_CALL="1")
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        assert max(read_metrics(work_dir)) == 2 and not list(work_dir.glob("*.pth"))
+        before = snapshot(work_dir)
+        refused = twins("train", config, "--work-dir", work_dir, "--resume")
+        assert_error(refused, repr(str(work_dir)), "no run to resume", "without --resume")
+        assert snapshot(work_dir) == before
+        # A plain start is not refused: there is nothing to lose.
+        result = twins("train", config, "--work-dir", work_dir, "train.max_iter=4")
+        assert result.code == 0, result.err
+        assert assert_whole(work_dir) == 3
+
+
+class TestWholeCheckpoints:
+    @pytest.mark.parametrize(
+        ("where", "call", "newest", "named"),
+        [
+            ("write", 5, 1, 1),  # in the middle of the third checkpoint
+            ("replace", 6, 2, 1),  # it is there, and `last_checkpoint` is not yet changed
+        ],
+    )
+    def test_a_kill_while_one_is_written(
+        self, exact: Path, toy_data: Path, where: str, call: int, newest: int, named: int
+    ) -> None:
+        config = write_lazy(exact / "tiny.py", toy_data, "retinanet", more="train.checkpointer.period = 1\n")
+        work_dir = exact / "run"
+        result = train(config, work_dir, "train.max_iter=6", KILL_IN=where, KILL_AT_CALL=str(call))
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        assert {path.name for path in work_dir.glob("*.pth")} == {f"model_{i:07}.pth" for i in range(newest + 1)}
+        assert assert_whole(work_dir) == named
+        (left_over,) = [path.name for path in work_dir.iterdir() if path.name.startswith(".")]
+        assert not left_over.endswith(".pth")
+        result = twins("train", config, "--work-dir", work_dir, "--resume", "train.max_iter=6")
+        assert result.code == 0, result.err
+        assert assert_whole(work_dir) == 5
+        assert max(read_metrics(work_dir)) == 5
+
+    def test_kills_at_random_moments(self, exact: Path, toy_data: Path) -> None:
+        """A checkpoint each iteration, of a model whose checkpoints take a while to write."""
+        more = (
+            "train.checkpointer.update(period=1, max_to_keep=2)\n"
+            "model.roi_heads.box_head.fc_dims = [1024, 1024]\n"
+            "model.roi_heads.box_predictor.input_shape = ShapeSpec(channels=1024)\n"
+        )
+        config = write_lazy(exact / "tiny.py", toy_data, more=more)
+        work_dir = exact / "run"
+        moments = random.Random(0)
+        last = -1
+        for _ in range(3):
+            options = ["--resume"] if last >= 0 else []
+            process = subprocess.Popen(
+                command(config, work_dir, "train.max_iter=100000", *options),
+                cwd=exact,
+                env=one_thread(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            before, deadline = last_checkpoint(work_dir), time.monotonic() + 120
+            while last_checkpoint(work_dir) == before:
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, 1))
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            found = assert_whole(work_dir)
+            assert found > last
+            last = found
+
+
+# Losses that are not finite
+
+
+class TestNotFinite:
+    def fails(self, config: Path, work_dir: Path, *options: object) -> Result:
+        result = twins("train", config, "--work-dir", work_dir, "train.checkpointer.period=1", *options)
+        assert_error(result, "not finite", "the last checkpoint stays", "optimizer.lr")
+        return result
+
+    def test_one_image(self, exact: Path, toy_data: Path) -> None:
+        """The last checkpoint is from before it, and the run goes on from there when the image is mended."""
+        config = write_lazy(exact / "tiny.py", toy_data, "retinanet", more=BAD)
+        options = ("train.max_iter=4", "train.checkpointer.period=1")
+        result = twins("train", config, "--work-dir", exact / "good", *options)
+        assert result.code == 0, result.err
+        *before, last = ids_by_iteration(config, 4)
+        bad_id = next(image_id for image_id in last if all(image_id not in batch for batch in before))
+        work_dir = exact / "run"
+        result = self.fails(config, work_dir, "train.max_iter=4", f"dataloader.train.mapper.bad_id={bad_id}")
+        assert result.err.startswith("error: iteration 3: not finite: loss_cls=nan, loss_box_reg=nan")
+        assert last_checkpoint(work_dir) == "model_0000002.pth" and assert_whole(work_dir) == 2
+        ours, theirs = (torch.load(f / "model_0000002.pth", weights_only=True) for f in (work_dir, exact / "good"))
+        torch.testing.assert_close(ours["model"], theirs["model"], rtol=1e-5, atol=1e-6)
+        assert sorted(read_metrics(work_dir)) == [0, 1, 2]
+        result = twins("train", config, "--work-dir", work_dir, "--resume", "train.max_iter=5")
+        assert result.code == 0, result.err
+        assert assert_whole(work_dir) == 4
+
+    @pytest.mark.parametrize(
+        ("head", "override", "named", "iteration"),
+        [
+            ("mask_rcnn", "optimizer.lr=1e30", "loss_rpn_", 1),
+            ("retinanet", "optimizer.lr=1e30", "loss_", 1),
+            ("mask_rcnn", "model.pixel_std=[0,0,0]", "loss_rpn_", 0),
+            ("retinanet", "model.pixel_std=[0,0,0]", "loss_cls=nan", 0),
+            ("mask_rcnn", "model.roi_heads.box_predictor.loss_weight={loss_cls: inf}", "loss_cls=inf of loss_cls=", 0),
+        ],
+    )
+    def test_other_causes(
+        self, exact: Path, toy_data: Path, head: str, override: str, named: str, iteration: int
+    ) -> None:
+        config = write_lazy(exact / "tiny.py", toy_data, head)
+        result = self.fails(config, exact / "run", override)
+        assert result.err.startswith(f"error: iteration {iteration}: not finite: ")
+        assert named in result.err
+        names = {path.name for path in (exact / "run").glob("*.pth")}
+        assert names == {f"model_{number:07}.pth" for number in range(iteration)}
+        if iteration:
+            assert assert_whole(exact / "run") == iteration - 1
+
+    def test_in_the_last_iteration(self, exact: Path, toy_data: Path) -> None:
+        """The run ends there; nothing is evaluated."""
+        config = write_lazy(exact / "tiny.py", toy_data, "retinanet")
+        options = ("model.pixel_std=[0,0,0]", "train.max_iter=1", "train.eval_period=1")
+        result = self.fails(config, exact / "run", *options)
+        assert "Start inference" not in result.out
+
+    def test_as_a_program(self, exact: Path, toy_data: Path) -> None:
+        config = write_lazy(exact / "tiny.py", toy_data)
+        result = train(config, exact / "run", "optimizer.lr=1e30")
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr and "Traceback" not in result.stdout
+        assert "Traceback" not in (exact / "run" / "log.txt").read_text()
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert line.startswith("error: iteration 1: not finite: ")
+        assert result.stderr.rstrip().endswith(line)
+
+
+def ids_by_iteration(config: Path, count: int) -> list[list[int]]:
+    """The images of each of the first iterations."""
+    loader = instantiate(engine.load_config(config).dataloader.train)
+    return [[entry["image_id"] for entry in batch] for batch in islice(loader, count)]

@@ -1,0 +1,591 @@
+"""detectron2 through the command line: train, eval, predict, what can't be used, and detectron2's own script."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cli_fixtures import Result, assert_error, cut, snapshot, twins
+from d2_fixtures import (
+    CONFIGS,
+    MARKS,
+    clean_detectron2,  # noqa: F401  (a fixture)
+    engine,
+    read_metrics,
+    write_lazy,
+)
+from detection_fixtures import CONFIGS as MMENGINE_CONFIGS
+from detection_fixtures import ROOT, TINY_SVT, run_python
+from detectron2.config import LazyConfig, instantiate
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+import twins_dense as td
+
+pytestmark = MARKS
+# A checkout of detectron2, for the scripts that its package does not hold.
+D2_SOURCE = Path(os.environ.get("TWINS_DENSE_TEST_DETECTRON2", "detectron2-checkout"))
+NO_D2_SOURCE = "needs detectron2's tools: set TWINS_DENSE_TEST_DETECTRON2 to a folder with a checkout of it"
+SCORES = [f"{kind}/AP{size}" for kind in ("bbox", "segm") for size in ("", "50", "75", "s", "m", "l")]
+CATEGORIES = {1: "circle", 2: "rectangle", 5: "triangle"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run of the command line: its config, its folder, its last checkpoint and what it printed."""
+
+    config: Path
+    work_dir: Path
+    checkpoint: Path
+    output: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
+    """A tiny Mask R-CNN after 6 iterations, evaluated after each three. Not to be changed."""
+    root = tmp_path_factory.mktemp("run")
+    more = "train.update(max_iter=6, eval_period=3)\ntrain.checkpointer.period = 3\n"
+    config = write_lazy(root / "tiny.py", toy_data, schedule="3x", more=more)
+    result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"), cwd=root)
+    assert result.returncode == 0, result.stderr
+    return Run(config, root / "work", root / "work" / "model_final.pth", result.stdout)
+
+
+class TestTrain:
+    def test_what_it_leaves(self, run: Run) -> None:
+        names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in run.work_dir.iterdir()}
+        checkpoints = {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"}
+        assert names >= checkpoints | {"config.yaml", "log.txt", "metrics.json", "events.out.tfevents"}
+        assert list(read_metrics(run.work_dir)) == list(range(6))
+        for path in run.work_dir.glob("*.pth"):
+            content = torch.load(path, weights_only=True)
+            assert content["dataset_meta"] == {"classes": [*CATEGORIES.values()], "category_ids": [*CATEGORIES]}
+        assert run.output.splitlines()[-1].startswith(f"done: {run.work_dir} ")
+
+    def test_what_it_says(self, run: Run) -> None:
+        log = (run.work_dir / "log.txt").read_text()
+        for text in (log, run.output):
+            assert "Learning rate scaled with the batch: 0.001 x 2 / 16 = 0.000125" in text
+            assert "6 iterations of 2 images are 1.50 epochs of 8 images" in text
+            assert "No GPU: running on the CPU" in text
+            assert "No GPU: training in float32 instead of mixed precision" in text
+        rates = [values["lr"] for (values,) in read_metrics(run.work_dir).values()]
+        assert rates[0] == pytest.approx(0.000125 * 0.001)
+
+    def test_the_written_config_is_what_was_run(self, run: Run) -> None:
+        """detectron2 reads config.yaml back."""
+        config = LazyConfig.load(str(run.work_dir / "config.yaml"))
+        assert config.train.output_dir == str(run.work_dir) and config.train.max_iter == 6
+        assert config.model.backbone.bottom_up.net.variant["name"] == TINY_SVT["name"]
+
+    def test_scores_of_the_run_are_in_its_metrics(self, run: Run) -> None:
+        lines = [json.loads(line) for line in (run.work_dir / "metrics.json").read_text().splitlines()]
+        assert sum("segm/AP" in line for line in lines) == 2
+        assert run.output.count("Evaluation results for bbox") == 2
+
+    def test_the_rate_can_be_kept(self, tmp_path: Path, toy_data: Path) -> None:
+        config = write_lazy(tmp_path / "tiny.py", toy_data, "retinanet")
+        options = ("train.max_iter=1", "train.auto_scale_lr.enabled=False", "lr_multiplier.warmup_iters=0")
+        result = twins("train", config, "--work-dir", tmp_path / "run", *options)
+        assert result.code == 0, result.err
+        assert "Learning rate scaled" not in result.out
+        assert read_metrics(tmp_path / "run")[0][0]["lr"] == 1e-3
+
+
+class TestEval:
+    def test_scores_are_those_of_training(self, run: Run, tmp_path: Path) -> None:
+        options = ("eval", str(run.config), str(run.checkpoint), "--work-dir", str(tmp_path / "out"))
+        result = run_python("-m", "twins_dense", *options)
+        assert result.returncode == 0, result.stderr
+        content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert content["dataset"] == "toy_test" and content["checkpoint"] == str(run.checkpoint)
+        found = content["metrics"]
+        assert set(found) == {
+            *SCORES,
+            *(f"{kind}/AP-{name}" for kind in ("bbox", "segm") for name in CATEGORIES.values()),
+        }
+        last = [json.loads(line) for line in (run.work_dir / "metrics.json").read_text().splitlines()][-1]
+        for name, value in found.items():
+            expected = last[name]
+            if value is None:
+                assert np.isnan(expected)
+            else:
+                assert value == pytest.approx(expected, abs=1e-4)
+        assert found["bbox/AP"] > 0  # otherwise equal scores would say little
+        shown = dict(re.findall(r"^ *((?:bbox|segm)/\w+)  (nan|-?\d+\.\d{4})$", result.stdout, re.MULTILINE))
+        assert shown == {name: "nan" if found[name] is None else f"{found[name]:.4f}" for name in SCORES}
+        assert result.stdout.splitlines()[-1].startswith(str(tmp_path / "out" / "metrics.json"))
+
+    def test_imagenet_weights_are_not_asked_for(self, run: Run, tmp_path: Path) -> None:
+        """A checkpoint of the whole model follows."""
+        weights = "model.backbone.bottom_up.net.weights=long/gone.pth"
+        result = twins("eval", run.config, run.checkpoint, "--work-dir", tmp_path / "out", weights)
+        assert result.code == 0, result.err
+
+    def test_another_data_set(self, run: Run, tmp_path: Path, toy_data: Path) -> None:
+        """By path, in a folder of one's own."""
+        shutil.copytree(toy_data, tmp_path / "mine")
+        (tmp_path / "mine" / "val2017").rename(tmp_path / "mine" / "photos")
+        (tmp_path / "mine" / "annotations" / "instances_val2017.json").rename(tmp_path / "mine" / "labels.json")
+        options = ("dataloader.test.dataset.ann_file=labels.json", "dataloader.test.dataset.image_dir=photos")
+        options += ("--data-root", tmp_path / "mine", "dataloader.test.dataset.name=mine")
+        result = twins("eval", run.config, run.checkpoint, "--work-dir", tmp_path / "out", *options)
+        assert result.code == 0, result.err
+        content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        last = [json.loads(line) for line in (run.work_dir / "metrics.json").read_text().splitlines()][-1]
+        assert content["dataset"] == "mine"
+        assert content["metrics"]["segm/AP"] == pytest.approx(last["segm/AP"], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[int, int]]:
+    """Images of several sizes and kinds, with their upright width and height."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+
+    def noise(*shape: int) -> Image.Image:
+        return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+
+    noise(71, 97, 3).save(root / "colour.png")
+    noise(61, 83).save(root / "gray.png")
+    noise(40, 200, 3).save(root / "wide.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    noise(64, 89, 3).save(root / "turned.jpg", exif=turned)
+    sizes = {"colour.png": (97, 71), "gray.png": (83, 61), "turned.jpg": (64, 89), "wide.jpg": (200, 40)}
+    return {root / name: size for name, size in sizes.items()}
+
+
+class TestPredict:
+    def test_boxes_masks_and_names(self, run: Run, photos: dict[Path, tuple[int, int]], tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        options = (
+            "predict",
+            str(run.config),
+            str(run.checkpoint),
+            *map(str, photos),
+            "--out",
+            str(out),
+            "--score",
+            "0",
+        )
+        result = run_python("-m", "twins_dense", *options)
+        assert result.returncode == 0, result.stderr
+        entries = json.loads((out / "predictions.json").read_text())
+        assert [entry["file"] for entry in entries] == [str(path) for path in photos]
+        count = 0
+        for entry, (width, height) in zip(entries, photos.values(), strict=True):
+            assert (entry["width"], entry["height"]) == (width, height)
+            with Image.open(entry["picture"]) as picture:
+                assert picture.size == (width, height)
+            for detection in entry["detections"]:
+                count += 1
+                assert set(detection) == {"category_id", "category", "bbox", "score", "segmentation"}
+                assert CATEGORIES[detection["category_id"]] == detection["category"]
+                x, y, w, h = detection["bbox"]
+                assert 0 <= x < x + w <= width + 1e-3 and 0 <= y < y + h <= height + 1e-3
+                assert 0 <= detection["score"] <= 1
+                assert detection["segmentation"]["size"] == [height, width]
+                assert 0 <= mask_utils.area(detection["segmentation"]) <= width * height
+        assert count > len(photos)
+        assert f"{count} instances in {len(photos)} images" in result.stdout
+
+    def test_score(self, run: Run, photos: dict[Path, tuple[int, int]], tmp_path: Path) -> None:
+        photo = next(iter(photos))
+
+        def scores(lowest: float) -> list[float]:
+            out = tmp_path / str(lowest)
+            result = twins("predict", run.config, run.checkpoint, photo, "--out", out, "--score", lowest)
+            assert result.code == 0, result.err
+            (entry,) = json.loads((out / "predictions.json").read_text())
+            return [detection["score"] for detection in entry["detections"]]
+
+        every = sorted(scores(0.0))
+        middle = (every[len(every) // 2 - 1] + every[len(every) // 2]) / 2
+        assert sorted(scores(middle)) == pytest.approx(every[len(every) // 2 :])
+        assert scores(1.0) == [] and len(every) > 4
+        plain = np.asarray(Image.open(photo), dtype=float)
+        differences = [
+            np.abs(np.asarray(Image.open(next((tmp_path / name).glob("*.jpg"))), dtype=float) - plain).mean()
+            for name in ("1.0", "0.0")
+        ]
+        assert differences[0] < differences[1]  # the picture of no detection is the image
+
+    def test_detections_are_those_of_evaluation(self, run: Run, toy_data: Path) -> None:
+        """The predictor resizes and scales back as detectron2's own test loader and evaluator do."""
+        config = engine.load_config(run.config, ["dataloader.test.mapper.augmentations.0.short_edge_length=90"])
+        predictor = engine.load_predictor(config, run.checkpoint, 0.0)
+        loader = instantiate(config.dataloader.test)
+        for (entry,) in islice(loader, 2):
+            assert tuple(entry["image"].shape) == (3, 90, 90) and (entry["height"], entry["width"]) == (64, 64)
+            with torch.inference_mode():
+                (expected,) = predictor.model([entry])
+            detections, _ = predictor(np.asarray(Image.open(entry["file_name"]).convert("RGB")))
+            boxes = expected["instances"].pred_boxes.tensor.clone()
+            boxes[:, 2:] -= boxes[:, :2]
+            found = torch.tensor([detection["bbox"] for detection in detections])
+            torch.testing.assert_close(found, boxes, rtol=1e-4, atol=1e-2)
+
+    def test_retinanet_has_no_masks(self, tmp_path: Path, toy_data: Path, photos: dict[Path, tuple[int, int]]) -> None:
+        config = write_lazy(tmp_path / "tiny.py", toy_data, "retinanet")
+        assert twins("train", config, "--work-dir", tmp_path / "run", "train.max_iter=1").code == 0
+        out = tmp_path / "out"
+        checkpoint = tmp_path / "run" / "model_final.pth"
+        result = twins("predict", config, checkpoint, *photos, "--out", out, "--score", 0)
+        assert result.code == 0, result.err
+        entries = json.loads((out / "predictions.json").read_text())
+        found = [detection for entry in entries for detection in entry["detections"]]
+        assert found and all(set(detection) == {"category_id", "category", "bbox", "score"} for detection in found)
+
+
+class TestYaml:
+    """The CfgNode form knows the published variants alone: a real svt_small with small heads."""
+
+    SMALL = (
+        "DATASETS.TRAIN=('coco_2017_train',)",
+        "MODEL.ROI_HEADS.NUM_CLASSES=3",
+        "MODEL.FPN.OUT_CHANNELS=32",
+        "MODEL.ROI_BOX_HEAD.FC_DIM=32",
+        "MODEL.ROI_MASK_HEAD.CONV_DIM=32",
+        "INPUT.MIN_SIZE_TRAIN=(64,)",
+        "INPUT.MIN_SIZE_TEST=64",
+        "DATALOADER.NUM_WORKERS=0",
+        "SOLVER.IMS_PER_BATCH=2",
+        "SOLVER.MAX_ITER=1",
+        "SOLVER.STEPS=()",
+        "TEST.EVAL_PERIOD=0",
+    )
+
+    def test_train_eval_and_predict(self, tmp_path: Path, toy_data: Path, photos: dict[Path, tuple[int, int]]) -> None:
+        weights = tmp_path / "imagenet.pth"
+        torch.save(td.create_classifier("svt_small").state_dict(), weights)
+        config = CONFIGS / "mask_rcnn_svt_small_1x.yaml"
+        data = ("--data-root", toy_data)
+        work_dir = tmp_path / "run"
+        result = twins("train", config, "--work-dir", work_dir, *data, *self.SMALL, f"MODEL.TWINS.WEIGHTS={weights}")
+        assert result.code == 0, result.err
+        assert "Backbone weights" in result.out and str(weights) in result.out
+        checkpoint = work_dir / "model_final.pth"
+        # The weights of the backbone are in the checkpoint: an option that names them may stay in the command.
+        weights.unlink()
+        options = (*self.SMALL, f"MODEL.TWINS.WEIGHTS={weights}")
+        result = twins("eval", config, checkpoint, "--work-dir", tmp_path / "eval", *data, *options)
+        assert result.code == 0, result.err
+        metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
+        assert set(SCORES) <= set(metrics)
+        predictor = engine.load_predictor(engine.load_config(config, self.SMALL), checkpoint, 0.0)
+        detections, picture = predictor(np.asarray(Image.open(next(iter(photos)))))
+        assert picture.shape == (71, 97, 3)
+        assert {detection["category"] for detection in detections} <= {*CATEGORIES.values()}
+
+    def test_hints_have_its_names(self, tmp_path: Path, toy_data: Path) -> None:
+        options = [option for option in self.SMALL if "NUM_CLASSES" not in option]
+        config = CONFIGS / "mask_rcnn_svt_small_1x.yaml"
+        result = twins("train", config, "--work-dir", tmp_path / "run", "--data-root", toy_data, *options)
+        assert_error(result, "3 categories", "80 classes", "MODEL.ROI_HEADS.NUM_CLASSES=3")
+
+
+# What can't be used
+
+
+@dataclass(frozen=True)
+class Case:
+    """A copy of the toy data with a tiny RetinaNet, and a work directory that holds something of the user's."""
+
+    data: Path
+    config: Path
+    work_dir: Path
+
+    def train(self, *arguments: object) -> Result:
+        return twins("train", self.config, "--work-dir", self.work_dir, "--data-root", self.data, *arguments)
+
+    def assert_nothing_changed(self) -> None:
+        left = snapshot(self.work_dir)
+        assert left["notes.txt"] == b"keep me" and left["model_7.pth"] == b"mine"
+        assert not {"last_checkpoint", "metrics.json"} & left.keys()
+        assert [name for name in left if name.endswith(".pth")] == ["model_7.pth"]
+
+
+@pytest.fixture
+def case(tmp_path: Path, toy_data: Path) -> Case:
+    shutil.copytree(toy_data, tmp_path / "toy")
+    work_dir = tmp_path / "work"
+    work_dir.mkdir()
+    (work_dir / "notes.txt").write_bytes(b"keep me")
+    (work_dir / "model_7.pth").write_bytes(b"mine")
+    more = "train.update(max_iter=1, eval_period=1)\n"
+    config = write_lazy(tmp_path / "tiny.py", tmp_path / "elsewhere", "retinanet", more=more)
+    return Case(tmp_path / "toy", config, work_dir)
+
+
+def change_annotation(**values: Any) -> Callable[[Case], None]:
+    def change(case: Case) -> None:
+        path = case.data / "annotations" / "instances_train2017.json"
+        content = json.loads(path.read_text())
+        content["annotations"][2].update(values)
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+DAMAGES: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
+    "missing image": (
+        lambda case: (case.data / "train2017" / "000000000003.jpg").unlink(),
+        ("000000000003.jpg is missing",),
+    ),
+    "truncated image": (
+        lambda case: cut(case.data / "train2017" / "000000000003.jpg"),
+        ("000000000003.jpg can't be read",),
+    ),
+    "missing validation image": (
+        lambda case: (case.data / "val2017" / "000000000009.jpg").unlink(),
+        ("000000000009.jpg is missing",),
+    ),
+    "broken JSON": (
+        lambda case: cut(case.data / "annotations" / "instances_train2017.json"),
+        ("broken JSON at line 1",),
+    ),
+    "unknown category": (change_annotation(category_id=77), ("unknown category id 77",)),
+    "no image folder": (lambda case: shutil.rmtree(case.data / "val2017"), ("val2017", "no such folder")),
+}
+
+
+class TestErrorsOfTraining:
+    @pytest.mark.parametrize("name", DAMAGES)
+    def test_bad_data(self, case: Case, name: str) -> None:
+        damage, parts = DAMAGES[name]
+        damage(case)
+        assert_error(case.train(), *parts)
+        case.assert_nothing_changed()
+
+    def test_skip_bad(self, case: Case) -> None:
+        DAMAGES["missing image"][0](case)
+        DAMAGES["missing validation image"][0](case)
+        result = case.train("--skip-bad")
+        assert result.code == 0, result.err
+        assert result.out.count("Left out, 1 in all:\n") == 2
+        assert "000000000003.jpg is missing" in result.out and "000000000009.jpg is missing" in result.out
+        assert (case.work_dir / "notes.txt").read_bytes() == b"keep me"
+
+    @pytest.mark.parametrize(
+        ("overrides", "parts"),
+        [
+            (["model.num_classes=4"], ("3 categories", "4 classes", "model.num_classes=3")),
+            (["model.backbone.bottom_up.net.weights=no/such.pth"], ("no/such.pth", "no such file")),
+            (["model.backbone.bottom_up.net.variant=svt_smal"], ("'svt_smal'", "did you mean 'svt_small'?")),
+            (["train.init_checkpoint=no/such.pth"], ("no/such.pth", "no such file")),
+            (["model.num_clases=3"], ("did you mean 'num_classes'?",)),
+            (["dataloader.train.total_batch_size=0"], ("total_batch_size=0",)),
+            (["train.max_iter=0"], ("train.max_iter=0",)),
+            (["train.max_iter=soon"], ("train.max_iter", "soon")),
+            (["optimizer.lr=fast"], ("lr", "fast")),
+            (["train.checkpointer.period=0"], ("period=0",)),
+            (["train.log_period=0"], ("log_period=0",)),
+            (["train.seed=-1"], ("seed=-1",)),
+            (["dataloader.train.dataset.ann_file=null"], ("give both or none",)),
+        ],
+    )
+    def test_bad_settings(self, case: Case, overrides: list[str], parts: tuple[str, ...]) -> None:
+        assert_error(case.train(*overrides), *parts)
+        case.assert_nothing_changed()
+
+    def test_weights_of_another_variant(self, case: Case, tmp_path: Path) -> None:
+        spec = td.TwinsSpec.from_columns(**{**TINY_SVT, "dims": (8, 32, 32, 64)})
+        path = tmp_path / "other.pth"
+        torch.save(td.create_classifier(spec).state_dict(), path)
+        assert_error(case.train(f"model.backbone.bottom_up.net.weights={path}"), str(path), "(8, ", "(16, ")
+        case.assert_nothing_changed()
+
+    def test_a_folder_with_a_run(self, run: Run) -> None:
+        before = snapshot(run.work_dir)
+        assert_error(twins("train", run.config, "--work-dir", run.work_dir), "--resume", "--work-dir")
+        assert_error(twins("eval", run.config, run.checkpoint, "--work-dir", run.work_dir), "--work-dir")
+        assert snapshot(run.work_dir) == before
+
+    def test_a_folder_without_one(self, case: Case, tmp_path: Path) -> None:
+        assert_error(case.train("--resume"), repr(str(case.work_dir)), "no run to resume")
+        result = twins("train", case.config, "--work-dir", tmp_path / "new", "--resume")
+        assert_error(result, "no run to resume")
+        assert not (tmp_path / "new").exists()
+        case.assert_nothing_changed()
+
+    def test_resuming_with_another_model(self, run: Run, tmp_path: Path) -> None:
+        shutil.copytree(run.work_dir, tmp_path / "run")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")}
+        option = "model.roi_heads.mask_head.conv_dims=[16,16]"
+        result = twins("train", run.config, "--work-dir", tmp_path / "run", "--resume", option)
+        assert_error(result, "model_final.pth", "of another model", "mask_head")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == before
+
+    def test_a_file_in_the_place_of_the_folder(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        assert_error(twins("train", run.config, "--work-dir", tmp_path / "file"), "is a file")
+        assert_error(twins("eval", run.config, run.checkpoint, "--work-dir", tmp_path / "file"), "is a file")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_launching(self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        arguments = ("train", run.config, "--work-dir", tmp_path / "run")
+        assert_error(twins(*arguments, "--num-machines", 2), "--dist-url")
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert_error(twins(*arguments), "torchrun", "--num-gpus")
+        assert_error(
+            twins("eval", run.config, run.checkpoint, "--work-dir", tmp_path / "run"), "torchrun", "--num-gpus"
+        )
+        assert not (tmp_path / "run").exists()
+
+    def test_one_process_unless_more_are_asked_for(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As `--help` says, also where there are several GPUs."""
+        asked: list[tuple[int, Any]] = []
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        monkeypatch.setattr(
+            "twins_dense.engines.detectron2.trainer.launch_processes",
+            lambda function, num_gpus, **options: asked.append((num_gpus, options["num_machines"])),
+        )
+        twins("train", run.config, "--work-dir", tmp_path / "run")
+        twins("train", run.config, "--work-dir", tmp_path / "run", "--num-gpus", 2)
+        assert asked == [(1, 1), (2, 1)]
+        help_text = " ".join(twins("train", "--help").out.split())
+        assert "--num-gpus INTEGER RANGE Processes on this machine, one a GPU. [default: 1]" in help_text
+
+    @pytest.mark.parametrize("verb", ["train", "eval"])
+    def test_its_options_with_a_config_of_mmengine(self, tmp_path: Path, verb: str) -> None:
+        config = MMENGINE_CONFIGS / "mask_rcnn_svt_small_1x.py"
+        checkpoint = ["epoch_1.pth"] if verb == "eval" else []
+        result = twins(verb, config, *checkpoint, "--work-dir", tmp_path / "run", "--num-gpus", 2)
+        assert_error(result, "--num-gpus", "torchrun")
+        assert not (tmp_path / "run").exists()
+
+
+class TestErrorsOfCheckpoints:
+    @pytest.fixture(params=["eval", "predict"])
+    def use(self, request: pytest.FixtureRequest, photos: dict[Path, tuple[int, int]], tmp_path: Path) -> Any:
+        """Calls the verb with a config, a checkpoint and overrides, and checks that it leaves no result."""
+
+        def call(config: Path, checkpoint: object, *overrides: object) -> Result:
+            images = [next(iter(photos))] if request.param == "predict" else []
+            target = ("--out" if images else "--work-dir", tmp_path / "out")
+            result = twins(request.param, config, checkpoint, *images, *target, *overrides)
+            assert not list(tmp_path.glob("out/*.json")) and not list(tmp_path.glob("out/*.jpg"))
+            return result
+
+        return call
+
+    def test_missing(self, run: Run, use: Any) -> None:
+        assert_error(use(run.config, "no/model_final.pth"), "no/model_final.pth", "no such file")
+
+    def test_truncated(self, run: Run, use: Any, tmp_path: Path) -> None:
+        shutil.copy(run.checkpoint, tmp_path / "cut.pth")
+        cut(tmp_path / "cut.pth")
+        assert_error(use(run.config, tmp_path / "cut.pth"), str(tmp_path / "cut.pth"))
+
+    def test_of_another_model(self, run: Run, use: Any) -> None:
+        result = use(run.config, run.checkpoint, "model.roi_heads.num_classes=5")
+        assert_error(result, str(run.checkpoint), "of another model", "overrides")
+
+    def test_backbone_weights(self, run: Run, use: Any, tmp_path: Path) -> None:
+        path = tmp_path / "backbone.pth"
+        torch.save(td.create_classifier(td.TwinsSpec.from_columns(**TINY_SVT)).state_dict(), path)
+        assert_error(use(run.config, path), str(path), "model.backbone.bottom_up.net.weights")
+
+    def test_code_in_it_is_not_run(self, run: Run, use: Any, tmp_path: Path) -> None:
+        from test_cli import Malicious
+
+        torch.save({"model": Malicious(tmp_path / "trace")}, tmp_path / "evil.pth")
+        assert_error(use(run.config, tmp_path / "evil.pth"), str(tmp_path / "evil.pth"))
+        assert not (tmp_path / "trace").exists()
+
+    def test_other_categories_than_the_data(self, run: Run, tmp_path: Path, toy_data: Path) -> None:
+        shutil.copytree(toy_data, tmp_path / "toy")
+        path = tmp_path / "toy" / "annotations" / "instances_val2017.json"
+        path.write_text(path.read_text().replace('"circle"', '"ring"'))
+        result = twins(
+            "eval", run.config, run.checkpoint, "--data-root", tmp_path / "toy", "--work-dir", tmp_path / "out"
+        )
+        assert_error(result, "ring", "circle", "other categories")
+
+
+# detectron2's own script
+
+
+@pytest.fixture
+def data_below_datasets(tmp_path: Path, toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "coco").symlink_to(toy_data)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+
+
+@pytest.mark.skipif(not D2_SOURCE.is_dir(), reason=NO_D2_SOURCE)
+@pytest.mark.usefixtures("data_below_datasets")
+class TestDetectron2sOwnScript:
+    """tools/lazyconfig_train_net.py of detectron2, with a config of ours as it is."""
+
+    VARIANT = ",".join(f"{name}:{list(v) if isinstance(v, tuple) else v}" for name, v in TINY_SVT.items())
+    SMALL = (
+        f"model.backbone.bottom_up.net.variant={{{VARIANT}}}",
+        "model.roi_heads.num_classes=3",
+        "model.roi_heads.box_head.fc_dims=[32,1024]",
+        "model.roi_heads.box_predictor.test_score_thresh=0.0",
+        "model.proposal_generator.post_nms_topk=[50,50]",
+        "dataloader.train.total_batch_size=2",
+        "dataloader.train.num_workers=0",
+        "dataloader.test.num_workers=0",
+        "dataloader.train.mapper.augmentations.1.short_edge_length=[64]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        "train.device=cpu",
+    )
+
+    def script(self, *options: str) -> str:
+        path = D2_SOURCE / "tools" / "lazyconfig_train_net.py"
+        config = CONFIGS / "mask_rcnn_svt_small_1x.py"
+        result = run_python(str(path), "--config-file", str(config), *options, *self.SMALL, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def test_train_and_evaluate(self, tmp_path: Path, toy_data: Path) -> None:
+        more = [
+            "train.max_iter=2",
+            "train.eval_period=1",
+            "train.log_period=1",
+            f"train.output_dir={tmp_path / 'work'}",
+        ]
+        self.script(*more)
+        losses = read_metrics(tmp_path / "work")
+        assert list(losses) == [0, 1] and np.isfinite([values["total_loss"] for (values,) in losses.values()]).all()
+        lines = [json.loads(line) for line in (tmp_path / "work" / "metrics.json").read_text().splitlines()]
+        trained = [line["bbox/AP"] for line in lines if "bbox/AP" in line]
+        assert len(trained) == 2
+
+        checkpoint = tmp_path / "work" / "model_final.pth"
+        more = [f"train.init_checkpoint={checkpoint}", f"train.output_dir={tmp_path / 'eval'}"]
+        output = self.script("--eval-only", *more)
+        found = re.findall(r"copypaste: (-?\d+\.\d{4}),", output)
+        assert len(found) == 2  # boxes, masks
+        assert float(found[0]) == pytest.approx(trained[-1], abs=1e-3)
+
+        # Its checkpoint is as good as one of ours.
+        result = twins(
+            "eval",
+            CONFIGS / "mask_rcnn_svt_small_1x.py",
+            checkpoint,
+            "--data-root",
+            toy_data,
+            "--work-dir",
+            tmp_path / "ours",
+            *self.SMALL,
+        )
+        assert result.code == 0, result.err
+        metrics = json.loads((tmp_path / "ours" / "metrics.json").read_text())["metrics"]
+        assert [metrics["bbox/AP"], metrics["segm/AP"]] == pytest.approx([float(value) for value in found], abs=1e-3)
