@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from types import ModuleType
 
 import click
 
@@ -50,13 +49,6 @@ def launch_options(command: Callable) -> Callable:
     for option in reversed(options):
         command = option(command)
     return command
-
-
-def offered(engine: ModuleType, function: str, name: str) -> Callable:
-    """A function that MMEngine's engine alone has; `name` is what the command line calls it."""
-    if not hasattr(engine, function):
-        raise TwinsError(f"{name} is for MMEngine's configs: this one is detectron2's")
-    return getattr(engine, function)
 
 
 def is_first_process() -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import click
 
-from . import offered
-
 
 @click.command("check-data")
 @click.argument("config")
@@ -28,5 +26,5 @@ def command(config: str, overrides: tuple[str, ...], data_root: str | None, skip
         engine.set_data_root(loaded, data_root)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    for line in offered(engine, "check_data", "check-data")(loaded):
+    for line in engine.check_data(loaded):
         click.echo(line)

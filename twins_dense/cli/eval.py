@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from . import is_first_process, launch_options, offered
+from . import is_first_process, launch_options
 
 
 @click.command("eval")
@@ -50,7 +50,7 @@ def command(
     if data_root is not None:
         engine.set_data_root(loaded, data_root)
     if tta:
-        offered(engine, "set_tta", "--tta")(loaded)
+        engine.set_tta(loaded)
     if skip_bad:
         engine.set_skip_bad(loaded)
     run = engine.default_work_dir(loaded)

@@ -41,7 +41,6 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
 
     from ..data.coco import read_image
     from ..engines import engine_of
-    from ..engines.prediction import Prediction
     from ..files import write_atomically
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
@@ -57,7 +56,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
     for file in tqdm(files, desc="predict", unit="image", disable=None):
         array = read_image(file, upright=True)
-        prediction = Prediction(*predictor(array))
+        prediction = predictor(array)
         target = folder / (file.parent.resolve() / file.name).relative_to(root).with_suffix(file.suffix + ".jpg")
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(prediction.picture).save(target, quality=92)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import is_first_process, launch_options, offered
+from . import is_first_process, launch_options
 
 
 @click.command("train")
@@ -49,7 +49,7 @@ def command(
     engine = engine_of(config)
     loaded = engine.load_config(config, overrides)
     if amp:
-        offered(engine, "set_amp", "--amp")(loaded)
+        engine.set_amp(loaded)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)
     if skip_bad:

@@ -15,8 +15,8 @@ def engine_of(config: str | Path) -> ModuleType:
 
     Recognised by content: a file that imports detectron2, or other config files by Python's relative imports, is a
     LazyConfig; YAML is detectron2's; anything else is MMEngine's. Both modules offer `load_config`, `default_work_dir`,
-    `set_data_root`, `set_skip_bad`, `train`, `evaluate` and `load_predictor`; MMEngine's also `set_amp`, `set_tta` and
-    `check_data`.
+    `set_amp`, `set_data_root`, `set_skip_bad`, `set_tta`, `check_data`, `train`, `evaluate` and
+    `load_predictor`.
 
     Raises:
         TwinsError: for a missing or broken file, or where detectron2 is needed and not installed.

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg
@@ -90,6 +90,16 @@ def set_skip_bad(config: DictConfig) -> None:
     """Let both data sets of a config leave out what they can't use."""
     for dataset in _datasets(config, "skip_bad"):
         dataset.skip_bad = True
+
+
+def set_amp(config: DictConfig) -> None:
+    """Let a config train in mixed precision, in bfloat16."""
+    config.train.amp = {"enabled": True, "dtype": "bfloat16"}
+
+
+def set_tta(config: DictConfig) -> NoReturn:
+    """Refuse: detectron2's detectors are evaluated at one size here."""
+    raise TwinsError("--tta is for mmsegmentation's configs: evaluate this one without it")
 
 
 def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:

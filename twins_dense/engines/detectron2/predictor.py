@@ -15,6 +15,7 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
 
 from ...data.coco_metric import coco_detections
+from ..prediction import Prediction
 from .trainer import dataset_meta_of, dataset_name_of, load_model
 
 
@@ -45,13 +46,8 @@ class DetectionPredictor:
         self.metadata = known if has_colors else Metadata().set(thing_classes=self.classes)
         self.color_mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
 
-    def __call__(self, image: np.ndarray) -> tuple[list[dict[str, Any]], np.ndarray]:
-        """Detect on a uint8 RGB (H, W, 3) image.
-
-        Returns:
-            The detections as in a COCO results file, with `category` (the class's name) instead of `image_id`; and
-            detectron2's drawing of them, uint8 RGB (H, W, 3).
-        """
+    def __call__(self, image: np.ndarray) -> Prediction:
+        """Detect on a uint8 RGB (H, W, 3) image; the picture is detectron2's drawing."""
         height, width = image.shape[:2]
         resized = AugInput(image if self.mapper.image_format == "RGB" else image[:, :, ::-1])
         self.mapper.augmentations(resized)
@@ -67,7 +63,7 @@ class DetectionPredictor:
         for detection, label in zip(detections, found.pred_classes.tolist(), strict=True):
             del detection["image_id"]
             detection["category"] = self.classes[label]
-        return detections, drawn.get_image()
+        return Prediction(detections, drawn.get_image())
 
 
 def load_predictor(config: DictConfig, checkpoint: str | Path, score: float) -> DetectionPredictor:

@@ -87,6 +87,20 @@ def evaluate(
     return {name: math.nan if value is None else value for name, value in metrics.items() if "/AP-" not in name}
 
 
+def check_data(config: DictConfig) -> Iterator[str]:
+    """Build the data sets of a config one by one, which checks their files, and tell what each holds.
+
+    Raises:
+        TwinsError: at the first that can't be used.
+    """
+    for split in ("train", "test"):
+        loader = config.dataloader[split]
+        with _one_line():
+            records = instantiate(loader.dataset)
+        name = dataset_name_of(loader)
+        yield f"{split}: {name}: {len(records)} images, {len(dataset_meta_of(name)['classes'])} classes"
+
+
 def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a config with the weights of a detectron2 checkpoint, in eval mode on the config's device.
 
