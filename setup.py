@@ -14,13 +14,15 @@ RUNTIME = [
     "safetensors>=0.4.3",
     "click>=8.1",
     "tqdm>=4.66",
+    "filelock>=3.13",
     "mmengine>=0.10.7,<0.11",
     "pycocotools>=2.0.8",
     "faster-coco-eval>=1.6.5",
     "opencv-python>=4.9",
     "matplotlib>=3.8",
 ]
-TEST = ["pytest>=8.2", "hypothesis>=6.100", "timm>=1.0.15"]
+HUB = ["huggingface-hub>=0.23"]
+TEST = ["pytest>=8.2", "hypothesis>=6.100", "timm>=1.0.15", *HUB]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
 
 setup(
@@ -35,7 +37,7 @@ setup(
     packages=find_packages(include=["twins_dense", "twins_dense.*"]),
     include_package_data=False,
     install_requires=RUNTIME,
-    extras_require={"test": TEST, "dev": DEV},
+    extras_require={"hub": HUB, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["twins-dense = twins_dense.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

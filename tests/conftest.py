@@ -9,7 +9,7 @@ import torch
 from detection_fixtures import tiny_run, toy_data  # noqa: F401  (fixtures, shared by several files)
 from hypothesis import settings
 
-pytest.register_assert_rewrite("contracts")
+pytest.register_assert_rewrite("contracts", "cli_fixtures")
 
 # The same examples in every run, and no time limit for an example on a busy machine.
 settings.register_profile("twins_dense", derandomize=True, deadline=None, database=None)

@@ -97,3 +97,32 @@ def test_weights_with_another_number_of_classes(tmp_path: Path) -> None:
     torch.save(td.create_classifier(SLIM_SVT, num_classes=11).state_dict(), tmp_path / "slim.pth")
     with pytest.raises(td.TwinsError, match=r"head.weight is \(11, 28\) where the model has \(13, 28\)"):
         td.create_classifier(SLIM_SVT, num_classes=13, weights=tmp_path / "slim.pth")
+
+
+@pytest.mark.parametrize("form", ["official", "mmpretrain"])
+def test_imagenet_weights_with_a_head_of_other_classes(form: str) -> None:
+    state = randomise(td.create_classifier(SLIM_SVT), seed=5).state_dict()
+    net = td.create_classifier(SLIM_SVT, num_classes=13)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    report = td.load_weights(net, td.convert_state_dict(state, to=form))
+    heads = ("head.bias", "head.weight")
+    assert report.initialised == report.dropped == heads
+    assert "2 freshly initialised (head.*), 2 dropped (head.*)" in str(report)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, (before if name in heads else state)[name]), name
+    assert net.norm.weight.ne(1).all()
+
+
+@pytest.mark.parametrize(("source", "model"), [(11, 1000), (1001, 1000), (11, 13)])
+def test_other_heads_are_not_dropped(source: int, model: int) -> None:
+    """Only ImageNet's 1000 classes give way, and never to a model that has 1000 itself."""
+    state = td.create_classifier(SLIM_SVT, num_classes=source).state_dict()
+    with pytest.raises(td.TwinsError, match=rf"head.weight is \({source}, 28\) where the model has \({model}, 28\)"):
+        td.load_weights(td.create_classifier(SLIM_SVT, num_classes=model), state)
+
+
+def test_a_head_of_another_width_is_not_dropped() -> None:
+    state = td.create_classifier(SLIM_SVT).state_dict()
+    state["head.weight"] = torch.zeros(1000, 27)
+    with pytest.raises(td.TwinsError, match=r"head.weight is \(1000, 27\)"):
+        td.load_weights(td.create_classifier(SLIM_SVT, num_classes=13), state)

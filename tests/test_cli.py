@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import pickle
@@ -18,47 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cli_fixtures import Result, assert_error, twins
 from detection_fixtures import TINY_SVT, Run, run_python, write_config
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 import twins_dense as td
-from twins_dense.cli import main
 
-VERBS = ("demo", "train", "eval", "predict", "info", "benchmark")
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-
-def twins(*arguments: object) -> Result:
-    """Run the command line in this process, which spares the seconds that importing torch takes."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    before = sys.argv
-    sys.argv = ["twins-dense", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    return Result(code, out.getvalue(), err.getvalue())
-
-
-def assert_error(result: Result, *parts: str) -> str:
-    """Exit code 2 and a single line of errors (the log goes to the output) that holds the parts; returns the line."""
-    assert result.code == 2, result.err
-    line = result.err.removesuffix("\n")
-    assert line.startswith("error: ") and "\n" not in line
-    assert "Traceback" not in result.out
-    for part in parts:
-        assert part in line, line
-    return line
+VERBS = ("demo", "train", "eval", "predict", "validate", "weights", "convert", "info", "benchmark")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -6,10 +6,12 @@ import io
 import logging
 import os
 import pickle
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -21,9 +23,11 @@ from contracts import (
     state_dict_shapes,
     without_initialisation,
 )
+from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 import twins_dense as td
+from twins_dense.weights import read_checkpoint
 
 State = dict[str, Tensor]
 CLASSIFIER_END = ("head.bias", "head.weight", "norm.bias", "norm.weight")
@@ -201,8 +205,8 @@ def test_report_is_one_readable_line(caplog: pytest.LogCaptureFixture, tmp_path:
         net = fresh_backbone(weights=path)
     num_loaded = len(net.state_dict()) - 8
     assert caplog.messages == [
-        f"{path} (a custom Twins with dims (8, 12, 20, 28) and depths (2, 2, 3, 2)): {num_loaded} parameters loaded, "
-        "8 freshly initialised (norm_list.*), 4 dropped (head.*, norm.*)"
+        f"{path} (a custom Twins with dims (8, 12, 20, 28) and depths (2, 2, 3, 2), official names): "
+        f"{num_loaded} parameters loaded, 8 freshly initialised (norm_list.*), 4 dropped (head.*, norm.*)"
     ]
 
 
@@ -468,12 +472,57 @@ def test_round_trip_through_both_formats(tmp_path: Path) -> None:
     assert_same(third.state_dict(), net.state_dict())
 
 
-# What the official training script saves beside the weights
+# What training code saves beside the weights
 
 
-def test_arguments_beside_the_weights(tmp_path: Path) -> None:
-    from argparse import Namespace
+def legacy_values() -> dict[str, Any]:
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    net = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(2)).sum().backward()
+    optimizer.step()
+    return {
+        "optimizer": optimizer.state_dict(),
+        "args": Namespace(lr=0.1, output=Path("out")),
+        "max_accuracy": np.float64(81.7),
+        "others": [np.float32(1), np.int64(3), np.bool_(True), np.str_("x"), {np.int64(5): 1}],
+        "array": np.arange(3),
+        "objects": np.array([None, "x"], dtype=object),
+        "message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {}},
+    }
 
+
+@pytest.mark.parametrize("numpy_core", [b"numpy._core", b"numpy.core"])
+@pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "old format"])
+def test_values_beside_the_weights(tmp_path: Path, as_zip: bool, numpy_core: bytes) -> None:
+    """Optimizer states, arguments, numpy's scalars and arrays under both of its names, MMEngine's log history."""
+    state = classifier_state()
+    content = torch_bytes({"model": state, **legacy_values()}, as_zip=as_zip)
+    assert b"numpy._core.multiarray" in content and b"HistoryBuffer" in content and b"getattr" in content
+    if not as_zip:  # a zip file's checksums would be wrong
+        content = content.replace(b"numpy._core", numpy_core)
     path = tmp_path / "checkpoint.pth"
-    torch.save({"model": classifier_state(), "model_ema": None, "args": Namespace(lr=0.1), "epoch": 3}, path)
-    assert td.load_weights(fresh_backbone(), path).loaded
+    path.write_bytes(content)
+    net = fresh_backbone(level_norm=False)
+    td.load_weights(net, path)
+    assert_same(net.state_dict(), {name: state[name] for name in net.state_dict()})
+
+
+def test_allowed_names_are_not_looked_up(tmp_path: Path) -> None:
+    """`getattr`, which MMEngine's log history names, gives a placeholder and no attribute."""
+
+    class Getter:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return getattr, ("text", "upper")
+
+    torch.save({"model": dense_state(), "x": Getter()}, tmp_path / "a.pth")
+    assert type(read_checkpoint(tmp_path / "a.pth")["x"]).__name__ == "_Placeholder"
+    assert td.load_weights(fresh_backbone(), tmp_path / "a.pth").loaded
+
+
+def test_everything_refused_is_named(tmp_path: Path) -> None:
+    from collections import defaultdict
+    from fractions import Fraction
+
+    torch.save({"model": dense_state(), "a": Fraction(1, 3), "b": defaultdict(list)}, tmp_path / "a.pth")
+    assert_refused(fresh_backbone(), tmp_path / "a.pth", "it holds builtins.list, collections.defaultdict, fractions.")

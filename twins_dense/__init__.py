@@ -5,7 +5,7 @@ from .classifier import TwinsClassifier, create_classifier
 from .errors import TwinsError
 from .pyramid import PyramidSpec
 from .spec import StageSpec, TwinsSpec, get_spec, list_variants
-from .weights import LoadReport, load_weights
+from .weights import LoadReport, convert_state_dict, load_weights
 
 __version__ = "0.1.0"
 
@@ -17,6 +17,7 @@ __all__ = [
     "TwinsClassifier",
     "TwinsError",
     "TwinsSpec",
+    "convert_state_dict",
     "create_backbone",
     "create_classifier",
     "get_spec",

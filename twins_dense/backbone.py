@@ -153,7 +153,8 @@ def create_backbone(
             the family's dense default (SVT yes, PCPVT no).
         drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first; 0.2 is the official
             detection and segmentation value (SVT-L segmentation: 0.3).
-        weights: checkpoint file that `load_weights` reads; `None` leaves the official random initialisation.
+        weights: a file or a name of the catalog, as `load_weights` takes them; `None` leaves the official random
+            initialisation.
         checkpointing: recompute blocks in the backward pass: less memory, same outputs and gradients.
 
     Raises:

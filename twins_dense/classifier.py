@@ -58,10 +58,12 @@ def create_classifier(
 
     Args:
         variant: one of `list_variants()`, or a custom `TwinsSpec`.
-        num_classes: outputs of the head; the published weights have 1000.
+        num_classes: outputs of the head. The published weights have 1000; with another number the head stays freshly
+            initialised and the rest is loaded.
         window_padding: see `create_backbone`; at 224x224, the published size, the three are equal.
         drop_path_rate: stochastic depth of the last block; 0.1 is the default of the official training script.
-        weights: checkpoint file that `load_weights` reads; `None` leaves the official random initialisation.
+        weights: a file or a name of the catalog, as `load_weights` takes them; `None` leaves the official random
+            initialisation.
 
     Raises:
         TwinsError: for unknown names, values out of range or weights that don't fit.

@@ -1,18 +1,119 @@
-"""From the keys of a checkpoint to official parameter names."""
+"""State dicts of the official code, timm, mmpretrain and mmseg: recognised by their keys, converted by one table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from ..errors import TwinsError
+import torch
+
+from ..errors import TwinsError, did_you_mean
 from ..spec import TwinsSpec, get_spec, list_variants
+
+# {s}: a stage, {last}: the last one. {b}: a block "stage.index", {g}: one of global attention, {l}: one of local
+# attention. {p}: weight or bias. mmseg stacks the rows of q, k and v in one matrix: ":q" and ":kv" are parts of it.
+_TABLE = (
+    # official, timm               mmpretrain                             mmseg
+    ("patch_embeds.{s}.proj.{p}", "patch_embeds.{s}.projection.{p}", "patch_embeds.{s}.projection.{p}"),
+    ("patch_embeds.{s}.norm.{p}", "patch_embeds.{s}.norm.{p}", "patch_embeds.{s}.norm.{p}"),
+    ("blocks.{b}.norm1.{p}", "stages.{b}.norm1.{p}", "layers.{b}.norm1.{p}"),
+    ("blocks.{l}.attn.qkv.{p}", "stages.{l}.attn.qkv.{p}", "layers.{l}.attn.qkv.{p}"),
+    ("blocks.{l}.attn.proj.{p}", "stages.{l}.attn.proj.{p}", "layers.{l}.attn.proj.{p}"),
+    ("blocks.{g}.attn.q.{p}", "stages.{g}.attn.q.{p}", "layers.{g}.attn.attn.in_proj_{p}:q"),
+    ("blocks.{g}.attn.kv.{p}", "stages.{g}.attn.kv.{p}", "layers.{g}.attn.attn.in_proj_{p}:kv"),
+    ("blocks.{g}.attn.proj.{p}", "stages.{g}.attn.proj.{p}", "layers.{g}.attn.attn.out_proj.{p}"),
+    ("blocks.{g}.attn.sr.{p}", "stages.{g}.attn.sr.{p}", "layers.{g}.attn.sr.{p}"),
+    ("blocks.{g}.attn.norm.{p}", "stages.{g}.attn.norm.{p}", "layers.{g}.attn.norm.{p}"),
+    ("blocks.{b}.norm2.{p}", "stages.{b}.norm2.{p}", "layers.{b}.norm2.{p}"),
+    ("blocks.{b}.mlp.fc1.{p}", "stages.{b}.ffn.layers.0.0.{p}", "layers.{b}.ffn.layers.0.0.{p}"),
+    ("blocks.{b}.mlp.fc2.{p}", "stages.{b}.ffn.layers.1.{p}", "layers.{b}.ffn.layers.1.{p}"),
+    ("pos_block.{s}.proj.0.{p}", "position_encodings.{s}.proj.{p}", "position_encodings.{s}.proj.{p}"),
+    ("norm_list.{s}.{p}", None, "norm_list.{s}.{p}"),
+    ("norm.{p}", "norm_after_stage{last}.{p}", "norm.{p}"),  # in mmseg: in its ImageNet files, unused by its models
+    ("head.{p}", "head.fc.{p}", None),
+)
+_COLUMNS = {"official": 0, "timm": 0, "mmpretrain": 1, "mmseg": 2}
+# What each project has a model for, and where the backbone stands in its state dict. `head` always stands outside.
+_PREFIXES = {
+    "official": {"backbone": "", "classifier": "", "segmentor": "backbone."},
+    "timm": {"backbone": "", "classifier": ""},
+    "mmpretrain": {"backbone": "", "classifier": "backbone."},
+    "mmseg": {"backbone": "", "segmentor": "backbone."},
+}
+FORMATS = tuple(_COLUMNS)
+TASKS = ("backbone", "classifier", "segmentor")
+
+
+class NormEps(NamedTuple):
+    """Epsilon of LayerNorm: in blocks (and on levels, before the head), in patch embeddings, and on the reduced map."""
+
+    blocks: float
+    patch_embeds: float
+    reduced_maps: float
+
+
+# As the published configs of each project compute, by format and whether the variant has local attention (SVT).
+_NORM_EPS = {
+    ("official", False): NormEps(1e-6, 1e-5, 1e-5),
+    ("official", True): NormEps(1e-6, 1e-5, 1e-5),
+    ("mmpretrain", False): NormEps(1e-6, 1e-5, 1e-6),
+    ("mmpretrain", True): NormEps(1e-5, 1e-5, 1e-5),
+    ("mmseg", False): NormEps(1e-5, 1e-5, 1e-5),
+    ("mmseg", True): NormEps(1e-5, 1e-5, 1e-5),
+}
 
 # Where training code puts the state dict inside a checkpoint, looked up in this order: an averaged copy comes first.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# Where models put the backbone: DistributedDataParallel, MMEngine models, detectron2's FPN models.
-_PREFIXES = ("module.", "backbone.", "bottom_up.", "net.")
-_ANCHOR = "patch_embeds.0.proj.weight"
+# What may stand before every name: DistributedDataParallel, our torchvision detectors.
+_SHELLS = ("module.", "detector.")
+# Where models put the backbone: MMEngine's and detectron2's.
+_PARENTS = ("backbone.", "bottom_up.", "net.")
+# What stands beside the backbone in such models.
+_COMPANIONS = (
+    *("neck", "decode_head", "auxiliary_head"),  # mmseg
+    *("rpn_head", "roi_head", "bbox_head", "mask_head"),  # mmdet
+    *("proposal_generator", "roi_heads", "head", "rpn"),  # detectron2, torchvision
+)
+
+
+@dataclass(frozen=True)
+class RecognisedState:
+    """A state dict taken apart.
+
+    Attributes:
+        format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
+        variant: its variant, or what it is instead.
+        model: backbone, `norm` and `head` under official names; unknown names of the backbone stay as they are.
+        norm_eps: with which the project that uses this format computes.
+        companions: the model around the backbone (`neck.*`, `decode_head.*`), as it was.
+    """
+
+    format: str
+    variant: str
+    norm_eps: NormEps
+    model: dict[str, Any]
+    companions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A state dict in another format.
+
+    Attributes:
+        source: the format that it had.
+        variant: as in `RecognisedState`.
+        task: "backbone", "classifier" or "segmentor".
+        state: the result.
+        dropped: entries of the source that such a model has no place for, by official names.
+    """
+
+    source: str
+    variant: str
+    task: str
+    state: dict[str, Any]
+    dropped: tuple[str, ...]
 
 
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
@@ -29,27 +130,171 @@ def unwrap(checkpoint: Any) -> Mapping[str, Any]:
     return checkpoint
 
 
-def to_official(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Strip the prefixes that all backbone keys share; what stands outside that prefix stays as it is.
+def recognise(state: Mapping[str, Any]) -> RecognisedState:
+    """Take apart a state dict of any known format, recognised by its keys.
 
     Raises:
-        TwinsError: where no key ends in the name that every official and timm state dict has.
+        TwinsError: where it is no Twins model's, or holds something else than tensors.
     """
-    prefix = next((key[: -len(_ANCHOR)] for key in state if key.endswith(_ANCHOR)), None)
-    if prefix is None or not _made_of_known_prefixes(prefix):
+    for shell in _SHELLS:
+        if all(key.startswith(shell) for key in state):
+            state = {key.removeprefix(shell): value for key, value in state.items()}
+    anchor = re.compile(r"(?P<parents>.*?)(?P<name>patch_embeds\.0\.(proj|projection)\.weight)")
+    match = next((found for key in state if (found := anchor.fullmatch(key))), None)
+    if match is None or not _made_of_parents(match["parents"]):
         shown = ", ".join(list(state)[:3]) or "no keys"
         raise TwinsError(
-            f"it is no official or timm Twins state dict (it has {shown}, and not {_ANCHOR}): "
-            "give a file of the official repository or of timm"
+            f"it is no Twins state dict (it has {shown}, and not patch_embeds.0.proj.weight): "
+            "give a file of the official repository, timm, mmpretrain or mmseg"
         )
-    state = {key.removeprefix(prefix): value for key, value in state.items()}
-    foreign = next((key for key, value in state.items() if not hasattr(value, "shape")), None)
-    if foreign is not None or len(state[_ANCHOR].shape) != 4:
-        raise TwinsError(f"its entry {foreign or _ANCHOR!r} is no parameter of a Twins model: give a file with weights")
-    return state
+    parents = match["parents"]
+    foreign = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
+    if foreign is not None or state[match[0]].dim() != 4:
+        raise TwinsError(
+            f"its entry {foreign or match[0]!r} is no parameter of a Twins model: give a file with weights"
+        )
+
+    inside = {key.removeprefix(parents): value for key, value in state.items() if key.startswith(parents)}
+    outside = {key: value for key, value in state.items() if not key.startswith(parents)}
+    if match["name"] == "patch_embeds.0.proj.weight":
+        format = "official"
+    else:
+        format = "mmpretrain" if any(key.startswith("stages.") for key in inside) else "mmseg"
+    names = _names(inside, format)
+    companions = {key: outside.pop(key) for key in list(outside) if key not in names and _is_companion(key, parents)}
+    model = _rename({**inside, **outside}, names)
+    eps = _NORM_EPS[format, _has_local_attention(model)]
+    return RecognisedState(format, _describe(model), eps, model, companions)
 
 
-def describe(state: Mapping[str, Any]) -> str:
+def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Conversion:
+    """Convert a state dict between formats; the tensors are those of `state`, except where mmseg fuses them.
+
+    Args:
+        state: of any known format, as `recognise` takes it.
+        to: one of `FORMATS`.
+        task: "backbone": the backbone alone, as the project's backbone class names its entries; "classifier" and
+            "segmentor": the project's whole model. `None` keeps as much as `to` has a place for.
+
+    Raises:
+        TwinsError: for an unknown format or task, a task that the format has no model for, or an entry that it has
+            no place for and that is not of another task.
+    """
+    if to not in FORMATS:
+        raise TwinsError(f"unknown format {to!r}{did_you_mean(to, FORMATS)}")
+    if task is not None and task not in TASKS:
+        raise TwinsError(f"unknown task {task!r}{did_you_mean(task, TASKS)}")
+    found = recognise(state)
+    has = {
+        "backbone": True,
+        "classifier": "head.weight" in found.model,
+        "segmentor": any(key.startswith("decode_head.") for key in found.companions),
+    }
+    possible = [name for name in _PREFIXES[to] if has[name]]
+    task = task or possible[-1]
+    if task not in possible:
+        raise TwinsError(
+            f"a {task} in {to} format can't be made from this state dict of {found.variant}: "
+            f"choose {' or '.join(possible)}, or another format"
+        )
+
+    names = _names(found.model, "official", to)
+    kept = {key: value for key, value in found.model.items() if task == "classifier" or not _of_classifier(key)}
+    stuck = next((key for key in kept if key not in names), None)
+    if stuck is not None:
+        raise TwinsError(f"{stuck} has no place in {to} format: choose another format, or weights without it")
+    prefix = _PREFIXES[to][task]
+    converted = {
+        name if name.startswith("head.") else prefix + name: value for name, value in _rename(kept, names).items()
+    }
+    dropped = [key for key in found.model if key not in kept]
+    if task == "segmentor":
+        converted.update(found.companions)
+    else:
+        dropped += found.companions
+    return Conversion(found.format, found.variant, task, converted, tuple(dropped))
+
+
+def convert_state_dict(state: Mapping[str, Any], *, to: str, task: str | None = None) -> dict[str, Any]:
+    """Convert a state dict to "official", "timm", "mmpretrain" or "mmseg" names; see `convert` for the arguments."""
+    return convert(unwrap(state), to=to, task=task).state
+
+
+def _names(state: Mapping[str, Any], source: str, to: str = "official") -> dict[str, str]:
+    """From every name that a model with the blocks of `state` can have in one format to its name in another."""
+    blocks = {match[0] for key in state if (match := re.match(r"(blocks|stages|layers)\.\d+\.\d+(?=\.)", key))}
+    is_local = {block.partition(".")[2]: f"{block}.attn.qkv.weight" in state for block in blocks}
+    stages = sorted({match[1] for key in state if (match := re.match(r"patch_embeds\.(\d+)\.", key))}, key=int)
+    places = {
+        "s": stages,
+        "last": stages[-1:],
+        "b": list(is_local),
+        "l": [block for block, local in is_local.items() if local],
+        "g": [block for block, local in is_local.items() if not local],
+    }
+    return {
+        theirs.format(p=p, **place): ours.format(p=p, **place)
+        for theirs, ours in ((row[_COLUMNS[source]], row[_COLUMNS[to]]) for row in _TABLE)
+        if theirs is not None and ours is not None and not (to == "timm" and ours.startswith("norm_list."))
+        for place in _places_of(theirs + ours, places)
+        for p in ("weight", "bias")
+    }
+
+
+def _places_of(template: str, places: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    letter = next((letter for letter in places if f"{{{letter}}}" in template), None)
+    yield from ({letter: place} for place in places[letter]) if letter else [{}]
+
+
+def _rename(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Give entries their names in another format, splitting and stacking q and kv; names not listed stay."""
+    renamed: dict[str, Any] = {}
+    for name, value in state.items():
+        if f"{name}:q" in names and value.dim() > 0:
+            dim = value.shape[0] // 3
+            renamed[names[f"{name}:q"]] = value[:dim].clone()
+            renamed[names[f"{name}:kv"]] = value[dim:].clone()
+            continue
+        new_name, _, part = names.get(name, name).partition(":")
+        if not part:
+            renamed[new_name] = value
+        elif new_name not in renamed:
+            renamed[new_name] = _stacked(state, name.replace(".attn.kv.", ".attn.q."))
+    return renamed
+
+
+def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
+    """The rows of q, then of kv."""
+    rows, other_rows = state.get(query), state.get(query.replace(".attn.q.", ".attn.kv."))
+    if (
+        rows is None
+        or other_rows is None
+        or rows.dim() * other_rows.dim() == 0
+        or rows.shape[1:] != other_rows.shape[1:]
+    ):
+        raise TwinsError(f"{query} and the kv beside it don't belong together: give a whole state dict")
+    return torch.cat([rows, other_rows])
+
+
+def _of_classifier(key: str) -> bool:
+    return key.startswith(("norm.", "head."))
+
+
+def _is_companion(key: str, parents: str) -> bool:
+    """Whether an entry outside the backbone belongs to the model around it: a known part, or the pyramid above it."""
+    return parents.startswith("backbone.") and key.partition(".")[0] in ("backbone", *_COMPANIONS)
+
+
+def _made_of_parents(prefix: str) -> bool:
+    while prefix:
+        part = next((part for part in _PARENTS if prefix.startswith(part)), None)
+        if part is None:
+            return False
+        prefix = prefix.removeprefix(part)
+    return True
+
+
+def _describe(state: Mapping[str, Any]) -> str:
     """The variant that an official state dict belongs to, by the shapes and number of its blocks."""
     for name in list_variants():
         if _columns_of(state) == _columns_of_spec(get_spec(name)):
@@ -65,7 +310,11 @@ def _columns_of(state: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
         stage = len(dims)
         dims.append(state[key].shape[0])
         depths.append(len({k.split(".")[2] for k in state if k.startswith(f"blocks.{stage}.")}))
-    return tuple(dims), tuple(depths), "blocks.0.0.attn.qkv.weight" in state
+    return tuple(dims), tuple(depths), _has_local_attention(state)
+
+
+def _has_local_attention(state: Mapping[str, Any]) -> bool:
+    return "blocks.0.0.attn.qkv.weight" in state
 
 
 def _columns_of_spec(spec: TwinsSpec) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
@@ -74,12 +323,3 @@ def _columns_of_spec(spec: TwinsSpec) -> tuple[tuple[int, ...], tuple[int, ...],
         tuple(stage.depth for stage in spec.stages),
         spec.stages[0].is_local(0),
     )
-
-
-def _made_of_known_prefixes(prefix: str) -> bool:
-    while prefix:
-        part = next((part for part in _PREFIXES if prefix.startswith(part)), None)
-        if part is None:
-            return False
-        prefix = prefix.removeprefix(part)
-    return True

@@ -1,23 +1,23 @@
-"""Read a checkpoint without running anything in it, load it strictly, report what happened."""
+"""Load a checkpoint strictly and report what happened."""
 
 from __future__ import annotations
 
-import argparse
-import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import TwinsError
-from .keymap import describe, to_official, unwrap
+from ..spec import TwinsSpec
+from .download import find_weights
+from .keymap import NormEps, RecognisedState, recognise, unwrap
+from .read import read_checkpoint
 
 _SHOWN = 3
+# ImageNet's classifiers lend their weights, without the head, to classifiers of other classes.
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -27,77 +27,56 @@ class LoadReport:
     Attributes:
         source: the file.
         variant: what the checkpoint was recognised as.
+        format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
         loaded: parameters that now hold the checkpoint's values.
-        initialised: parameters that the checkpoint lacks and that keep their fresh values (`norm_list.*`).
-        dropped: entries of the checkpoint that this model has no use for (`head.*`, `norm.*`, unbuilt stages).
+        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none, and `head.*`
+            of a classifier of other classes than the checkpoint's 1000 of ImageNet.
+        dropped: entries of the checkpoint that this model has no use for: `head.*`, `norm.*`, unbuilt stages, and
+            what stands around the backbone of a dense model (`decode_head.*`).
+        norm_eps: where the project of that format computes LayerNorm with another epsilon than this model: which.
     """
 
     source: str
     variant: str
+    format: str
     loaded: tuple[str, ...]
     initialised: tuple[str, ...]
     dropped: tuple[str, ...]
+    norm_eps: str
 
     def __str__(self) -> str:
         return (
-            f"{self.source} ({self.variant}): {len(self.loaded)} parameters loaded, "
+            f"{self.source} ({self.variant}, {self.format} names): {len(self.loaded)} parameters loaded, "
             f"{len(self.initialised)} freshly initialised{_listed(self.initialised)}, "
             f"{len(self.dropped)} dropped{_listed(self.dropped)}"
+            + (f"; {self.format} computes with LayerNorm {self.norm_eps}" if self.norm_eps else "")
         )
-
-
-def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Read a `.safetensors` or torch checkpoint and return its state dict under official names.
-
-    Raises:
-        TwinsError: for a missing, truncated, unsafe or foreign file.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        return to_official(unwrap(checkpoint))
-    except TwinsError as error:
-        raise TwinsError(f"weights {str(path)!r}: {error}") from None
-
-
-def read_checkpoint(path: str | PathLike[str]) -> Any:
-    """Everything a `.safetensors` or torch checkpoint holds, on the CPU, read without running anything in it.
-
-    Raises:
-        TwinsError: for a missing, truncated or unsafe file, or one that is no checkpoint at all.
-    """
-    path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
-    try:
-        return _read(path)
-    except TwinsError as error:
-        raise TwinsError(f"weights {str(path)!r}: {error}") from None
 
 
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
     """Load a checkpoint into a backbone or classifier of this package, strictly.
 
-    The file is an official or timm state dict, at the top or under `state_dict`, `model`, `state_dict_ema` or
-    `model_ema`, with or without `module.`, `backbone.` and `bottom_up.` prefixes; it is recognised by its keys.
+    The file holds a state dict of the official code, timm, mmpretrain or mmseg, at the top or under `state_dict`,
+    `model`, `state_dict_ema` or `model_ema`: a backbone, a classifier, or a detector or segmentor around one
+    (`backbone.`, `bottom_up.`). It is recognised by its keys.
 
     Args:
         net: from `create_backbone` or `create_classifier`; unchanged where an error is raised.
-        source: a file, or a state dict or checkpoint already in memory.
+        source: a file, a name of the catalog (`twins-dense weights list`; it is downloaded once), or a state dict or
+            checkpoint already in memory.
 
     Returns:
-        What was loaded, freshly initialised (`norm_list.*`: ImageNet checkpoints have none) and dropped
-        (`head.*` and `norm.*` for a backbone, stages after its last level).
+        What was loaded, freshly initialised and dropped.
 
     Raises:
         TwinsError: where a parameter is missing, left over or of another shape; the message shows the first ones.
     """
     if isinstance(source, Mapping):
-        name, state = "state dict", to_official(unwrap(source))
+        name, found = "state dict", recognise(unwrap(source))
     else:
-        name, state = str(source), read_state_dict(source)
-    variant = describe(state)
-    target = net.state_dict()
+        name, found = str(source), _recognise_file(source)
+    state, target = found.model, net.state_dict()
+    spec = getattr(net, "spec", None)
 
     missing = sorted(target.keys() - state.keys())
     # A checkpoint with some level norms is not an ImageNet one, and then none may be missing.
@@ -105,20 +84,30 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
     initialised = [key for key in missing if key.startswith("norm_list.") and not has_level_norms]
     surplus = sorted(state.keys() - target.keys())
     dropped = [key for key in surplus if _may_be_dropped(key, target)]
+    if _wants_another_head(state, target):
+        initialised += ["head.bias", "head.weight"]
+        dropped += ["head.bias", "head.weight"]
 
     misfit = describe_misfit(
         {key: value for key, value in state.items() if key not in dropped},
         {key: value for key, value in target.items() if key not in initialised},
     )
     if misfit:
-        spec = getattr(net, "spec", None)
         raise TwinsError(
-            f"weights {name!r}: this is {variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
+            f"weights {name!r}: this is {found.variant}, the model is {getattr(spec, 'name', type(net).__name__)}; "
             f"{misfit}. Give weights of the model's variant and kind"
         )
-    loaded = sorted(target.keys() & state.keys())
+    loaded = sorted((target.keys() & state.keys()) - set(initialised))
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
-    return LoadReport(name, variant, tuple(loaded), tuple(initialised), tuple(dropped))
+    return LoadReport(
+        name,
+        found.variant,
+        found.format,
+        tuple(loaded),
+        tuple(initialised),
+        (*dropped, *sorted(found.companions)),
+        "" if spec is None else _norm_eps_differences(found.norm_eps, spec),
+    )
 
 
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
@@ -136,6 +125,23 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     return f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
 
 
+def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
+    checkpoint = read_checkpoint(find_weights(path))
+    try:
+        return recognise(unwrap(checkpoint))
+    except TwinsError as error:
+        raise TwinsError(f"weights {str(path)!r}: {error}") from None
+
+
+def _norm_eps_differences(theirs: NormEps, spec: TwinsSpec) -> str:
+    ours = NormEps(spec.norm_eps, spec.reduction_norm_eps, spec.reduction_norm_eps)
+    return ", ".join(
+        f"eps {their_eps:g} in {place.replace('_', ' ')} (here {our_eps:g})"
+        for place, their_eps, our_eps in zip(NormEps._fields, theirs, ours, strict=True)
+        if their_eps != our_eps
+    )
+
+
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
     """The declared drops: a classifier's end, and stages and levels that this backbone doesn't have."""
     group, _, rest = key.partition(".")
@@ -148,37 +154,16 @@ def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
     return False
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise TwinsError(f"it is no whole safetensors file ({_first_line(error)}); fetch it again") from None
-    try:
-        # The official training script saves its arguments beside the weights; a Namespace only holds values.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what torch raises for a broken file depends on where it breaks off
-        # torch names what it refuses to run: "GLOBAL io.open was not an allowed", "GLOBAL os.system whose module is".
-        refused = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-        if refused is not None:
-            raise TwinsError(
-                f"it holds {refused[1]} beside tensors and is not read, because that could run code; "
-                "save its state dict alone"
-            ) from None
-        raise TwinsError(f"it is no whole torch checkpoint ({_first_line(error)}); fetch it again") from None
+def _wants_another_head(state: Mapping[str, Any], target: Mapping[str, Any]) -> bool:
+    names = ("head.weight", "head.bias")
+    if not all(name in entries for name in names for entries in (state, target)):
+        return False
+    theirs, ours = ([_shape(entries[name]) for name in names] for entries in (state, target))
+    return theirs != ours and theirs == [(_IMAGENET_CLASSES, *shape[1:]) for shape in ours]
 
 
 def _shape(value: Any) -> tuple[int, ...]:
     return tuple(getattr(value, "shape", ()))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -1,0 +1,9 @@
+"""`twins-dense convert` for those who look for it here: python tools/convert_weights.py IN OUT --to timm."""
+
+import sys
+
+from twins_dense.cli import main
+
+if __name__ == "__main__":
+    sys.argv.insert(1, "convert")
+    main()

@@ -1,0 +1,114 @@
+"""`twins-dense weights`: list, download and verify the published checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+from pathlib import Path
+
+import click
+
+from ..errors import TwinsError
+from ..weights.catalog import CATALOG, WeightsSpec, get_weights_spec, home
+
+
+@click.group("weights")
+def command() -> None:
+    """List, download and verify the published checkpoints.
+
+    A name of the list works wherever a file of weights does, and is downloaded on its first use. Files go to
+    ~/.cache/twins_dense, or to the folder that TWINS_DENSE_HOME names.
+
+    \b
+    Examples:
+      twins-dense weights list
+      twins-dense weights download svt_small.in1k-mmpretrain
+      twins-dense weights verify
+    """
+
+
+@command.command("list", short_help="Show them, with their scores.")
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is known of each, as JSON.")
+def list_command(names: tuple[str, ...], as_json: bool) -> None:
+    """Show the published checkpoints with their scores; NAMES (with * and ?) select some.
+
+    \b
+    Examples:
+      twins-dense weights list
+      twins-dense weights list 'svt_small.*' --json
+    """
+    specs = _chosen(names)
+    if as_json:
+        rows = [{**dataclasses.asdict(spec), "path": str(spec.path), "here": spec.path.exists()} for spec in specs]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    width = max(len(spec.name) for spec in specs)
+    for spec in specs:
+        scores = ", ".join(f"{metric} {value:g}" for metric, value in spec.scores.items())
+        here = "here" if spec.path.exists() else ""
+        click.echo(
+            f"{spec.name:{width}}  {here:4}  {scores}{' (' if scores else ''}{spec.protocol}{')' if scores else ''}"
+        )
+
+
+@command.command("download", short_help="Fetch them and check their SHA-256.")
+@click.argument("names", nargs=-1, required=True)
+def download_command(names: tuple[str, ...]) -> None:
+    """Fetch checkpoints by their NAMES (with * and ?), check their SHA-256, and print where they lie.
+
+    A broken download goes on where it stopped. What is here already is not fetched again.
+
+    \b
+    Examples:
+      twins-dense weights download svt_small.in1k-mmpretrain
+      twins-dense weights download 'svt_*.in1k-official'
+    """
+    from ..weights.download import download
+
+    for spec in _chosen(names):
+        click.echo(str(download(spec)))
+
+
+@command.command("verify", short_help="Compare the SHA-256 of files with the published ones.")
+@click.argument("names_or_files", nargs=-1)
+def verify_command(names_or_files: tuple[str, ...]) -> None:
+    """Compare SHA-256 with the published ones: of downloaded checkpoints (all by default), or of any file.
+
+    \b
+    Examples:
+      twins-dense weights verify
+      twins-dense weights verify alt_gvt_small.pth     # which published file is this?
+    """
+    from ..weights.download import sha256_of
+
+    files = [Path(argument) for argument in names_or_files if Path(argument).is_file()]
+    names = [argument for argument in names_or_files if not Path(argument).is_file()]
+    specs = [spec for spec in _chosen(names) if names or spec.path.exists()] if names or not files else []
+    if not specs and not files:
+        click.echo(f"nothing is downloaded to {home()}")
+    wrong = []
+    for spec in specs:
+        if not spec.path.exists():
+            raise TwinsError(f"{spec.name} is not downloaded: `twins-dense weights download {spec.name}`")
+        digest = sha256_of(spec.path)
+        if not digest.startswith(spec.sha256):
+            wrong.append(spec)
+        click.echo(f"{digest}  {spec.path}  {'WRONG' if spec in wrong else 'ok' if spec.sha256 else 'none published'}")
+    for file in files:
+        digest = sha256_of(file)
+        match = next((spec for spec in CATALOG.values() if spec.sha256 and digest.startswith(spec.sha256)), None)
+        click.echo(f"{digest}  {file}  {match.name if match else 'no published hash'}")
+    if wrong:
+        raise TwinsError(
+            f"{len(wrong)} of {len(specs)} are not what was published: remove them and download them again"
+        )
+
+
+def _chosen(names: list[str] | tuple[str, ...]) -> list[WeightsSpec]:
+    """The entries that names and patterns select, each once, in the catalog's order; all for no names."""
+    selected: set[str] = set()
+    for name in names:
+        selected.update(fnmatch.filter(CATALOG, name) or [get_weights_spec(name).name])
+    return [spec for spec in CATALOG.values() if not names or spec.name in selected]
