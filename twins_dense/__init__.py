@@ -3,6 +3,7 @@
 from .backbone import TwinsBackbone, create_backbone
 from .classifier import TwinsClassifier, create_classifier
 from .errors import TwinsError
+from .features import open_features
 from .pyramid import PyramidSpec
 from .spec import StageSpec, TwinsSpec, get_spec, list_variants
 from .weights import LoadReport, convert_state_dict, load_weights
@@ -23,4 +24,5 @@ __all__ = [
     "get_spec",
     "list_variants",
     "load_weights",
+    "open_features",
 ]

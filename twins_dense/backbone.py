@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .errors import TwinsError
 from .layers import Block, PatchEmbed, PositionalEncodingGenerator, WindowPadding
 from .pyramid import PyramidSpec
 from .spec import TwinsSpec, get_spec
-from .weights import load_weights
+from .weights import LoadReport, load_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ class TwinsBackbone(nn.Module):
     Attributes:
         spec: the whole architecture, stages that are not built included.
         out_indices: stages whose maps are returned.
+        window_padding: of local attention, see `LocalAttention`.
         pyramid: names, channels and strides of the returned levels.
     """
 
@@ -51,6 +52,7 @@ class TwinsBackbone(nn.Module):
             raise TwinsError(
                 f"window_padding={window_padding!r}: choose one of {', '.join(map(repr, get_args(WindowPadding)))}"
             )
+        self.window_padding = window_padding
         if not 0.0 <= drop_path_rate < 1.0:
             raise TwinsError(f"drop_path_rate={drop_path_rate!r}: give a probability in [0, 1)")
         self.pyramid = PyramidSpec(
@@ -172,6 +174,29 @@ def create_backbone(
     if weights is not None:
         _logger.info("%s", load_weights(net, weights))
     return net
+
+
+def load_backbone(
+    variant: str | TwinsSpec,
+    weights: str | PathLike[str],
+    *,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    window_padding: WindowPadding = "zeros",
+) -> tuple[TwinsBackbone, LoadReport]:
+    """A trained backbone in eval mode, as it was trained: with level norms where the weights have them.
+
+    `create_backbone` would add fresh ones to an SVT with ImageNet weights, which is right for training only.
+
+    Raises:
+        TwinsError: for unknown names or weights that don't fit.
+    """
+    settings: dict[str, Any] = {"out_indices": out_indices, "window_padding": window_padding}
+    net = create_backbone(variant, **settings)
+    report = load_weights(net, weights)
+    if report.initialised:
+        net = create_backbone(variant, level_norm=False, **settings)
+        report = load_weights(net, weights)
+    return net.eval(), report
 
 
 def init_weights(module: nn.Module) -> None:

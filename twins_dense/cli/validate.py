@@ -12,6 +12,7 @@ import click
 
 from ..errors import TwinsError
 from ..weights.catalog import CATALOG
+from .options import find_device
 
 
 @click.command("validate")
@@ -65,6 +66,7 @@ def command(
     from .. import classification, create_classifier, get_spec, list_variants, load_weights
     from ..data.imagenet import read_samples
     from ..files import write_atomically
+    from ..processes import joined_processes
 
     if reproduce == (weights is not None) or (variant is None and not reproduce):
         raise TwinsError("give either --variant and --weights, or --reproduce (then --variant chooses one of the six)")
@@ -78,11 +80,11 @@ def command(
     folder = Path(out or Path("work_dirs") / "validate" / time.strftime("%Y%m%d_%H%M%S"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TwinsError(f"--out {str(folder)!r} is not empty: choose another")
-    target = _device(device)
+    target = find_device(device)
     samples = read_samples(data, ground_truth, subset=subset)
     preprocessing = classification.PROTOCOLS[protocol]
 
-    with classification.joined_processes() as rank:
+    with joined_processes() as (rank, _):
         rows = []
         for name, file in runs:
             net = create_classifier(name)
@@ -125,19 +127,6 @@ def command(
             if reproduce:
                 _say_table(rows)
             click.echo(f"{folder} holds metrics.json and a CSV of classes")
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None or name == "cuda":  # under torchrun each process has a GPU of its own
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name or torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TwinsError(f"--device {name!r}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _say(row: dict[str, Any], briefly: bool) -> None:
