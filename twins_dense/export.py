@@ -95,7 +95,9 @@ def read_onnx(path: str | os.PathLike[str]) -> tuple[Callable[[Tensor], tuple[Te
         raise TwinsError(f"{str(path)!r} is no ONNX model ({line}): export it again") from None
     metadata = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if metadata is None:
-        raise TwinsError(f"{str(path)!r} is not of `twins-dense export`, which notes what a model needs: export it again")
+        raise TwinsError(
+            f"{str(path)!r} is not of `twins-dense export`, which notes what a model needs: export it again"
+        )
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         outputs = session.run(None, {"images": images.detach().cpu().numpy()})
@@ -120,9 +122,7 @@ def _trace(net: TwinsBackbone) -> ExportedProgram:
 
 def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
     _needed("onnxscript")
-    model = torch.onnx.export(
-        program, (), input_names=["images"], output_names=list(names), dynamo=True, verbose=False
-    )
+    model = torch.onnx.export(program, (), input_names=["images"], output_names=list(names), dynamo=True, verbose=False)
     assert model is not None
     model.model.metadata_props[METADATA] = metadata
     model.save(path, external_data=False)
@@ -155,8 +155,8 @@ def _compare(
             difference = ((ours - theirs).abs().max() / ours.abs().max()).item() if ours.shape == theirs.shape else 1.0
             if not difference <= TOLERANCE:  # NaN included
                 raise TwinsError(
-                    f"the exported {name} differs from the model's at {batch}x3x{height}x{width} by {difference:.1e} of "
-                    f"its magnitude, more than {TOLERANCE:g}: try other versions of torch, onnxscript or onnxruntime"
+                    f"the exported {name} differs from the model's at {batch}x3x{height}x{width} by {difference:.1e} "
+                    f"of its magnitude, more than {TOLERANCE:g}: try other versions of torch, onnxscript, onnxruntime"
                 )
             differences[name] = max(differences[name], difference)
     return differences

@@ -11,7 +11,19 @@ import click
 
 from ..errors import TwinsError
 
-_VERBS = ("demo", "train", "eval", "predict", "validate", "weights", "convert", "extract", "export", "info", "benchmark")
+_VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "predict",
+    "validate",
+    "weights",
+    "convert",
+    "extract",
+    "export",
+    "info",
+    "benchmark",
+)
 
 
 class _Verbs(click.Group):

@@ -28,7 +28,7 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
       twins-dense export classifier.onnx --classifier --variant pcpvt_small --weights pcpvt_small.in1k-official
       twins-dense export svt_small.pt2 --variant svt_small --weights alt_gvt_small.pth
     """
-    from .. import create_classifier, load_weights
+    from .. import TwinsBackbone, TwinsClassifier, create_classifier, load_weights
     from ..backbone import load_backbone
     from ..export import FORMATS, export
     from ..weights.catalog import CATALOG, OFFICIAL_PREPROCESSING
@@ -41,6 +41,7 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
         raise TwinsError(f"OUT {out!r} exists: name a new file")
     out_indices = parse_levels(levels, variant)
     padding = check_window_padding(window_padding)
+    net: TwinsBackbone | TwinsClassifier
     if classifier:
         net = create_classifier(variant, window_padding=padding).eval()
         report = load_weights(net, weights)
@@ -54,4 +55,6 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
         weights_sha256=sha256_of(find_weights(weights)),
     )
     shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    click.echo(f"{target} ({target.stat().st_size / 1e6:.0f} MB) differs from the model by at most (of magnitude): {shown}")
+    click.echo(
+        f"{target} ({target.stat().st_size / 1e6:.0f} MB) differs from the model by at most (of magnitude): {shown}"
+    )

@@ -29,7 +29,9 @@ _NUM_SHOWN = 20
     "native: pixels as they are, padded to multiples of 32.",
 )
 @click.option("--size", type=int, help="Side of the square in pixels, a multiple of 32.  [default: 448]")
-@click.option("--pool", type=click.Choice(["none", "mean"]), default="none", help="mean: a vector a level, not its map.")
+@click.option(
+    "--pool", type=click.Choice(["none", "mean"]), default="none", help="mean: a vector a level, not its map."
+)
 @click.option("--maps", is_flag=True, help="With --pool mean: the maps too.")
 @click.option(
     "--dtype",
@@ -49,7 +51,9 @@ _NUM_SHOWN = 20
 @click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
 @click.option("--amp", is_flag=True, help="Compute under autocast in bfloat16.")
 @click.option("--compile", "compiled", is_flag=True, help="Run through torch.compile.")
-@click.option("--preview", is_flag=True, help=f"Draw the first {_NUM_PREVIEWS} photos with each level's PCA beside them.")
+@click.option(
+    "--preview", is_flag=True, help=f"Draw the first {_NUM_PREVIEWS} photos with each level's PCA beside them."
+)
 def command(
     images: tuple[str, ...],
     variant: str,
@@ -82,7 +86,7 @@ def command(
       twins-dense extract photos/ --variant svt_small --weights svt_small.in1k-timm --out features --preview
       twins-dense extract photos/ --variant svt_base --weights W --out vectors --pool mean --levels c4,c5
       twins-dense extract annotations/instances_val2017.json --variant svt_small --weights W --out f --protocol native
-      torchrun --nproc_per_node=8 -m twins_dense extract list.txt --variant svt_large --weights W --out f --dtype float16
+      torchrun --nproc_per_node=8 -m twins_dense extract list.txt --variant svt_large --weights W --out f --amp
     """
     from ..backbone import load_backbone
     from ..data.images import list_images
@@ -91,7 +95,8 @@ def command(
     from ..weights.download import find_weights, sha256_of
 
     with needed_packages():
-        from ..features.extract import Settings, extract
+        from ..features.extract import extract
+        from ..features.model import Settings
 
     if preview and pool == "mean" and not maps:
         raise TwinsError("--preview draws maps: add --maps, or leave --pool away")
@@ -126,7 +131,9 @@ def command(
     for line in report.unreadable[:_NUM_SHOWN]:
         click.echo(f"unreadable: {line}", err=True)
     if len(report.unreadable) > _NUM_SHOWN:
-        click.echo(f"and {len(report.unreadable) - _NUM_SHOWN} more, see the column error of {out}/index.parquet", err=True)
+        click.echo(
+            f"and {len(report.unreadable) - _NUM_SHOWN} more, see the column error of {out}/index.parquet", err=True
+        )
     num_unreadable = len(report.unreadable)
     click.echo(f"{out}: features of {report.num_images - num_unreadable} images, {num_unreadable} unreadable")
     if report.num_done:

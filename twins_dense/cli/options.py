@@ -50,7 +50,7 @@ def check_window_padding(name: str) -> Any:
 
 
 def find_device(name: str | None) -> Any:
-    """The torch device of `--device`: a GPU where there is one and nothing is said, each process of torchrun its own."""
+    """The torch device of `--device`; by default a GPU if there is one, under torchrun one for each process."""
     import torch
 
     if name is None or name == "cuda":

@@ -235,9 +235,7 @@ def read_image_names(ann_file: Path) -> dict[int, str]:
     return {image_id: entries[image_id]["file_name"] for image_id in sorted(entries)}
 
 
-def _read_json(
-    ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")
-) -> dict[str, Any]:
+def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
     """The annotation file as an object with these lists of objects."""
     if ann_file.is_dir():
         raise TwinsError(f"{ann_file}: is a folder; give the annotation file (JSON) inside it")

@@ -168,7 +168,7 @@ class ChunkDecoder(Dataset):
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
 
-    def __getitem__(self, chunk: Chunk) -> DecodedChunk:  # type: ignore[override]
+    def __getitem__(self, chunk: Chunk) -> DecodedChunk:
         start = time.perf_counter()
         images = [decode(path, self.protocol) for path in chunk.paths]
         size = self.protocol.size

@@ -41,7 +41,9 @@ class Features(Dataset):
         self._kind = kind
         self.manifest = read_manifest(self.folder)
         if self.manifest.get("format") != FORMAT:
-            raise TwinsError(f"{self.folder} has the format {self.manifest.get('format')!r}: a newer twins_dense wrote it")
+            raise TwinsError(
+                f"{self.folder} has the format {self.manifest.get('format')!r}: a newer twins_dense wrote it"
+            )
         if not (self.folder / INDEX).exists():
             raise TwinsError(f"{self.folder} is not complete: run `twins-dense extract` again to go on with it")
         self.levels: tuple[str, ...] = tuple(level["name"] for level in self.manifest["model"]["levels"])
@@ -80,7 +82,7 @@ class Features(Dataset):
 
     def map(self, row: int, level: str) -> np.ndarray:
         """A level's map (C, H, W); for images of many sizes that of the padded image."""
-        group = self._maps
+        group: Any = self._maps
         return group[level][row] if self.manifest["preparation"]["size"] else group[f"{level}/{row}"][:]
 
     def vectors(self, level: str) -> Any:
@@ -138,8 +140,8 @@ def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     chunks = []
     for chunk in column.chunks:
         values = np.zeros((len(chunk), chunk.type.list_size), chunk.type.value_type.to_pandas_dtype())
-        values[chunk.is_valid().to_numpy(zero_copy_only=False)] = chunk.flatten().to_numpy(
-            zero_copy_only=False
-        ).reshape(-1, chunk.type.list_size)
+        values[chunk.is_valid().to_numpy(zero_copy_only=False)] = (
+            chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, chunk.type.list_size)
+        )
         chunks.append(values)
     return np.concatenate(chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -64,14 +65,13 @@ class FeatureStore:
         self._store = TimedStore(folder / MAPS)
         self._arrays: dict[str, Any] = {}
         self._lock = threading.Lock()
-        self._seconds = 0.0
-        self._index_seconds = 0.0
+        self._seconds = {"maps": 0.0, "index": 0.0}
 
     @property
     def seconds(self) -> dict[str, float]:
         return {
-            "compress": max(0.0, self._seconds - self._store.seconds),
-            "write": self._store.seconds + self._index_seconds,
+            "compress": max(0.0, self._seconds["maps"] - self._store.seconds),
+            "write": self._store.seconds + self._seconds["index"],
         }
 
     def check(self) -> None:
@@ -130,39 +130,30 @@ class FeatureStore:
             return set(range(-(-self._num_rows // self._shard)))
         return {int(path.stem) for path in (self.folder / PARTS).glob("[0-9]*.parquet")}
 
-    def write(
-        self, chunk: Chunk, images: Sequence[Decoded], maps: Mapping[str, Any], vectors: Mapping[str, np.ndarray]
-    ) -> None:
-        """Write a chunk.
+    def write_level(self, name: str, start: int, maps: np.ndarray) -> None:
+        """Write a chunk's maps (B, C, H, W) of one level, for images of one size; `start` is the first one's row."""
+        with self._timed("maps"):
+            self._array(name)[start : start + len(maps)] = maps
 
-        Args:
-            chunk: which.
-            images: of each image, how it was read.
-            maps: by level: for one size an array (B, C, H, W), for many a mapping of places in the chunk to (C, H, W).
-            vectors: by column, (B, C).
-        """
-        start = time.perf_counter()
-        for name, level in maps.items():
-            if isinstance(level, Mapping):
-                for place, array in level.items():
-                    zarr.create_array(
-                        self._store,
-                        name=f"{name}/{chunk.start + place}",
-                        data=array,
-                        chunks=array.shape,
-                        compressors=_COMPRESSOR,
-                        dimension_names=("channel", "row", "column"),
-                        overwrite=True,
-                    )
-            else:
-                self._array(name)[chunk.start : chunk.start + len(images)] = level
-        middle = time.perf_counter()
-        sink = pa.BufferOutputStream()
-        pq.write_table(_table(chunk, images, vectors), sink)
-        write_atomically(self._part(chunk.index), sink.getvalue().to_pybytes())
-        with self._lock:
-            self._seconds += middle - start
-            self._index_seconds += time.perf_counter() - middle
+    def write_map(self, name: str, row: int, array: np.ndarray) -> None:
+        """Write the map (C, H, W) of one level of one image, for images of many sizes."""
+        with self._timed("maps"):
+            zarr.create_array(
+                self._store,
+                name=f"{name}/{row}",
+                data=array,
+                chunks=array.shape,
+                compressors=_COMPRESSOR,
+                dimension_names=("channel", "row", "column"),
+                overwrite=True,
+            )
+
+    def finish_chunk(self, chunk: Chunk, images: Sequence[Decoded], vectors: Mapping[str, np.ndarray]) -> None:
+        """Write a chunk's part of the index, with vectors (B, C) by column, once its maps are written."""
+        with self._timed("index"):
+            sink = pa.BufferOutputStream()
+            pq.write_table(self._table(chunk, images, vectors), sink)
+            write_atomically(self._part(chunk.index), sink.getvalue().to_pybytes())
 
     def finish(self) -> None:
         """Join the parts of the index, once all chunks are written; one process does so."""
@@ -188,6 +179,33 @@ class FeatureStore:
             if sum(map(len, tables)) >= _ROW_GROUP or index == num_chunks - 1:
                 yield pa.concat_tables(tables)
                 tables.clear()
+
+    def _table(self, chunk: Chunk, images: Sequence[Decoded], vectors: Mapping[str, np.ndarray]) -> pa.Table:
+        columns: dict[str, pa.Array] = {
+            "row": pa.array(range(chunk.start, chunk.start + len(images)), pa.int64()),
+            "image_id": pa.array(list(chunk.ids), pa.string()),
+            "path": pa.array(list(chunk.paths), pa.string()),
+        }
+        for name in _SIZES:
+            sides = [None if image.geometry is None else getattr(image.geometry, name) for image in images]
+            columns[name] = pa.array(sides, pa.int32())
+        columns["sha256"] = pa.array([image.sha256 for image in images], pa.string())
+        columns["error"] = pa.array([image.error for image in images], pa.string())
+        unreadable = pa.array([image.error is not None for image in images])
+        dtype = stored_dtype(self.manifest["dtype"])
+        for level in self.manifest["model"]["levels"] if self.manifest["pool"] != "none" else ():
+            name, length = f"{level['name']}_mean", level["channels"]
+            values = vectors.get(name, np.zeros((len(images), length), dtype))  # none where no image can be read
+            flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, length, mask=unreadable)
+        return pa.table(columns)
+
+    @contextlib.contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        with self._lock:
+            self._seconds[what] += time.perf_counter() - start
 
     def _array(self, name: str) -> Any:
         with self._lock:
@@ -226,24 +244,6 @@ def digest_of_list(ids: Sequence[str], paths: Sequence[str]) -> str:
 def stored_dtype(dtype: str) -> str:
     """bfloat16 is stored as float32, which every reader knows; its zero bits compress to nothing."""
     return "float32" if dtype == "bfloat16" else dtype
-
-
-def _table(chunk: Chunk, images: Sequence[Decoded], vectors: Mapping[str, np.ndarray]) -> pa.Table:
-    columns: dict[str, pa.Array] = {
-        "row": pa.array(range(chunk.start, chunk.start + len(images)), pa.int64()),
-        "image_id": pa.array(list(chunk.ids), pa.string()),
-        "path": pa.array(list(chunk.paths), pa.string()),
-    }
-    for name in _SIZES:
-        values = [None if image.geometry is None else getattr(image.geometry, name) for image in images]
-        columns[name] = pa.array(values, pa.int32())
-    columns["sha256"] = pa.array([image.sha256 for image in images], pa.string())
-    columns["error"] = pa.array([image.error for image in images], pa.string())
-    unreadable = pa.array([image.error is not None for image in images])
-    for name, values in vectors.items():
-        flat = pa.array(np.ascontiguousarray(values).reshape(-1))
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=unreadable)
-    return pa.table(columns)
 
 
 def _first_difference(key: str, there: Any, here: Any) -> tuple[str, Any, Any]:
