@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import os
@@ -138,6 +139,19 @@ def test_totals_by_hand(tmp_path: Path, batch_size: int, num_workers: int) -> No
     for value, label in [(10, 10), (20, 21), (30, 32), (40, 43), (50, 50), (60, 50), (70, 70)]:
         expected += math.log(sum(math.exp(-abs(value - i)) for i in range(1000))) + abs(value - label)
     assert result.loss == pytest.approx(expected / 7, rel=1e-4)
+
+
+def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
+    samples = gray_samples(tmp_path, [(10, 10), (20, 21)])
+    with pytest.raises(td.TwinsError, match="outputs are not finite"):
+        score(
+            lambda images: torch.full((len(images), 1000), math.nan),
+            samples,
+            PROTOCOLS["official"],
+            device=CPU,
+            batch_size=1,
+            num_workers=0,
+        )
 
 
 def test_classes(tmp_path: Path) -> None:
@@ -419,9 +433,10 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     (metrics,) = json.loads((out / "metrics.json").read_text())
     expected = expected_metrics(weights, tree, protocol)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
-    assert "7 images of 4 classes" in result.out and "2 more can't be read and are left out" in result.out
+    assert "7 images of 4 classes, 2 can't be read and are left out" in result.out
     assert result.err.count("left out: ") == 2 and "cut.JPEG can't be read" in result.err
     assert [line.partition(",")[0] for line in (out / "svt_small.csv").read_text().splitlines()[1:]] == [
         WNIDS[label] for label in (0, 5, 500, 999)
@@ -430,20 +445,16 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
 
 def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) -> None:
     """Seven images and two unreadable ones: the processes get five and four files."""
-    results = []
-    for out, launcher in (
-        (tmp_path / "one", ["-m"]),
-        (tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]),
-    ):
-        arguments = ["--data", str(tree), "--variant", "svt_small", "--weights", str(weights), "--subset"]
-        arguments += ["--workers", "0", "--batch-size", "2", "--out", str(out)]
-        result = run_python(*launcher, "twins_dense", "validate", *arguments)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.count("top-1") == 1
-        (metrics,) = json.loads((out / "metrics.json").read_text())
-        results.append((metrics, (out / "svt_small.csv").read_text()))
-    (one, one_by_class), (two, two_by_class) = results
-    assert one_by_class == two_by_class
+    arguments = ["--data", str(tree), "--variant", "svt_small", "--weights", str(weights), "--subset"]
+    arguments += ["--workers", "0", "--batch-size", "2", "--out"]
+    assert twins("validate", *arguments, tmp_path / "one").code == 0
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "twins_dense")
+    result = run_python(*launch, "validate", *arguments, str(tmp_path / "two"))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("top-1") == result.stdout.count("parameters loaded") == 1
+    by_class = [(tmp_path / out / "svt_small.csv").read_text() for out in ("one", "two")]
+    assert by_class[0] == by_class[1]
+    one, two = (json.loads((tmp_path / out / "metrics.json").read_text())[0] for out in ("one", "two"))
     assert two.pop("loss") == pytest.approx(one.pop("loss"), rel=1e-6)
     assert one.pop("images_per_second") > 0 and two.pop("images_per_second") > 0
     assert one == two and one["images"] == 7 and len(one["unreadable"]) == 2
@@ -461,6 +472,20 @@ def test_reproduce(weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytes
     (metrics,) = json.loads((out / "metrics.json").read_text())
     assert row[1:5] == [f"{metrics['top1']:.3f}", "81.770", f"{metrics['top5']:.3f}", "95.570"]
     assert metrics["published"] == {"top1": 81.77, "top5": 95.57}
+
+
+def test_published_numbers_of_another_protocol_are_not_shown(
+    weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "svt_small.in1k-mmpretrain"
+    monkeypatch.setenv("TWINS_DENSE_HOME", str(tmp_path))
+    (tmp_path / f"{name}.pth").symlink_to(weights)
+    arguments = ["--data", tree, "--subset", "--variant", "svt_small", "--weights", name, "--workers", "0"]
+    shown = []
+    for protocol in ("official", "timm"):
+        out = twins("validate", *arguments, "--protocol", protocol, "--out", tmp_path / protocol).out
+        shown.append("(published: top1 81.77 %, top5 95.57 %)" in out)
+    assert shown == [True, False]
 
 
 @pytest.mark.slow

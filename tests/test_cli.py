@@ -24,7 +24,7 @@ from pycocotools import mask as mask_utils
 
 import twins_dense as td
 
-VERBS = ("demo", "train", "eval", "predict", "validate", "weights", "convert", "info", "benchmark")
+VERBS = ("demo", "train", "eval", "predict", "validate", "weights", "convert", "extract", "export", "info", "benchmark")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

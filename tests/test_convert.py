@@ -44,6 +44,7 @@ def test_there_and_back(classifier: dict[str, Tensor], suffix: str, tmp_path: Pa
     assert result.out.splitlines() == [
         "a custom Twins with dims (8, 12, 20, 28) and depths (2, 2, 3, 2), official names -> mmpretrain classifier: "
         f"{len(classifier)} entries of {numel:,} numbers, 0 dropped",
+        "official computes with LayerNorm eps 1e-06 in blocks (mmpretrain 1e-05)",
         f"{hashes[0]}  {tmp_path / 'in.pth'}",
         f"{hashes[1]}  {there}",
     ]

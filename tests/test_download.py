@@ -249,6 +249,12 @@ def test_wrong_hash(server: Server, home: Path) -> None:
     assert not (home / f".part-{NAME}.pth").exists() and visible(home) == []
 
 
+def test_a_web_page_in_the_place_of_the_file(server: Server, home: Path) -> None:
+    """What a portal or a quota sends, with code 200; the hash alone would not say what it is."""
+    refused(published(server, b"\n<html>Sign in</html>", sha256="0123abcd"), "it is a web page")
+    assert visible(home) == [] and not (home / f".part-{NAME}.pth").exists()
+
+
 def test_a_part_of_something_else(server: Server, home: Path) -> None:
     """Gone on with, the file is wrong and removed; the next call starts from nothing."""
     spec = published(server)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from cli_fixtures import assert_error, twins
 from contracts import VARIANTS, WINDOW_PADDINGS, random_backbone, randomise
+from PIL import Image
 
 import twins_dense as td
 from twins_dense import export as exporting
@@ -154,7 +155,8 @@ class TestCommand:
         monkeypatch.setattr(td.spec, "_VARIANTS", {**td.spec._VARIANTS, "tiny_pcpvt": TINY_PCPVT})
         net = randomise(td.create_classifier(TINY_PCPVT), 3).eval()
         torch.save(net.state_dict(), tmp_path / "w.pth")
-        arguments = (tmp_path / "c.onnx", "--classifier", "--variant", "tiny_pcpvt", "--weights", tmp_path / "w.pth")
+        model = ("--variant", "tiny_pcpvt", "--weights", tmp_path / "w.pth")
+        arguments = (tmp_path / "c.onnx", "--classifier", *model)
         result = twins("export", *arguments)
         assert result.code == 0, result.err
         assert "logits" in result.out
@@ -163,6 +165,28 @@ class TestCommand:
         assert metadata["num_classes"] == 1000 and len(metadata["weights_sha256"]) == 64
         assert run(torch.zeros(1, 3, 64, 64))[0].shape == (1, 1000)
         assert_error(twins("export", *arguments), "exists: name a new file")
+
+        # ImageNet's protocol gives the same numbers from the file as from the model.
+        for number, wnid in enumerate(["n01440764", "n02085620", "n03000684"] * 3):
+            (tmp_path / "val" / wnid).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (230, 250, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "val" / wnid / f"{number}.png")
+        common = ("validate", "--data", tmp_path / "val", "--subset", "--batch-size", 4, "--workers", 0, "--out")
+        for name, what in (("onnx", ("--onnx", tmp_path / "c.onnx")), ("torch", model)):
+            result = twins(*common, tmp_path / name, *what)
+            assert result.code == 0, result.err
+        (from_file,), (from_torch,) = (
+            json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("onnx", "torch")
+        )
+        assert from_file["variant"] == "tiny_pcpvt" and from_file["images"] == 9
+        for name in ("top1", "top5", "loss"):
+            assert from_file[name] == pytest.approx(from_torch[name], rel=1e-5)
+
+    def test_validating_what_is_no_classifier(self, svt: tuple[td.TwinsBackbone, Path], tmp_path: Path) -> None:
+        common = ("validate", "--data", tmp_path)
+        assert_error(twins(*common, "--onnx", svt[1]), "is no classifier of 1000 classes: export one with --classifier")
+        assert_error(twins(*common, "--onnx", tmp_path / "gone.onnx"), "gone.onnx", "no such file")
+        assert_error(twins(*common, "--onnx", svt[1], "--amp", "bf16"), "without a model, --device, --amp, --compile")
 
     def test_bad_input(self, tmp_path: Path) -> None:
         options = ("--variant", "svt_small", "--weights", "w.pth")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import SLIM_PCPVT, SLIM_SVT, VARIANTS, random_backbone, randomise, state_dict_shapes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -226,10 +226,11 @@ def test_segmentors_load_into_backbones(spec: td.TwinsSpec, form: str, around: s
     [
         ("backbone.bottom_up.", ("backbone.fpn_lateral2.weight", "proposal_generator.a", "roi_heads.b.weight")),
         ("backbone.bottom_up.", ("backbone.top_block.p6.weight", "head.cls_subnet.0.weight")),
+        ("backbone.bottom_up.net.", ("backbone.fpn_output5.bias", "roi_heads.b.weight")),
         ("detector.backbone.bottom_up.", ("detector.backbone.fpn.a.weight", "detector.rpn.b", "detector.roi_heads.c")),
         ("backbone.", ("neck.a", "rpn_head.b", "roi_head.c")),
     ],
-    ids=["detectron2 Mask R-CNN", "detectron2 RetinaNet", "ours on torchvision", "mmdet"],
+    ids=["detectron2 Mask R-CNN", "detectron2 RetinaNet", "ours in detectron2", "ours on torchvision", "mmdet"],
 )
 def test_detectors_load_into_backbones(prefix: str, companions: tuple[str, ...]) -> None:
     state = dense_state(SLIM_SVT)
@@ -313,6 +314,7 @@ MODELS = [
 ]
 
 
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_damage_is_one_line(data: st.DataObject) -> None:
     """Entries removed, renamed, or replaced by something else: converted or refused, never another exception."""

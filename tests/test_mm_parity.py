@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from contracts import VARIANTS, randomise, state_dict_shapes, without_initialisation
 from torch import Tensor, nn
 
 import twins_dense as td
+from twins_dense.weights.catalog import CATALOG
 
 
 def imported(name: str) -> Any:
@@ -41,7 +43,8 @@ def built(registry: Any, config: dict[str, Any]) -> nn.Module:
     """A model of theirs with random weights everywhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return randomise(registry.build(config), seed=13).eval()
+        # The scope, because a Runner of another test leaves its own as the default.
+        return randomise(registry.build({**config, "_scope_": registry.scope}), seed=13).eval()
 
 
 # mmpretrain
@@ -73,6 +76,19 @@ def test_mmpretrain(variant: str, mmpretrain: Any) -> None:
     randomise(theirs, seed=17)
     theirs.load_state_dict(back, strict=True)
     assert torch.equal(theirs(images), expected)
+
+
+def test_the_catalog_has_mmpretrains_files_and_scores(mmpretrain: Any) -> None:
+    metafile = Path(mmpretrain.__file__).parent / ".mim/configs/twins/metafile.yml"
+    models = yaml.safe_load(metafile.read_text())["Models"]
+    published = {
+        model["Weights"]: {
+            "top1": model["Results"][0]["Metrics"]["Top 1 Accuracy"],
+            "top5": model["Results"][0]["Metrics"]["Top 5 Accuracy"],
+        }
+        for model in models
+    }
+    assert published == {spec.url: spec.scores for name, spec in CATALOG.items() if name.endswith("-mmpretrain")}
 
 
 # mmseg
@@ -114,3 +130,16 @@ def test_mmseg(variant: str, mmseg: Any) -> None:
     randomise(theirs, seed=17)
     theirs.load_state_dict(back, strict=True)
     assert all(torch.equal(*pair) for pair in zip(theirs(images), expected, strict=True))
+
+
+def test_the_catalog_has_mmsegs_files_and_scores(mmseg: Any) -> None:
+    metafile = Path(mmseg.__file__).parent / ".mim/configs/twins/metafile.yaml"
+    models = yaml.safe_load(metafile.read_text())["Models"]
+    published = {
+        model["Weights"]: {
+            "mIoU": model["Results"]["Metrics"]["mIoU"],
+            "mIoU multi-scale": model["Results"]["Metrics"]["mIoU(ms+flip)"],
+        }
+        for model in models
+    }
+    assert published == {spec.url: spec.scores for spec in CATALOG.values() if spec.task == "segmentation"}

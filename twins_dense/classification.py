@@ -124,7 +124,7 @@ def score(
         The totals, the same in every process.
 
     Raises:
-        TwinsError: where none of the images can be read.
+        TwinsError: where none of the images can be read, or the classifier's outputs are not finite.
     """
     rank, num_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     start = time.perf_counter()
@@ -155,6 +155,8 @@ def score(
     num_images = int(counts[:, 0].sum())
     if not num_images:
         raise TwinsError(f"none of the {len(samples)} images can be read; the first: {unreadable[0]}")
+    if not loss.isfinite():
+        raise TwinsError("the classifier's outputs are not finite: its weights are broken")
     return Score(counts, loss.item() / num_images, tuple(unreadable), seconds.item())
 
 

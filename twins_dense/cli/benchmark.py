@@ -1,4 +1,4 @@
-"""`twins-dense benchmark`: our backbone and timm's, alternating in one process; and extraction beside the bare model."""
+"""`twins-dense benchmark`: our backbone and timm's, alternating in one process; its group also has `extract`."""
 
 from __future__ import annotations
 

@@ -102,7 +102,9 @@ def extract_command(
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
         click.echo(f"{bare:8.2f}{rate:11.2f}{ratios[-1]:8.3f}{busy:12.1%}   {stages}")
     own, child = (resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    click.echo(f"extract / bare: median {statistics.median(ratios):.3f}; peak memory {own} MiB, each worker {child} MiB")
+    click.echo(
+        f"extract / bare: median {statistics.median(ratios):.3f}; peak memory {own} MiB, each worker {child} MiB"
+    )
 
 
 def _bare_rate(net: torch.nn.Module, size: int, chunk: int, num_images: int, amp: bool) -> float:

@@ -57,6 +57,8 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
         f"{len(conversion.state)} entries of {numel:,} numbers, {len(conversion.dropped)} dropped"
         + (f" ({', '.join(f'{group}.* {count}' for group, count in dropped.items())})" if dropped else "")
     )
+    if conversion.norm_eps:
+        click.echo(f"{conversion.source} computes with LayerNorm {conversion.norm_eps}")
     click.echo(f"{sha256_of(path)}  {path}")
     if dry_run:
         click.echo("dry run: nothing is written")

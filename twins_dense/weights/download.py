@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import TwinsError, did_you_mean
 from .catalog import CATALOG, WeightsSpec
 from .keymap import recognise, unwrap
-from .read import read_checkpoint
+from .read import check_start, read_checkpoint
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30  # seconds without a byte
@@ -82,6 +82,7 @@ def sha256_of(path: Path) -> str:
 def _check(spec: WeightsSpec, part: Path, published: str) -> None:
     """Keep the file only if its hash is the published one; where none is published, if it holds the variant."""
     try:
+        check_start(part)
         digest = sha256_of(part)
         if not digest.startswith(published):
             raise TwinsError(f"its SHA-256 is {digest}, published is {published}; it was removed: download it again")
@@ -106,15 +107,7 @@ def _fetch(spec: WeightsSpec, part: Path) -> str:
             total = None if length is None else start + int(length)
             with (
                 part.open("ab" if goes_on else "wb") as file,
-                tqdm(
-                    desc=spec.name,
-                    total=total,
-                    initial=start,
-                    unit="B",
-                    unit_scale=True,
-                    unit_divisor=1024,
-                    disable=None,
-                ) as bar,
+                tqdm(desc=spec.name, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,
             ):
                 while chunk := response.read(_CHUNK):
                     file.write(chunk)
@@ -135,7 +128,7 @@ def _fetch(spec: WeightsSpec, part: Path) -> str:
 
 
 def _fetch_from_hub(spec: WeightsSpec, part: Path) -> str:
-    """Through huggingface_hub, for its tokens, mirrors, offline mode and storage; returns the hub's own SHA-256."""
+    """Through huggingface_hub, for its tokens, mirrors and storage; returns the hub's own SHA-256."""
     try:
         import huggingface_hub
     except ImportError:

@@ -53,15 +53,21 @@ class NormEps(NamedTuple):
     patch_embeds: float
     reduced_maps: float
 
+    def differences(self, other: NormEps, place: str) -> str:
+        """Where another model, at `place`, computes otherwise; empty where nowhere."""
+        return ", ".join(
+            f"eps {ours:g} in {part.replace('_', ' ')} ({place} {theirs:g})"
+            for part, ours, theirs in zip(self._fields, self, other, strict=True)
+            if ours != theirs
+        )
 
-# As the published configs of each project compute, by format and whether the variant has local attention (SVT).
+
+# As the published configs of each project compute: PCPVT, SVT.
 _NORM_EPS = {
-    ("official", False): NormEps(1e-6, 1e-5, 1e-5),
-    ("official", True): NormEps(1e-6, 1e-5, 1e-5),
-    ("mmpretrain", False): NormEps(1e-6, 1e-5, 1e-6),
-    ("mmpretrain", True): NormEps(1e-5, 1e-5, 1e-5),
-    ("mmseg", False): NormEps(1e-5, 1e-5, 1e-5),
-    ("mmseg", True): NormEps(1e-5, 1e-5, 1e-5),
+    "official": (NormEps(1e-6, 1e-5, 1e-5), NormEps(1e-6, 1e-5, 1e-5)),
+    "timm": (NormEps(1e-6, 1e-5, 1e-5), NormEps(1e-6, 1e-5, 1e-5)),
+    "mmpretrain": (NormEps(1e-6, 1e-5, 1e-6), NormEps(1e-5, 1e-5, 1e-5)),
+    "mmseg": (NormEps(1e-5, 1e-5, 1e-5), NormEps(1e-5, 1e-5, 1e-5)),
 }
 
 # Where training code puts the state dict inside a checkpoint, looked up in this order: an averaged copy comes first.
@@ -107,6 +113,7 @@ class Conversion:
         task: "backbone", "classifier" or "segmentor".
         state: the result.
         dropped: entries of the source that such a model has no place for, by official names.
+        norm_eps: where the source's project computes LayerNorm with another epsilon: which.
     """
 
     source: str
@@ -114,6 +121,7 @@ class Conversion:
     task: str
     state: dict[str, Any]
     dropped: tuple[str, ...]
+    norm_eps: str
 
 
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
@@ -163,8 +171,7 @@ def recognise(state: Mapping[str, Any]) -> RecognisedState:
     names = _names(inside, format)
     companions = {key: outside.pop(key) for key in list(outside) if key not in names and _is_companion(key, parents)}
     model = _rename({**inside, **outside}, names)
-    eps = _NORM_EPS[format, _has_local_attention(model)]
-    return RecognisedState(format, _describe(model), eps, model, companions)
+    return RecognisedState(format, _describe(model), _norm_eps(format, model), model, companions)
 
 
 def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Conversion:
@@ -212,7 +219,8 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
         converted.update(found.companions)
     else:
         dropped += found.companions
-    return Conversion(found.format, found.variant, task, converted, tuple(dropped))
+    norm_eps = found.norm_eps.differences(_norm_eps(to, found.model), to)
+    return Conversion(found.format, found.variant, task, converted, tuple(dropped), norm_eps)
 
 
 def convert_state_dict(state: Mapping[str, Any], *, to: str, task: str | None = None) -> dict[str, Any]:
@@ -276,6 +284,10 @@ def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
     return torch.cat([rows, other_rows])
 
 
+def _norm_eps(format: str, state: Mapping[str, Any]) -> NormEps:
+    return _NORM_EPS[format][_has_local_attention(state)]
+
+
 def _of_classifier(key: str) -> bool:
     return key.startswith(("norm.", "head."))
 
@@ -308,7 +320,7 @@ def _columns_of(state: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, .
     depths: list[int] = []
     while (key := f"patch_embeds.{len(dims)}.proj.weight") in state:
         stage = len(dims)
-        dims.append(state[key].shape[0])
+        dims.append(len(state[key]) if state[key].dim() else 0)
         depths.append(len({k.split(".")[2] for k in state if k.startswith(f"blocks.{stage}.")}))
     return tuple(dims), tuple(depths), _has_local_attention(state)
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from ..errors import TwinsError
-from ..spec import TwinsSpec
 from .download import find_weights
 from .keymap import NormEps, RecognisedState, recognise, unwrap
 from .read import read_checkpoint
@@ -106,7 +105,9 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         tuple(loaded),
         tuple(initialised),
         (*dropped, *sorted(found.companions)),
-        "" if spec is None else _norm_eps_differences(found.norm_eps, spec),
+        ""
+        if spec is None
+        else found.norm_eps.differences(NormEps(spec.norm_eps, *[spec.reduction_norm_eps] * 2), "here"),
     )
 
 
@@ -131,15 +132,6 @@ def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
         return recognise(unwrap(checkpoint))
     except TwinsError as error:
         raise TwinsError(f"weights {str(path)!r}: {error}") from None
-
-
-def _norm_eps_differences(theirs: NormEps, spec: TwinsSpec) -> str:
-    ours = NormEps(spec.norm_eps, spec.reduction_norm_eps, spec.reduction_norm_eps)
-    return ", ".join(
-        f"eps {their_eps:g} in {place.replace('_', ' ')} (here {our_eps:g})"
-        for place, their_eps, our_eps in zip(NormEps._fields, theirs, ours, strict=True)
-        if their_eps != our_eps
-    )
 
 
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:

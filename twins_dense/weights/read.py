@@ -60,15 +60,16 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
         what = "is a folder" if path.is_dir() else "no such file"
         raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
     try:
-        with path.open("rb") as file:
-            _check_start(file.read(512))
+        check_start(path)
         return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except TwinsError as error:
         raise TwinsError(f"weights {str(path)!r}: {error}") from None
 
 
-def _check_start(start: bytes) -> None:
-    """Name what downloads leave in the place of a checkpoint."""
+def check_start(path: Path) -> None:
+    """Refuse, by its name, what downloads leave in the place of a file: nothing, a web page, a Git LFS pointer."""
+    with path.open("rb") as file:
+        start = file.read(512)
     if not start:
         raise TwinsError("it is empty; fetch it again")
     if start.lstrip()[:1] == b"<":

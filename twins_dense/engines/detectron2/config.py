@@ -28,6 +28,8 @@ from .data import build_train_loader, coco_dataset
 
 # What detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+# What detectron2's own configs needn't have.
+_TRAIN = {"seed": 0, "amp": {"dtype": "bfloat16"}, "auto_scale_lr": {"enabled": False, "base_batch_size": 16}}
 # What a CfgNode may say and the LazyConfig made of it doesn't.
 _UNREAD = (
     "DATALOADER.SAMPLER_TRAIN",
@@ -67,6 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     missing = [part for part in _PARTS if part not in config]
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: give a config of a whole experiment")
+    config.train = OmegaConf.merge(_TRAIN, config.train)
     for override in overrides:
         _apply(config, override)
     return config

@@ -36,7 +36,7 @@ class DetectionPredictor:
         heads: Any = getattr(self.model, "roi_heads", self.model)
         getattr(heads, "box_predictor", heads).test_score_thresh = score
         self.mapper = instantiate(config.dataloader.test.mapper)
-        name = dataset_name_of(config.dataloader.test.dataset)
+        name = dataset_name_of(config.dataloader.test)
         meta = content.get("dataset_meta") or dataset_meta_of(name)  # detectron2's own tools store none
         self.classes = meta["classes"] or [str(label) for label in range(heads.num_classes)]
         self.category_ids = meta["category_ids"] or list(range(heads.num_classes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from .hooks import ExactResume, FiniteLosses, RunCheckpointer, diverged
 def train(
     config: DictConfig, work_dir: str | Path, *, resume: bool = False, launch: Mapping[str, Any] | None = None
 ) -> None:
-    """Train a config, with one process a GPU, or as many as `launch` says.
+    """Train a config, in one process or as many as `launch` says.
 
     Leaves in `work_dir`: config.yaml, log.txt, `model_*.pth` with `last_checkpoint`, and detectron2's metrics.json (a
     line of JSON each logging period) and TensorBoard events.
@@ -46,8 +47,8 @@ def train(
         config: from `load_config`; changed to what is run.
         work_dir: a new folder, or with `resume` that of an earlier run.
         resume: go on from the last checkpoint of `work_dir`.
-        launch: `num_gpus`, `num_machines`, `machine_rank`, `dist_url`, as detectron2's `launch` takes them; without a
-            GPU, `num_gpus` is the number of processes.
+        launch: `num_gpus` (1), `num_machines` (1), `machine_rank` (0), `dist_url` ("auto"), as detectron2's `launch`
+            takes them; without a GPU, `num_gpus` is the number of processes.
 
     Raises:
         TwinsError: where the config, the data, a checkpoint or the folder can't be used, or a loss is not finite.
@@ -81,7 +82,9 @@ def evaluate(
         raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
     config.train.output_dir = str(work_dir)
     _launch(_evaluate, launch, config, str(checkpoint))
-    return json.loads((work_dir / "metrics.json").read_text())["metrics"]
+    metrics = json.loads((work_dir / "metrics.json").read_text())["metrics"]
+    # Those of single classes ("bbox/AP-person") stand in the file and the log; null is for those without a detection.
+    return {name: math.nan if value is None else value for name, value in metrics.items() if "/AP-" not in name}
 
 
 def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -115,8 +118,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     with _one_line():
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
-    train_name = dataset_name_of(config.dataloader.train.dataset)
-    dataset_meta = _check_classes(model, train_name)
+    dataset_meta = _check_classes(model, dataset_name_of(config.dataloader.train))
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
@@ -125,8 +127,8 @@ def _train(config: DictConfig, resume: bool) -> None:
     if resume:
         last = Path(settings.output_dir) / (Path(settings.output_dir) / "last_checkpoint").read_text().strip()
         _check_fit(last, model)
-    elif settings.init_checkpoint and not Path(settings.init_checkpoint).is_file():
-        raise TwinsError(f"train.init_checkpoint={settings.init_checkpoint!r}: no such file; check the path")
+    elif settings.init_checkpoint:
+        _check_overlap(settings.init_checkpoint, model)
 
     with _one_line():
         config.optimizer.params.model = model
@@ -174,13 +176,14 @@ def _evaluate(config: DictConfig, checkpoint: str) -> None:
     with _one_line():
         test = _build_test(config)
     model, content = load_model(config, checkpoint)
-    name = dataset_name_of(config.dataloader.test.dataset)
+    name = dataset_name_of(config.dataloader.test)
     found, trained = dataset_meta_of(name), content.get("dataset_meta")
     if trained is not None and trained != found:
         raise TwinsError(f"data set {name!r} has other categories than checkpoint {checkpoint!r}: {found}, {trained}")
     _check_classes(model, name)
     metrics = flatten_results_dict(_score(model, *test))
     if comm.is_main_process():
+        metrics = {name: None if math.isnan(value) else value for name, value in metrics.items()}
         content = {"checkpoint": checkpoint, "dataset": name, "unit": "percent", "metrics": metrics}
         path = Path(config.train.output_dir) / "metrics.json"
         write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
@@ -298,10 +301,20 @@ def _check_fit(path: Path, model: nn.Module) -> None:
         raise TwinsError(f"checkpoint {str(path)!r} is of another model; {misfit}. Give the config of that run")
 
 
-def dataset_name_of(dataset: DictConfig) -> str:
-    """The (first) name under which a config's data set stands in detectron2's catalog."""
-    name = dataset.get("name", dataset.get("names"))
-    return name if isinstance(name, str) else name[0]
+def _check_overlap(path: str, model: nn.Module) -> None:
+    """detectron2's checkpointer takes what fits and warns; refuse where nothing does. URLs are its own business."""
+    if "://" not in path and not _read_checkpoint(path)["model"].keys() & model.state_dict():
+        raise TwinsError(
+            f"train.init_checkpoint={path!r} has nothing for this model: backbone weights go into "
+            "model.backbone.bottom_up.net.weights"
+        )
+
+
+def dataset_name_of(loader: DictConfig) -> str:
+    """The (first) name under which a loader's data set stands in detectron2's catalog; "__unused" for one without."""
+    dataset = loader.get("dataset", {})
+    names = dataset.get("name", dataset.get("names", "__unused"))
+    return names if isinstance(names, str) else names[0]
 
 
 def dataset_meta_of(name: str) -> dict[str, Any]:
@@ -315,7 +328,7 @@ def dataset_meta_of(name: str) -> dict[str, Any]:
 def _check_classes(model: nn.Module, name: str) -> dict[str, Any]:
     meta = dataset_meta_of(name)
     num_classes = getattr(getattr(model, "roi_heads", model), "num_classes", None)
-    if num_classes not in (None, len(meta["classes"])):
+    if meta["classes"] and num_classes not in (None, len(meta["classes"])):
         key = "model.roi_heads.num_classes" if hasattr(model, "roi_heads") else "model.num_classes"
         raise TwinsError(
             f"data set {name!r} has {len(meta['classes'])} categories and the model {num_classes} classes: "
