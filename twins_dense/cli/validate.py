@@ -86,7 +86,7 @@ def command(
         device = "cpu"
     elif reproduce == (weights is not None) or (variant is None and not reproduce):
         raise TwinsError(
-            "give --variant and --weights, or --onnx, or --reproduce (then --variant chooses one of the six)"
+            "give either --variant and --weights, or --reproduce (then --variant chooses one of the six), or --onnx"
         )
     source = "timm" if protocol == "timm" else "mmpretrain"
     if reproduce:
