@@ -26,7 +26,9 @@ RUNTIME = [
     "matplotlib>=3.8",
 ]
 HUB = ["huggingface-hub>=0.23"]
-TEST = ["pytest>=8.2", "hypothesis>=6.100", "timm>=1.0.15", *HUB]
+FEATURES = ["zarr>=3.1.3; python_version >= '3.11'", "pyarrow>=17"]  # zarr 3 needs Python 3.11
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+TEST = ["pytest>=8.2", "hypothesis>=6.100", "timm>=1.0.15", *HUB, *FEATURES, *EXPORT]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
 
 setup(
@@ -41,7 +43,7 @@ setup(
     packages=find_packages(include=["twins_dense", "twins_dense.*"]),
     include_package_data=False,
     install_requires=RUNTIME,
-    extras_require={"hub": HUB, "test": TEST, "dev": DEV},
+    extras_require={"hub": HUB, "features": FEATURES, "export": EXPORT, "test": TEST, "dev": DEV},
     entry_points={"console_scripts": ["twins-dense = twins_dense.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

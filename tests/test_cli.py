@@ -24,7 +24,20 @@ from pycocotools import mask as mask_utils
 
 import twins_dense as td
 
-VERBS = ("demo", "train", "eval", "predict", "check-data", "validate", "weights", "convert", "info", "benchmark")
+VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "predict",
+    "check-data",
+    "validate",
+    "weights",
+    "convert",
+    "extract",
+    "export",
+    "info",
+    "benchmark",
+)
 
 
 class Malicious:

@@ -3,6 +3,7 @@
 from .backbone import TwinsBackbone, create_backbone
 from .classifier import TwinsClassifier, create_classifier
 from .errors import TwinsError
+from .features import open_features
 from .pyramid import PyramidSpec
 from .spec import StageSpec, TwinsSpec, get_spec, list_variants
 from .weights import LoadReport, convert_state_dict, load_segmentor, load_weights
@@ -24,4 +25,5 @@ __all__ = [
     "list_variants",
     "load_segmentor",
     "load_weights",
+    "open_features",
 ]

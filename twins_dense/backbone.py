@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from os import PathLike
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .errors import TwinsError
 from .layers import Block, PartialPatches, PatchEmbed, PositionalEncodingGenerator, WindowPadding
 from .pyramid import PyramidSpec
 from .spec import TwinsSpec, get_spec
-from .weights import load_weights
+from .weights import LoadReport, load_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ class TwinsBackbone(nn.Module):
     Attributes:
         spec: the whole architecture, stages that are not built included.
         out_indices: stages whose maps are returned.
+        window_padding: of local attention, see `LocalAttention`.
         pyramid: names, channels and strides of the returned levels.
     """
 
@@ -55,6 +56,7 @@ class TwinsBackbone(nn.Module):
         ):
             if value not in choices:
                 raise TwinsError(f"{name}={value!r}: choose one of {', '.join(map(repr, choices))}")
+        self.window_padding = window_padding
         if not 0.0 <= drop_path_rate < 1.0:
             raise TwinsError(f"drop_path_rate={drop_path_rate!r}: give a probability in [0, 1)")
         self.pyramid = PyramidSpec(
@@ -131,7 +133,9 @@ class TwinsBackbone(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise TwinsError(f"images of shape {tuple(images.shape)}: give (batch, 3, height, width)")
         height, width = images.shape[2:]
-        if min(height, width) < self.spec.min_size:
+        if (
+            height < self.spec.min_size or width < self.spec.min_size
+        ):  # `min` would fix which is the smaller in an export
             raise TwinsError(
                 f"images of {height}x{width} pixels are too small: "
                 f"{self.spec.name} needs at least {self.spec.min_size}x{self.spec.min_size}; pad or enlarge them"
@@ -184,6 +188,29 @@ def create_backbone(
     if weights is not None:
         _logger.info("%s", load_weights(net, weights))
     return net
+
+
+def load_backbone(
+    variant: str | TwinsSpec,
+    weights: str | PathLike[str],
+    *,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    window_padding: WindowPadding = "zeros",
+) -> tuple[TwinsBackbone, LoadReport]:
+    """A trained backbone in eval mode, as it was trained: with level norms where the weights have them.
+
+    `create_backbone` would add fresh ones to an SVT with ImageNet weights, which is right for training only.
+
+    Raises:
+        TwinsError: for unknown names or weights that don't fit.
+    """
+    settings: dict[str, Any] = {"out_indices": out_indices, "window_padding": window_padding}
+    net = create_backbone(variant, **settings)
+    report = load_weights(net, weights)
+    if report.initialised:
+        net = create_backbone(variant, level_norm=False, **settings)
+        report = load_weights(net, weights)
+    return net.eval(), report
 
 
 def init_weights(module: nn.Module) -> None:

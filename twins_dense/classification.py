@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,19 +96,6 @@ class LabelledImages(Dataset):
         except UNREADABLE as error:
             return f"{path} can't be read ({' '.join(str(error).split())})"
         return self.transform(image), label
-
-
-@contextlib.contextmanager
-def joined_processes() -> Iterator[int]:
-    """This process's rank, in a group with the others where torchrun has started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield 0
-        return
-    dist.init_process_group("gloo")  # only totals are exchanged, on the CPU
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
 
 
 @torch.inference_mode()

@@ -124,10 +124,8 @@ class LocalAttention(nn.Module):
     def _key_mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
         if self.window_padding == "zeros":
             return None
-        either_is_whole = height % self.window_size == 0 or width % self.window_size == 0
-        if self.window_padding == "upstream_mask" and either_is_whole:
-            return None
-        return window_key_mask((height, width), self.window_size, device)
+        only_both = self.window_padding == "upstream_mask"
+        return window_key_mask((height, width), self.window_size, device, only_both=only_both)
 
 
 class GlobalAttention(nn.Module):

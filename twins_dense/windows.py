@@ -21,13 +21,14 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
     Returns:
         (B * N, S * S, C), windows in row-major order within an image, tokens in row-major order within a window.
     """
-    height, width, channels = x.shape[1:]
-    pad_bottom, pad_right = -height % window_size, -width % window_size
-    if pad_bottom or pad_right:
+    batch, height, width, channels = x.shape
+    rows, columns = _num_windows(height, width, window_size)
+    pad_bottom, pad_right = rows * window_size - height, columns * window_size - width
+    # The sizes of an exported model are symbols, so there the padding is always written down, be it of nothing.
+    if torch.compiler.is_exporting() or pad_bottom or pad_right:
         x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
-    rows, columns = (height + pad_bottom) // window_size, (width + pad_right) // window_size
-    x = x.view(-1, rows, window_size, columns, window_size, channels)
-    return x.transpose(2, 3).reshape(-1, window_size * window_size, channels)
+    x = x.view(batch, rows, window_size, columns, window_size, channels)
+    return x.transpose(2, 3).reshape(batch * rows * columns, window_size * window_size, channels)
 
 
 def merge_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> Tensor:
@@ -42,26 +43,44 @@ def merge_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> T
         (B, H, W, C); a view of a larger map where there was padding.
     """
     height, width = size
-    rows, columns = -(-height // window_size), -(-width // window_size)
-    x = windows.view(-1, rows, columns, window_size, window_size, windows.shape[-1]).transpose(2, 3)
-    x = x.reshape(-1, rows * window_size, columns * window_size, windows.shape[-1])
+    rows, columns = _num_windows(height, width, window_size)
+    batch, channels = windows.shape[0] // (rows * columns), windows.shape[-1]
+    x = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
+    x = x.reshape(batch, rows * window_size, columns * window_size, channels)
     return x[:, :height, :width]
 
 
-def window_key_mask(size: tuple[int, int], window_size: int, device: torch.device) -> Tensor | None:
+def window_key_mask(
+    size: tuple[int, int], window_size: int, device: torch.device, *, only_both: bool = False
+) -> Tensor | None:
     """Which tokens of each window come from the map and not from its padding.
 
     Args:
         size: (H, W) of the map before it is padded.
         window_size: S.
         device: of the result.
+        only_both: padding counts only where both axes have some.
 
     Returns:
-        Boolean (N, 1, 1, S * S), true for tokens that attention may read; `None` where nothing is padded.
-        Every window holds at least one true token. Queries need no mask: what padded ones compute is cut off.
+        Boolean (N, 1, 1, S * S), true for tokens that attention may read; `None` where it may read all (an export,
+        for which sizes are unknown, always has the mask). Every window holds at least one true token. Queries need no
+        mask: what padded ones compute is cut off.
     """
     height, width = size
-    if height % window_size == 0 and width % window_size == 0:
-        return None
-    valid = torch.ones(1, height, width, 1, dtype=torch.bool, device=device)
-    return partition_windows(valid, window_size).view(-1, 1, 1, window_size * window_size)
+    rows, columns = _num_windows(height, width, window_size)
+    if not torch.compiler.is_exporting():
+        padded = [height % window_size > 0, width % window_size > 0]
+        if not (all(padded) if only_both else any(padded)):
+            return None
+    in_rows = torch.arange(rows * window_size, device=device).view(rows, 1, window_size, 1) < height
+    in_columns = torch.arange(columns * window_size, device=device).view(columns, 1, window_size) < width
+    valid = in_rows & in_columns  # (rows, columns, S, S)
+    if only_both:
+        valid = valid | in_rows.all() | in_columns.all()
+    return valid.view(rows * columns, 1, 1, window_size * window_size)
+
+
+def _num_windows(height: int, width: int, window_size: int) -> tuple[int, int]:
+    """Rows and columns of windows, those that hold padding included."""
+    # Not -(-height // window_size): ONNX rounds the quotient of a negative number up.
+    return (height + window_size - 1) // window_size, (width + window_size - 1) // window_size

@@ -11,7 +11,20 @@ import click
 
 from ..errors import TwinsError
 
-_VERBS = ("demo", "train", "eval", "predict", "check-data", "validate", "weights", "convert", "info", "benchmark")
+_VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "predict",
+    "check-data",
+    "validate",
+    "weights",
+    "convert",
+    "extract",
+    "export",
+    "info",
+    "benchmark",
+)
 
 
 class _Verbs(click.Group):

@@ -1,4 +1,4 @@
-"""`twins-dense benchmark`: our backbone and timm's, alternating in one process."""
+"""`twins-dense benchmark`: our backbone and timm's, alternating in one process; its group also has `extract`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,36 @@ import click
 
 from ..errors import TwinsError
 from ..files import write_atomically
+from .benchmark_extract import extract_command
 
 
-@click.command("benchmark")
+class _DefaultGroup(click.Group):
+    """What is no name of a benchmark belongs to the first of them."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if not args or args[0] not in (*self.commands, *context.help_option_names):
+            args = ["backbone", *args]
+        return super().parse_args(context, args)
+
+
+@click.group("benchmark", cls=_DefaultGroup)
+def command() -> None:
+    """Time the backbone beside timm's, or `twins-dense extract` beside the bare model.
+
+    \b
+    Examples:
+      twins-dense benchmark svt_small            # short for: twins-dense benchmark backbone svt_small
+      twins-dense benchmark extract photos/ --pool mean
+    """
+
+
+@command.command("backbone", short_help="Our backbone and timm's.")
 @click.argument("variants", nargs=-1)
 @click.option("--shape", "shapes", multiple=True, help="BATCHxHEIGHTxWIDTH.  [default: 1x800x1216, 8x224x224]")
 @click.option("--rounds", default=10, show_default=True, type=click.IntRange(min=1), help="Timed pairs of runs.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--json", "json_file", help="Also write the seconds of every pair to this file.")
-def command(
+def backbone_command(
     variants: tuple[str, ...], shapes: tuple[str, ...], rounds: int, device: str, json_file: str | None
 ) -> None:
     """Time the backbone against timm's on the same weights and images, eager float32, for VARIANTS (all by default).
@@ -100,3 +121,6 @@ def _parse_shape(shape: str) -> tuple[int, int, int]:
         raise TwinsError(f"--shape {shape!r}: write BATCHxHEIGHTxWIDTH, for example 1x800x1216")
     batch, height, width = map(int, match.groups())
     return batch, height, width
+
+
+command.add_command(extract_command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import click
 
 from ..errors import TwinsError
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @click.command("predict")
@@ -40,6 +37,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from tqdm import tqdm
 
     from ..data.coco import read_image
+    from ..data.images import find_images
     from ..engines import engine_of
     from ..files import write_atomically
 
@@ -96,26 +94,3 @@ def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]
     if not good:
         raise TwinsError(f"none of the images can be read; the first: {left_out[0]}")
     return good, left_out
-
-
-def find_images(arguments: list[str]) -> list[Path]:
-    """The image files that files, folders and globs name, each once, sorted within an argument.
-
-    Raises:
-        TwinsError: for an argument that names none.
-    """
-    files: dict[Path, None] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
-        elif path.is_file():
-            found = [path]
-        else:
-            found = [Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file()]
-        if not found:
-            raise TwinsError(f"images {argument!r}: no such file, no image in that folder, or no match; check the path")
-        files.update(dict.fromkeys(sorted(found)))
-    if not files:
-        raise TwinsError("no images given: name files, folders or globs")
-    return list(files)

@@ -12,12 +12,14 @@ import click
 
 from ..errors import TwinsError
 from ..weights.catalog import CATALOG
+from .options import find_device
 
 
 @click.command("validate")
 @click.option("--data", required=True, help="Validation set: wnid folders, a folder above `val`, or flat images.")
 @click.option("--variant", help="One of the six; with --reproduce, only this one.")
 @click.option("--weights", help="A file, or a name of `twins-dense weights list`.")
+@click.option("--onnx", help="A classifier of `twins-dense export`, in the place of --variant and --weights.")
 @click.option("--ground-truth", help="For flat images: LOC_val_solution.csv, Caffe's val.txt, or a wnid a line.")
 @click.option("--subset", is_flag=True, help="Score the classes that are there where some of the 1000 are missing.")
 @click.option(
@@ -44,6 +46,7 @@ def command(
     data: str,
     variant: str | None,
     weights: str | None,
+    onnx: str | None,
     ground_truth: str | None,
     subset: bool,
     protocol: str,
@@ -63,21 +66,34 @@ def command(
     Examples:
       twins-dense validate --data imagenet --variant svt_small --weights alt_gvt_small.pth
       twins-dense validate --data imagenet --variant svt_small --weights svt_small.in1k-timm --protocol timm
+      twins-dense validate --data imagenet --onnx classifier.onnx
       twins-dense validate --data imagenet --reproduce
       torchrun --nproc_per_node=8 -m twins_dense validate --data imagenet --reproduce --amp bf16
     """
     import torch
 
-    from .. import classification, create_classifier, get_spec, list_variants, load_weights
+    from .. import classification, get_spec, list_variants
     from ..data.imagenet import read_samples
     from ..files import write_atomically
+    from ..processes import joined_processes
     from ..weights.download import find_weights, sha256_of
 
-    if reproduce == (weights is not None) or (variant is None and not reproduce):
-        raise TwinsError("give either --variant and --weights, or --reproduce (then --variant chooses one of the six)")
+    if onnx is not None:
+        if variant or weights or reproduce or amp or compiled or device not in (None, "cpu"):
+            raise TwinsError(
+                "--onnx runs a file on the CPU as it is: give it without a model, --device, --amp, --compile"
+            )
+        device = "cpu"
+    elif reproduce == (weights is not None) or (variant is None and not reproduce):
+        raise TwinsError(
+            "give either --variant and --weights, or --reproduce (then --variant chooses one of the six), or --onnx"
+        )
     source = "timm" if protocol == "timm" else "mmpretrain"
     if reproduce:
         runs = [(name, f"{name}.in1k-{source}") for name in ([variant] if variant else list_variants())]
+    elif onnx is not None:
+        from_onnx, onnx_report, onnx_variant = _onnx_classifier(onnx)
+        runs = [(onnx_variant, onnx)]
     else:
         runs = [(str(variant), str(weights))]
     for name, _ in runs:
@@ -85,24 +101,25 @@ def command(
     folder = Path(out or Path("work_dirs") / "validate" / time.strftime("%Y%m%d_%H%M%S"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise TwinsError(f"--out {str(folder)!r} is not empty: choose another")
-    target = _device(device)
+    target = find_device(device)
     samples = read_samples(data, ground_truth, subset=subset)
     preprocessing = classification.PROTOCOLS[protocol]
 
-    with classification.joined_processes() as rank:
+    with joined_processes() as (rank, _):
         if rank == 0:
             click.echo(f"{len(samples)} images, {protocol} protocol, {target}")
             if reproduce:
                 click.echo(_TITLES)
         rows: list[dict[str, Any]] = []
         for name, file in runs:
-            net = create_classifier(name)
-            report = load_weights(net, file)
-            net.to(target).eval()
+            if onnx is None:
+                net, report = _torch_classifier(name, file, target, compiled)
+            else:
+                net, report = from_onnx, onnx_report
             if rank == 0 and not reproduce:
-                click.echo(str(report))
+                click.echo(report)
             score = classification.score(
-                torch.compile(net) if compiled else net,
+                net,
                 samples,
                 preprocessing,
                 device=target,
@@ -117,7 +134,7 @@ def command(
                 "variant": name,
                 "weights": file,
                 "sha256": sha256_of(find_weights(file)),
-                "report": str(report),
+                "report": report,
                 "protocol": protocol,
                 "images": score.num_images,
                 "classes": int(score.counts[:, 0].count_nonzero()),
@@ -141,17 +158,27 @@ def command(
             click.echo(f"{folder} holds metrics.json and a CSV of classes")
 
 
-def _device(name: str | None) -> Any:
+def _torch_classifier(name: str, weights: str, device: Any, compiled: bool) -> tuple[Any, str]:
+    """A classifier with weights, and what was loaded."""
     import torch
 
-    if name is None or name == "cuda":  # under torchrun each process has a GPU of its own
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name or torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TwinsError(f"--device {name!r}: {str(error).splitlines()[0]}") from None
-    return device
+    from .. import create_classifier, load_weights
+
+    net = create_classifier(name)
+    report = load_weights(net, weights)
+    net.to(device).eval()
+    return torch.compile(net) if compiled else net, str(report)
+
+
+def _onnx_classifier(file: str) -> tuple[Any, str, str]:
+    """A classifier in a file of `twins-dense export`: the function, what the file says, the variant."""
+    from ..export import read_onnx
+
+    run, metadata = read_onnx(file)
+    if metadata["kind"] != "classifier" or metadata["num_classes"] != 1000:
+        raise TwinsError(f"--onnx {file!r} is no classifier of 1000 classes: export one with --classifier")
+    report = f"{file} ({metadata['variant']}), run by onnxruntime"
+    return lambda images: run(images)[0], report, metadata["variant"]
 
 
 def _lines(row: dict[str, Any]) -> str:

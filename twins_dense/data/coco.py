@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -210,18 +210,33 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
         TwinsError: where the file is missing, unreadable or cut.
     """
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file) if upright else file
-            if image.mode.startswith("I;16"):  # Pillow's own conversion would cut at 255
-                high = (np.asarray(image) >> 8).astype(np.uint8)
-                return np.repeat(high[:, :, None], 3, axis=2)
-            return np.array(image.convert("RGB"))  # a copy: Pillow's own buffer is read-only
+        return np.array(decode_image(path, upright=upright))  # a copy: Pillow's own buffer is read-only
     except UNREADABLE as error:
         raise TwinsError(f"{path}: can't be read as an image ({_one_line(error)}); replace the file") from error
 
 
-def _read_json(ann_file: Path) -> dict[str, Any]:
-    """The annotation file as an object with the lists `images`, `annotations` and `categories` of objects."""
+def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
+    """An image in RGB, as `read_image` reads it; one of UNREADABLE where it can't be read."""
+    with Image.open(source) as file:
+        image = ImageOps.exif_transpose(file) if upright else file
+        if image.mode.startswith("I;16"):  # Pillow's own conversion would cut at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
+
+
+def read_image_names(ann_file: Path) -> dict[int, str]:
+    """The names of the images of an annotation file by their ids, rising; nothing else in the file is looked at.
+
+    Raises:
+        TwinsError: where the file or an entry of its `images` can't be used.
+    """
+    content = _read_json(ann_file, ("images",))
+    entries = _entries_by_id(ann_file, content, "images", {"file_name": str})
+    return {image_id: entries[image_id]["file_name"] for image_id in sorted(entries)}
+
+
+def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
+    """The annotation file as an object with these lists of objects."""
     if ann_file.is_dir():
         raise TwinsError(f"{ann_file}: is a folder; give the annotation file (JSON) inside it")
     try:
@@ -237,7 +252,7 @@ def _read_json(ann_file: Path) -> dict[str, Any]:
         raise TwinsError(f"{ann_file}: is not JSON text ({_one_line(error)}); give the annotation file") from error
     if not isinstance(content, dict):
         raise TwinsError(f"{ann_file}: holds a JSON {type(content).__name__}; COCO format needs an object")
-    for key in ("images", "annotations", "categories"):
+    for key in keys:
         if key not in content:
             raise TwinsError(f"{ann_file}: has no {key!r} (it has {reprlib.repr(sorted(content))}); COCO needs it")
         if not isinstance(content[key], list):

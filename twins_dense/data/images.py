@@ -1,0 +1,96 @@
+"""Which images a command is to work on."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import TwinsError
+from .coco import read_image_names
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images to work on, in a fixed order.
+
+    Attributes:
+        ids: of each image, unique: its path as it was given or found, or the image id of a COCO file.
+        paths: of each image.
+        upright: whether photos are turned as their EXIF orientation says; COCO's annotations count pixels as stored.
+    """
+
+    ids: Sequence[str]
+    paths: Sequence[str]
+    upright: bool
+
+
+def list_images(arguments: Sequence[str], image_dir: str | None = None) -> ImageList:
+    """The images that files, folders, globs and lists name, or those of one COCO file.
+
+    Args:
+        arguments: as `find_images` takes them, or text files (.txt) with a path a line; or one COCO file (.json).
+        image_dir: what the names in lists and the COCO file are relative to; `None` takes the folder of the list, and
+            for ROOT/annotations/instances_NAME.json the folder ROOT/NAME.
+
+    Raises:
+        TwinsError: for an argument that names no image.
+    """
+    coco_files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
+    if coco_files:
+        if len(arguments) > 1:
+            raise TwinsError(f"images {str(coco_files[0])!r}: give a COCO file alone, without other images")
+        names = read_image_names(coco_files[0])
+        folder = Path(image_dir) if image_dir is not None else _coco_image_dir(coco_files[0])
+        return ImageList([str(i) for i in names], [str(folder / name) for name in names.values()], upright=False)
+    paths: dict[str, None] = {}
+    for argument in arguments:
+        if argument.lower().endswith(".txt"):
+            paths.update(dict.fromkeys(_read_list(Path(argument), image_dir)))
+        else:
+            paths.update(dict.fromkeys(map(str, find_images([argument]))))
+    return ImageList(list(paths), list(paths), upright=True)
+
+
+def find_images(arguments: Sequence[str]) -> list[Path]:
+    """The image files that files, folders and globs name, each once, sorted within an argument.
+
+    Raises:
+        TwinsError: for an argument that names none.
+    """
+    files: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
+        elif path.is_file():
+            found = [path]
+        else:
+            found = [Path(name) for name in glob.glob(argument, recursive=True) if Path(name).is_file()]
+        if not found:
+            raise TwinsError(f"images {argument!r}: no such file, no image in that folder, or no match; check the path")
+        files.update(dict.fromkeys(sorted(found)))
+    if not files:
+        raise TwinsError("no images given: name files, folders or globs")
+    return list(files)
+
+
+def _read_list(file: Path, image_dir: str | None) -> list[str]:
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise TwinsError(f"list {str(file)!r} can't be read ({' '.join(str(error).split())})") from None
+    if not names:
+        raise TwinsError(f"list {str(file)!r} is empty: write a path a line")
+    folder = file.parent if image_dir is None else Path(image_dir)
+    return [str(folder / name) for name in names]
+
+
+def _coco_image_dir(ann_file: Path) -> Path:
+    folder = ann_file.parent.parent / ann_file.stem.partition("_")[2]
+    if ann_file.parent.name == "annotations" and folder.is_dir():
+        return folder
+    raise TwinsError(f"{ann_file}: don't know where its images are; name their folder with --image-dir")

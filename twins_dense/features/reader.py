@@ -1,0 +1,147 @@
+"""Reading a folder of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import zarr
+from torch.utils.data import Dataset, Subset
+
+from ..errors import TwinsError
+from . import FORMAT, INDEX, MAPS
+from .store import read_manifest
+
+
+class Features(Dataset):
+    """Features by row or image id; `open_features` makes one. Small to pickle, so a DataLoader's workers can have it.
+
+    `features[3]` and `features["photos/a.jpg"]` are dicts: `row`, `image_id`, `path`, then each level's map (C, H, W)
+    by its name (`c4`) and each pooled vector (C,) by its column (`c4_mean`), whichever there are. Negative rows count
+    from the end. An image that could not be read raises `TwinsError`; `features.readable()` leaves those out.
+
+    Attributes:
+        folder: of the features.
+        manifest: what computed them.
+        levels: names of the levels.
+    """
+
+    def __init__(self, folder: str | PathLike[str], kind: Literal["numpy", "torch"] = "numpy") -> None:
+        self.folder = Path(folder)
+        if kind not in ("numpy", "torch"):
+            raise TwinsError(f"kind={kind!r}: choose 'numpy' or 'torch'")
+        self._kind = kind
+        self.manifest = read_manifest(self.folder)
+        if self.manifest.get("format") != FORMAT:
+            raise TwinsError(
+                f"{self.folder} has the format {self.manifest.get('format')!r}: a newer twins_dense wrote it"
+            )
+        if not (self.folder / INDEX).exists():
+            raise TwinsError(f"{self.folder} is not complete: run `twins-dense extract` again to go on with it")
+        self.levels: tuple[str, ...] = tuple(level["name"] for level in self.manifest["model"]["levels"])
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: int | str) -> dict[str, Any]:
+        row = self.row_of(key) if isinstance(key, str) else range(len(self))[key]
+        entry = self.entry(row)
+        if entry["error"] is not None:
+            raise TwinsError(f"row {row} of {self.folder}, {entry['path']}, has no features: {entry['error']}")
+        item: dict[str, Any] = {name: entry[name] for name in ("row", "image_id", "path")}
+        if self.manifest["maps"]:
+            item |= {level: self._out(self.map(row, level)) for level in self.levels}
+        for column in self._vector_columns:
+            item[column] = self._out(self._vector(row, column))
+        return item
+
+    @cached_property
+    def index(self) -> pa.Table:
+        """The index without the vectors: what is known of each image, see `twins_dense.features`."""
+        names = [name for name in pq.read_schema(self.folder / INDEX).names if name not in self._vector_columns]
+        return pq.read_table(self.folder / INDEX, columns=names)
+
+    def entry(self, row: int) -> dict[str, Any]:
+        """What the index knows of an image."""
+        return self.index.slice(row, 1).to_pylist()[0]
+
+    def row_of(self, image_id: str) -> int:
+        """The row of an image; an unknown id raises `TwinsError`."""
+        row = pc.index(self.index["image_id"], image_id).as_py()
+        if row < 0:
+            raise TwinsError(f"{self.folder} has no image {image_id!r}: its ids are like {self.entry(0)['image_id']!r}")
+        return row
+
+    def map(self, row: int, level: str) -> np.ndarray:
+        """A level's map (C, H, W); for images of many sizes that of the padded image."""
+        group: Any = self._maps
+        return group[level][row] if self.manifest["preparation"]["size"] else group[f"{level}/{row}"][:]
+
+    def vectors(self, level: str) -> Any:
+        """All pooled vectors of a level, (rows, C); zeros for images that could not be read."""
+        column = f"{level}_mean"
+        if column not in self._vector_columns:
+            have = ", ".join(self._vector_columns) or "none"
+            raise TwinsError(f"{self.folder} has no vectors {column!r} (it has {have}): extract them with --pool mean")
+        return self._out(_matrix(pq.read_table(self.folder / INDEX, columns=[column])[column]))
+
+    def readable(self) -> Subset:
+        """A torch data set of the images that could be read."""
+        return Subset(self, np.flatnonzero(pc.is_null(self.index["error"]).to_numpy()).tolist())
+
+    @property
+    def _vector_columns(self) -> Sequence[str]:
+        return [f"{level}_mean" for level in self.levels] if self.manifest["pool"] == "mean" else []
+
+    @cached_property
+    def _maps(self) -> zarr.Group:
+        return zarr.open_group(self.folder / MAPS, mode="r")
+
+    @cached_property
+    def _file(self) -> pq.ParquetFile:
+        return pq.ParquetFile(self.folder / INDEX)
+
+    @cached_property
+    def _group_ends(self) -> np.ndarray:
+        metadata = self._file.metadata
+        return np.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)])
+
+    def _vector(self, row: int, column: str) -> np.ndarray:
+        group = int(np.searchsorted(self._group_ends, row, side="right"))
+        if self._cached_group[0] != group:
+            table = self._file.read_row_group(group, columns=list(self._vector_columns))
+            self._cached_group = (group, {name: _matrix(table[name]) for name in self._vector_columns})
+        start = int(self._group_ends[group - 1]) if group else 0
+        return self._cached_group[1][column][row - start]
+
+    # The last row group that was read, for those who read row after row.
+    _cached_group: tuple[int, dict[str, np.ndarray]] = (-1, {})
+
+    def _out(self, array: np.ndarray) -> Any:
+        if self._kind == "numpy":
+            return array
+        return torch.from_numpy(array).to(getattr(torch, self.manifest["dtype"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        opened = ("index", "_maps", "_file", "_group_ends", "_cached_group")
+        return {name: value for name, value in vars(self).items() if name not in opened}
+
+
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """Lists of one length to (rows, length); zeros for those that are missing."""
+    chunks = []
+    for chunk in column.chunks:
+        values = np.zeros((len(chunk), chunk.type.list_size), chunk.type.value_type.to_pandas_dtype())
+        values[chunk.is_valid().to_numpy(zero_copy_only=False)] = (
+            chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, chunk.type.list_size)
+        )
+        chunks.append(values)
+    return np.concatenate(chunks)
