@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import Result, assert_error, cut, snapshot, twins
+from command_line import Malicious, Result, assert_error, cut, snapshot, twins
 from detection_fixtures import TINY_SVT, Run, run_python, write_config
 from PIL import Image
 from pycocotools import mask as mask_utils
@@ -25,16 +24,6 @@ from pycocotools import mask as mask_utils
 import twins_dense as td
 
 VERBS = ("demo", "train", "eval", "predict", "info", "benchmark")
-
-
-class Malicious:
-    """Pickled, it is a command that makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return (os.system, (f"touch {self.target}",))
 
 
 class TestUsage:
