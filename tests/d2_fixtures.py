@@ -21,7 +21,8 @@ pytest.importorskip("detectron2", reason="detectron2 is not installed; docs/dete
 with warnings.catch_warnings():
     # detectron2 compiles some functions with it while it is imported.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
-    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
+    from detectron2.data import transforms as T
     from detectron2.utils.logger import setup_logger
 
     import twins_dense.engines.detectron2 as engine  # noqa: F401  (for the test files)
@@ -115,6 +116,26 @@ def read_metrics(work_dir: Path) -> dict[int, list[dict[str, float]]]:
             kept = {name: value for name, value in record.items() if name == "lr" or "loss" in name}
             found.setdefault(record["iteration"], []).append(kept)
     return found
+
+
+def toy_files(toy_data: Path, split: str) -> dict[str, str]:
+    """Where the "train" or "val" split is, for `coco_dataset`."""
+    return {
+        "data_root": str(toy_data),
+        "ann_file": f"annotations/instances_{split}2017.json",
+        "image_dir": f"{split}2017",
+    }
+
+
+def augmenting_mapper(**changes: Any) -> DatasetMapper:
+    """Everything random that the configs have, at a size for toy images."""
+    augmentations = [
+        T.RandomFlip(),
+        T.RandomApply(T.AugmentationList([T.RandomCrop("absolute_range", (30, 60))]), prob=0.5),
+        T.ResizeShortestEdge([48, 56, 64, 72, 80], max_size=128, sample_style="choice"),
+    ]
+    settings = {"is_train": True, "augmentations": augmentations, "image_format": "RGB", "use_instance_mask": True}
+    return DatasetMapper(**{**settings, **changes})
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_fixtures import Result, assert_error, cut, snapshot, twins
+from cli_fixtures import Malicious, Result, assert_error, cut, snapshot, twins
 from detection_fixtures import TINY_SVT, Run, run_python, write_config
 from PIL import Image
 from pycocotools import mask as mask_utils
@@ -38,16 +37,6 @@ VERBS = (
     "info",
     "benchmark",
 )
-
-
-class Malicious:
-    """Pickled, it is a command that makes a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return (os.system, (f"touch {self.target}",))
 
 
 class TestUsage:

@@ -26,6 +26,7 @@ from ..errors import TwinsError
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 # The last bytes of a complete file. A file without them may still be whole (cameras append data), so it is decoded.
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+EXIF_ORIENTATION = 0x0112
 TAIL_SIZE = 64  # bytes; the marker is the end of the file, or is followed by a few bytes of padding
 NUM_THREADS = 8  # the check waits for the disk, not for the processor
 
@@ -77,7 +78,12 @@ class CocoData:
 
 
 def load_coco(
-    ann_file: str | Path, image_dir: str | Path, *, skip_bad: bool = False, indices: int | None = None
+    ann_file: str | Path,
+    image_dir: str | Path,
+    *,
+    skip_bad: bool = False,
+    indices: int | None = None,
+    refuse_rotated: bool = False,
 ) -> CocoData:
     """Read an annotation file in COCO format and check it together with its images.
 
@@ -90,6 +96,7 @@ def load_coco(
         image_dir: The folder that its `file_name` entries are relative to.
         skip_bad: Leave out a bad annotation alone, and a bad image with its annotations, instead of raising.
         indices: Keep (and check) only the first images in the order of their ids, this many.
+        refuse_rotated: Take an image with an EXIF orientation for bad, because its reader would apply that.
 
     Raises:
         TwinsError: in one line, where the annotation file as a whole can't be used, where there are problems that are
@@ -111,7 +118,7 @@ def load_coco(
         annotation for annotation in content["annotations"] if not _is_key(annotation.get("image_id"), dropped_ids)
     ]
 
-    problem_by_image_id = _check_images(image_dir, entries)
+    problem_by_image_id = _check_images(image_dir, entries, refuse_rotated)
     problems = list(problem_by_image_id.values())
     good_annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in kept_ids}
     seen_ids: set[int] = set()
@@ -282,11 +289,13 @@ def _entries_by_id(
     return entry_by_id
 
 
-def _check_images(image_dir: Path, entries: list[dict[str, Any]]) -> dict[int, str]:
+def _check_images(image_dir: Path, entries: list[dict[str, Any]], refuse_rotated: bool) -> dict[int, str]:
     """The problem of each bad image by its id, in the order of `entries`."""
 
     def check(entry: dict[str, Any]) -> str | None:
-        return _image_problem(image_dir / entry["file_name"], entry["width"], entry["height"])
+        path = image_dir / entry["file_name"]
+        problem = _image_problem(path, entry["width"], entry["height"])
+        return problem or (_orientation_problem(path) if refuse_rotated else None)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found: Iterable[str | None] = pool.map(check, entries)
@@ -306,6 +315,17 @@ def _image_problem(path: Path, width: int, height: int) -> str | None:
     if stored != (width, height):
         return f"image {_one_line(path)} is {stored[0]}x{stored[1]} pixels, but its entry says {width}x{height}"
     return None
+
+
+def _orientation_problem(path: Path) -> str | None:
+    with Image.open(path) as image:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    if orientation == 1:
+        return None
+    return (
+        f"image {_one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies while boxes count "
+        "stored pixels: remove it from the file"
+    )
 
 
 def check_image(path: Path) -> tuple[int, int]:

@@ -36,6 +36,7 @@ model = L(GeneralizedRCNN)(
             sizes=[[8 * stride] for stride in (4, 8, 16, 32, 64)],
             aspect_ratios=[0.5, 1.0, 2.0],
             strides=[4, 8, 16, 32, 64],
+            offset=0.0,  # the first centre is the corner of the image
         ),
         anchor_matcher=L(Matcher)(thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),

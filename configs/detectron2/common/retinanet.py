@@ -34,6 +34,7 @@ model = L(RetinaNet)(
         sizes=[[4 * stride * 2 ** (step / 3) for step in range(3)] for stride in _STRIDES],
         aspect_ratios=[0.5, 1.0, 2.0],
         strides=_STRIDES,
+        offset=0.0,  # the first centre is the corner of the image
     ),
     anchor_matcher=L(Matcher)(thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True),
     box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),

@@ -102,6 +102,22 @@ def set_tta(config: DictConfig) -> NoReturn:
     raise TwinsError("--tta is for mmsegmentation's configs: evaluate this one without it")
 
 
+def check_settings(config: DictConfig) -> None:
+    """Look at the numbers that detectron2 would trip over in the middle of a run.
+
+    Raises:
+        TwinsError: for one that is of another type, or too small.
+    """
+    least = {"max_iter": 1, "checkpointer.period": 1, "log_period": 1, "eval_period": 0, "seed": 0}
+    for key, minimum in least.items():
+        value = OmegaConf.select(config.train, key)
+        if type(value) is not int or value < minimum:
+            raise TwinsError(f"train.{key}={value!r}: give a whole number, {minimum} or more")
+    rate = config.optimizer.get("lr")
+    if type(rate) not in (int, float):
+        raise TwinsError(f"optimizer.lr={rate!r}: give a number")
+
+
 def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:
     """The published schedule: linear warm-up from x 0.001, then / 10 at each milestone.
 
@@ -122,9 +138,10 @@ def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: i
     return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=min(warmup_iters / max_iter, 1.0))
 
 
-def build_yaml_model(cfg: str) -> nn.Module:
-    """detectron2's `build_model` for a dumped CfgNode with `add_twins_config`, on the CPU."""
+def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
+    """detectron2's `build_model` for a dumped CfgNode with `add_twins_config` and a backbone's weights, on the CPU."""
     node = _read_dump(cfg)
+    node.MODEL.TWINS.WEIGHTS = weights or ""
     node.MODEL.DEVICE = "cpu"
     return build_model(node)
 
@@ -165,13 +182,15 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
         value, default = _look_up(cfg, key), _look_up(get_cfg(), key)
         if value != default:
             raise TwinsError(f"config {str(path)!r}: {key}={value!r} is not read here, only {default!r} is")
+    if cfg.SOLVER.MAX_ITER < 1:
+        raise TwinsError(f"config {str(path)!r}: SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: give 1 or more")
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if len(names) != 2:
         raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {names}: give one each")
     dumped = cfg.dump()
     dataset = {"data_root": None, "ann_file": None, "image_dir": None, "skip_bad": False, "indices": None}
     config = {
-        "model": LazyCall(build_yaml_model)(cfg=dumped),
+        "model": LazyCall(build_yaml_model)(cfg=dumped, weights=cfg.MODEL.TWINS.WEIGHTS),
         "optimizer": LazyCall(torch.optim.AdamW)(
             params=LazyCall(optimizer_params)(no_decay=cfg.SOLVER.NO_DECAY),
             lr=cfg.SOLVER.BASE_LR,
@@ -179,7 +198,7 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
         ),
         "lr_multiplier": LazyCall(multi_step_lr)(
             max_iter=cfg.SOLVER.MAX_ITER,
-            milestones=[step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS],
+            milestones=[step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER],
             warmup_iters=cfg.SOLVER.WARMUP_ITERS,
         ),
         "dataloader": {
@@ -240,15 +259,21 @@ def _apply(config: DictConfig, override: str) -> None:
             f"override {override!r}: {_one_line(error)}; write key=value, for example train.max_iter=1000, "
             "and quote values with special characters"
         ) from None
-    _check_key(config, parsed.key_or_group, override)
+    if parsed.is_delete():
+        raise TwinsError(f"override {override!r}: nothing can be deleted; write key=value, for example train.seed=1")
+    node = _check_key(config, parsed.key_or_group, override)
+    if isinstance(node, DictConfig) and not isinstance(parsed.value(), dict):
+        raise TwinsError(
+            f"override {override!r}: {parsed.key_or_group} holds {', '.join(map(str, node))}: give one of these a value"
+        )
     try:
         OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
     except (OmegaConfBaseException, ValueError, KeyError) as error:
         raise TwinsError(f"override {override!r}: {_one_line(error)}") from None
 
 
-def _check_key(config: DictConfig, key: str, override: str) -> None:
-    """Every part of the key must be there, or the last one be an argument of what the node before it calls."""
+def _check_key(config: DictConfig, key: str, override: str) -> Any:
+    """What the key holds. Every part of it must be there, or the last one be an argument of what the node calls."""
     node: Any = config
     parts = key.split(".")
     for depth, part in enumerate(parts):
@@ -264,8 +289,8 @@ def _check_key(config: DictConfig, key: str, override: str) -> None:
         if part not in choices:
             parent = ".".join(parts[:depth]) or "the config"
             raise TwinsError(f"override {override!r}: {parent} has no {part!r}{did_you_mean(part, choices)}")
-        if not is_last:
-            node = node[int(part)] if isinstance(node, ListConfig) else node[part]
+        node = node[int(part)] if isinstance(node, ListConfig) else node.get(part)
+    return node
 
 
 def _arguments(target: Any) -> list[str]:

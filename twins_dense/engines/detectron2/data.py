@@ -62,7 +62,7 @@ def coco_dataset(
         TwinsError: where files or annotations can't be used.
     """
     ann_path, image_path = _find(name, data_root, ann_file, image_dir)
-    data = load_coco(ann_path, image_path, skip_bad=skip_bad, indices=indices)
+    data = load_coco(ann_path, image_path, skip_bad=skip_bad, indices=indices, refuse_rotated=True)
     if data.problems:
         lines = "\n".join(data.problems)
         logger.warning(f"Left out, {len(data.problems)} in all:\n{lines}")
@@ -71,7 +71,7 @@ def coco_dataset(
         images = training_images(data, filter_empty=filter_empty, with_masks=with_masks)
     contiguous = {category: label for label, category in enumerate(data.category_ids)}
     records = [_record(image, contiguous) for image in images]
-    _register(name, records, data, contiguous, image_path, ann_path if training else _write_ground_truth(name, data))
+    _register(name, records, data, contiguous, image_path, ann_path if training else _write_ground_truth(data))
     return records
 
 
@@ -87,7 +87,8 @@ def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str
             f"data set {name!r} is none of COCO format in detectron2's catalog{did_you_mean(name, DatasetCatalog)}; "
             "register it with register_coco_instances, or give its ann_file and image_dir"
         )
-    files = Path(metadata.json_file), Path(metadata.image_root)
+    # Of an entry of ours, json_file may be the ground truth that was made of the file.
+    files = Path(metadata.get("ann_file", metadata.json_file)), Path(metadata.image_root)
     if data_root is None:
         return files
     folder = os.path.commonpath(files)
@@ -119,7 +120,7 @@ def _record(image: CocoImage, contiguous: dict[int, int]) -> dict[str, Any]:
     }
 
 
-def _write_ground_truth(name: str, data: CocoData) -> Path:
+def _write_ground_truth(data: CocoData) -> Path:
     content = complete_ground_truth(
         {
             "images": [{"id": image.id, "height": image.height, "width": image.width} for image in data.images],
@@ -155,6 +156,7 @@ def _register(
         thing_classes=list(data.class_names),
         thing_dataset_id_to_contiguous_id=contiguous,
         json_file=str(json_file),
+        ann_file=str(data.ann_file),
         image_root=str(image_dir),
         evaluator_type="coco",
         **({} if colors is None else {"thing_colors": colors}),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -72,6 +74,8 @@ class ExactResume(HookBase):
             self.sampler.first_iteration = self.trainer.start_iter
         if self.normalizers is not None:
             self._model.loss_normalizer = self.normalizers[comm.get_rank() % len(self.normalizers)]
+        # Made now: an iterator draws from torch's generator once, and would do so in the first iteration after a seed.
+        iter(self.trainer._data_loader_iter)
 
     def before_step(self) -> None:
         torch.manual_seed(derived_seed(self.seed, self.trainer.iter, comm.get_rank()))
@@ -91,6 +95,17 @@ class ExactResume(HookBase):
     @property
     def _model(self) -> Any:
         return getattr(self.trainer.model, "module", self.trainer.model)
+
+
+class Evaluation(EvalHook):
+    """detectron2's evaluation during and after training; not after a last iteration that has failed.
+
+    detectron2 would evaluate then, too, and wait for processes that wait for this one.
+    """
+
+    def after_train(self) -> None:
+        if sys.exc_info()[0] is None:
+            super().after_train()
 
 
 class FiniteLosses(HookBase):

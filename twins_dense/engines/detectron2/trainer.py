@@ -31,8 +31,9 @@ from ...errors import TwinsError
 from ...files import write_atomically
 from ...integrations.detectron2 import logger
 from ...weights import describe_misfit, read_checkpoint
+from .config import check_settings
 from .data import PositionSampler
-from .hooks import ExactResume, FiniteLosses, RunCheckpointer, diverged
+from .hooks import Evaluation, ExactResume, FiniteLosses, RunCheckpointer, diverged
 
 
 def train(
@@ -127,12 +128,13 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
 
 def _train(config: DictConfig, resume: bool) -> None:
     """What each process runs."""
+    check_settings(config)
     _set_up(config)
     settings = config.train
     with _one_line():
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
-    dataset_meta = _check_classes(model, dataset_name_of(config.dataloader.train))
+    dataset_meta = _check_classes(config, model, dataset_name_of(config.dataloader.train))
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
@@ -167,7 +169,7 @@ def _train(config: DictConfig, resume: bool) -> None:
             FiniteLosses(),
             ExactResume(sampler, settings.seed, settings.checkpointer.period),
             hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer) if is_main else None,
-            hooks.EvalHook(settings.eval_period, lambda: _score(model, *test)) if test is not None else None,
+            Evaluation(settings.eval_period, lambda: _score(model, *test)) if test is not None else None,
             hooks.PeriodicWriter(default_writers(settings.output_dir, settings.max_iter), settings.log_period)
             if is_main
             else None,
@@ -194,7 +196,7 @@ def _evaluate(config: DictConfig, checkpoint: str) -> None:
     found, trained = dataset_meta_of(name), content.get("dataset_meta")
     if trained is not None and trained != found:
         raise TwinsError(f"data set {name!r} has other categories than checkpoint {checkpoint!r}: {found}, {trained}")
-    _check_classes(model, name)
+    _check_classes(config, model, name)
     metrics = flatten_results_dict(_score(model, *test))
     if comm.is_main_process():
         metrics = {name: None if math.isnan(value) else value for name, value in metrics.items()}
@@ -219,7 +221,7 @@ def _score(model: nn.Module, loader: Any, evaluator: Any) -> dict[str, Any]:
 def _launch(run: Callable[..., None], launch: Mapping[str, Any] | None, *arguments: Any) -> None:
     """Run a function in as many processes as asked for; their TwinsErrors arrive here."""
     options: dict[str, Any] = {
-        "num_gpus": max(torch.cuda.device_count(), 1),
+        "num_gpus": 1,
         "num_machines": 1,
         "machine_rank": 0,
         "dist_url": "auto",
@@ -294,9 +296,10 @@ def _scale_learning_rate(config: DictConfig, num_images: int | None) -> None:
 
 def _drop_initial_weights(config: DictConfig) -> None:
     """Don't ask for the backbone's ImageNet file where a checkpoint of the whole model follows."""
-    bottom_up = config.model.get("backbone", {}).get("bottom_up", {})
-    if bottom_up.get("net", {}).get("weights"):
-        bottom_up.net.weights = None
+    net = config.model.get("backbone", {}).get("bottom_up", {}).get("net", {})
+    for node in (config.model, net):  # of a YAML file, of a LazyConfig
+        if node.get("weights"):
+            node.weights = None
 
 
 def _read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -339,11 +342,17 @@ def dataset_meta_of(name: str) -> dict[str, Any]:
     return {"classes": classes, "category_ids": sorted(contiguous, key=contiguous.__getitem__)}
 
 
-def _check_classes(model: nn.Module, name: str) -> dict[str, Any]:
+def _check_classes(config: DictConfig, model: nn.Module, name: str) -> dict[str, Any]:
     meta = dataset_meta_of(name)
     num_classes = getattr(getattr(model, "roi_heads", model), "num_classes", None)
     if meta["classes"] and num_classes not in (None, len(meta["classes"])):
-        key = "model.roi_heads.num_classes" if hasattr(model, "roi_heads") else "model.num_classes"
+        from_yaml, with_regions = "cfg" in config.model, hasattr(model, "roi_heads")
+        key = {
+            (False, False): "model.num_classes",
+            (False, True): "model.roi_heads.num_classes",
+            (True, False): "MODEL.RETINANET.NUM_CLASSES",
+            (True, True): "MODEL.ROI_HEADS.NUM_CLASSES",
+        }[from_yaml, with_regions]
         raise TwinsError(
             f"data set {name!r} has {len(meta['classes'])} categories and the model {num_classes} classes: "
             f"add {key}={len(meta['classes'])}"
