@@ -261,8 +261,9 @@ def _apply(config: DictConfig, override: str) -> None:
         ) from None
     if parsed.is_delete():
         raise TwinsError(f"override {override!r}: nothing can be deleted; write key=value, for example train.seed=1")
-    node = _check_key(config, parsed.key_or_group, override)
-    if isinstance(node, DictConfig) and not isinstance(parsed.value(), dict):
+    parent, node = _check_key(config, parsed.key_or_group, override)
+    is_argument = "_target_" in parent and "_target_" not in node if isinstance(node, DictConfig) else True
+    if not is_argument and not isinstance(parsed.value(), dict):
         raise TwinsError(
             f"override {override!r}: {parsed.key_or_group} holds {', '.join(map(str, node))}: give one of these a value"
         )
@@ -272,9 +273,13 @@ def _apply(config: DictConfig, override: str) -> None:
         raise TwinsError(f"override {override!r}: {_one_line(error)}") from None
 
 
-def _check_key(config: DictConfig, key: str, override: str) -> Any:
-    """What the key holds. Every part of it must be there, or the last one be an argument of what the node calls."""
+def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
+    """The node that has the key, and what it holds.
+
+    Every part of the key must be there, or the last one be an argument of what the node calls.
+    """
     node: Any = config
+    parent: Any = None
     parts = key.split(".")
     for depth, part in enumerate(parts):
         is_last = depth == len(parts) - 1
@@ -289,8 +294,8 @@ def _check_key(config: DictConfig, key: str, override: str) -> Any:
         if part not in choices:
             parent = ".".join(parts[:depth]) or "the config"
             raise TwinsError(f"override {override!r}: {parent} has no {part!r}{did_you_mean(part, choices)}")
-        node = node[int(part)] if isinstance(node, ListConfig) else node.get(part)
-    return node
+        parent, node = node, node[int(part)] if isinstance(node, ListConfig) else node.get(part)
+    return parent, node
 
 
 def _arguments(target: Any) -> list[str]:

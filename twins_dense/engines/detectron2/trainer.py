@@ -142,7 +142,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
     if resume:
         last = Path(settings.output_dir) / (Path(settings.output_dir) / "last_checkpoint").read_text().strip()
-        _check_fit(last, model)
+        _check_resumable(last, model, settings.max_iter)
     elif settings.init_checkpoint:
         _check_overlap(settings.init_checkpoint, model)
 
@@ -312,10 +312,14 @@ def _read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _check_fit(path: Path, model: nn.Module) -> None:
-    misfit = describe_misfit(_read_checkpoint(path)["model"], model.state_dict())
+def _check_resumable(path: Path, model: nn.Module, max_iter: int) -> None:
+    content = _read_checkpoint(path)
+    misfit = describe_misfit(content["model"], model.state_dict())
     if misfit:
         raise TwinsError(f"checkpoint {str(path)!r} is of another model; {misfit}. Give the config of that run")
+    done = content.get("iteration", -1) + 1
+    if done > max_iter:
+        raise TwinsError(f"train.max_iter={max_iter}: the run has done {done} iterations already; give more")
 
 
 def _check_overlap(path: str, model: nn.Module) -> None:
