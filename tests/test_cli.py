@@ -512,8 +512,9 @@ class TestInfo:
 
 
 class TestBenchmark:
-    def test_a_line_a_shape(self) -> None:
-        result = twins("benchmark", "svt_small", "--shape", "1x64x64", "--rounds", "1")
+    @pytest.mark.parametrize("peer", ["timm", "mmseg"])
+    def test_a_line_a_shape(self, peer: str) -> None:
+        result = twins("benchmark", "svt_small", "--shape", "1x64x64", "--rounds", "1", "--peer", peer)
         assert (result.code, result.err) == (0, "")
         (line,) = [line for line in result.out.splitlines() if line.startswith("svt_small")]
         match = re.fullmatch(r"svt_small +1x64x64 +(\d+\.\d+) +(\d+\.\d+) +(\d+\.\d+) \((\S+)–(\S+)\)", line)
@@ -523,7 +524,12 @@ class TestBenchmark:
         assert theirs / ours == pytest.approx(ratio, rel=0.2)
 
     @pytest.mark.parametrize(
-        ("arguments", "part"), [(["--shape", "64x64"], "'64x64'"), (["svt_tiny", "--shape", "1x64x64"], "'svt_tiny'")]
+        ("arguments", "part"),
+        [
+            (["--shape", "64x64"], "'64x64'"),
+            (["svt_tiny", "--shape", "1x64x64"], "'svt_tiny'"),
+            (["svt_tiny", "--peer", "mmseg"], "'svt_tiny'"),
+        ],
     )
     def test_errors(self, arguments: list[str], part: str) -> None:
         assert_error(twins("benchmark", *arguments), part)

@@ -246,7 +246,8 @@ class TestCfgNode:
             ("VARIANT", "svt_smal", "did you mean 'svt_small'?"),
             ("WINDOW_PADDING", "edge", "'edge'"),
             ("OUT_FEATURES", ["res5", "res2"], "(3, 0)"),
-            ("OUT_FEATURES", ["res6"], "(4,)"),
+            ("OUT_FEATURES", ["res6"], "'res6'"),
+            ("OUT_FEATURES", ["c3"], "'c3'"),
             ("WEIGHTS", "no/such.pth", "no/such.pth"),
         ],
     )

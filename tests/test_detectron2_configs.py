@@ -370,14 +370,14 @@ MILESTONES = st.lists(st.floats(0.001, 0.999), max_size=4).map(sorted)
 def test_schedules_of_any_length(
     max_iter: int, milestones: list[float], warmup_iters: int, data: st.DataObject
 ) -> None:
-    """Above 0 and at most 1; after the warm-up and at the end divided by 10 for each step that the run has passed."""
+    """Above 0 and at most 1; after the warm-up, divided by 10 for each step passed, and no step is passed within it."""
     multiplier = engine.multi_step_lr(max_iter, milestones=milestones, warmup_iters=warmup_iters)
     steps = {round(milestone * max_iter) for milestone in milestones} - {0, max_iter}
     drawn = data.draw(st.lists(st.integers(0, max_iter - 1), min_size=1, max_size=20))
     for iteration in {*drawn, *steps, *(step - 1 for step in steps)}:
         value = multiplier(iteration / max_iter)
         assert 0 < value <= 1
-        if iteration >= warmup_iters:
+        if iteration >= min(warmup_iters, min(steps, default=max_iter) - 1):
             assert value == pytest.approx(0.1 ** sum(step <= iteration for step in steps))
     assert multiplier(1.0) == pytest.approx(0.1 ** len(steps))
 

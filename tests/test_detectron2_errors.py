@@ -136,6 +136,12 @@ class TestErrorsOfTraining:
             (["train.checkpointer.period=0"], ("period=0",)),
             (["train.log_period=0"], ("log_period=0",)),
             (["train.seed=-1"], ("seed=-1",)),
+            (["train.seed=null"], ("seed=None",)),
+            (["train.init_checkpoint=3"], ("train.init_checkpoint=3",)),
+            (["train.checkpointer.max_to_keep=0"], ("max_to_keep=0",)),
+            (["train.auto_scale_lr.base_batch_size=0"], ("base_batch_size=0",)),
+            (["train.amp.dtype=half"], ("'half'", "bfloat16")),
+            (["train.ddp=3"], ("train.ddp", "broadcast_buffers")),
             (["dataloader.train.dataset.ann_file=null"], ("give both or none",)),
         ],
     )

@@ -194,6 +194,14 @@ class TestOverrides:
         with torch.device("meta"):
             assert instantiate(config.model).box_reg_loss_type == "giou"
 
+    def test_new_keys_that_are_arguments_of_a_parent_class(self) -> None:
+        overrides = ["model.roi_heads.proposal_append_gt=False", "model.roi_heads.mask_head.loss_weight=0.5"]
+        config = engine.load_config(MASK_RCNN, overrides)
+        with torch.device("meta"):
+            heads = instantiate(config.model).roi_heads
+        assert heads.proposal_append_gt is False and heads.mask_head.loss_weight == 0.5
+        assert "did you mean 'proposal_append_gt'" in error_of(MASK_RCNN, "model.roi_heads.proposal_append_gtt=False")
+
     def test_values_that_follow_others(self) -> None:
         overrides = ["train.max_iter=100", "train.seed=4", "model.roi_heads.num_classes=5"]
         overrides += ["dataloader.test.dataset.name=mine", "dataloader.train.mapper.use_instance_mask=False"]
@@ -211,6 +219,10 @@ class TestOverrides:
             ("SOLVER.BASE_LR=fast", "SOLVER.BASE_LR"),
             ("SOLVER.LR_SCHEDULER_NAME=WarmupCosineLR", "SOLVER.LR_SCHEDULER_NAME='WarmupCosineLR'"),
             ("SOLVER.CLIP_GRADIENTS.ENABLED=True", "SOLVER.CLIP_GRADIENTS.ENABLED=True"),
+            ("SOLVER.WARMUP_METHOD=constant", "SOLVER.WARMUP_METHOD='constant'"),
+            ("SOLVER.WEIGHT_DECAY_NORM=0.1", "SOLVER.WEIGHT_DECAY_NORM=0.1"),
+            ("SOLVER.BIAS_LR_FACTOR=2.0", "SOLVER.BIAS_LR_FACTOR=2.0"),
+            ("TEST.PRECISE_BN.ENABLED=True", "TEST.PRECISE_BN.ENABLED=True"),
             ("DATASETS.TRAIN=('a', 'b')", "give one each"),
             ("DATASETS.TEST=()", "give one each"),
             ("SOLVER.MAX_ITER=0", "MAX_ITER"),

@@ -227,7 +227,7 @@ class TestPredict:
             assert tuple(entry["image"].shape) == (3, 90, 90) and (entry["height"], entry["width"]) == (64, 64)
             with torch.inference_mode():
                 (expected,) = predictor.model([entry])
-            detections, _ = predictor(np.asarray(Image.open(entry["file_name"]).convert("RGB")))
+            detections = predictor(np.asarray(Image.open(entry["file_name"]).convert("RGB"))).found
             boxes = expected["instances"].pred_boxes.tensor.clone()
             boxes[:, 2:] -= boxes[:, :2]
             found = torch.tensor([detection["bbox"] for detection in detections])
@@ -281,9 +281,9 @@ class TestYaml:
         metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
         assert set(SCORES) <= set(metrics)
         predictor = engine.load_predictor(engine.load_config(config, self.SMALL), checkpoint, 0.0)
-        detections, picture = predictor(np.asarray(Image.open(next(iter(photos)))))
-        assert picture.shape == (71, 97, 3)
-        assert {detection["category"] for detection in detections} <= {*CATEGORIES.values()}
+        prediction = predictor(np.asarray(Image.open(next(iter(photos)))))
+        assert prediction.picture.shape == (71, 97, 3) and prediction.labels is None
+        assert {detection["category"] for detection in prediction.found} <= {*CATEGORIES.values()}
 
     def test_hints_have_its_names(self, tmp_path: Path, toy_data: Path) -> None:
         options = [option for option in self.SMALL if "NUM_CLASSES" not in option]

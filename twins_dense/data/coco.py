@@ -319,8 +319,8 @@ def _image_problem(path: Path, width: int, height: int) -> str | None:
 
 def _orientation_problem(path: Path) -> str | None:
     with Image.open(path) as image:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    if orientation == 1:
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+    if orientation not in range(2, 9):  # 1 is upright, and some cameras write 0
         return None
     return (
         f"image {_one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies while boxes count "

@@ -110,7 +110,9 @@ def extract(
             store.prepare()
         wait_for_all()
         model = FeatureModel(torch.compile(net) if compiled else net, net.pyramid.strides, settings, device)
-        seconds = _run(loader, model, store, todo, quiet=rank != 0)
+        # float32 is float32, and the same again, on a GPU too.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            seconds = _run(loader, model, store, todo, quiet=rank != 0)
         wait_for_all()
         if rank == 0:
             store.finish()
@@ -193,7 +195,7 @@ def _write(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> 
 
 
 def _on_cpu(values: Tensor) -> np.ndarray:
-    return values.cpu().contiguous().numpy()
+    return values.cpu().numpy()
 
 
 def _check_finite(values: np.ndarray, name: str, paths: list[str], dtype: str) -> None:

@@ -25,7 +25,7 @@ STEP = 32  # pixels; the coarsest stride, so that every cell of every level is w
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images become what a model takes. Pixels are then scaled to 0..1, less `MEAN`, by `STD`.
+    """How images become what a model takes; then pixels are scaled to 0..1 and normalised by ImageNet's mean and std.
 
     * "crop": the short side is resized to `size` (bicubic, Pillow), and a square of `size` is cut from the middle.
     * "imagenet": the same, but the short side is resized to `size` * 256 / 224: the published classifiers' protocol.

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..backbone import TwinsBackbone, create_backbone
+from ..errors import TwinsError
 from ..spec import TwinsSpec
 from ..weights import load_weights
 
@@ -30,6 +31,9 @@ except ModuleNotFoundError as error:
 # Below detectron2's logger, so that what stands here appears in a run's log.
 logger = logging.getLogger("detectron2.twins_dense")
 
+# detectron2's names of the levels c2 to c5.
+_FEATURES = ["res2", "res3", "res4", "res5"]
+
 
 class D2Twins(Backbone):
     """Gives detectron2 the levels of a Twins backbone under its names: `res2` (stride 4) to `res5` (stride 32).
@@ -41,7 +45,7 @@ class D2Twins(Backbone):
     def __init__(self, net: TwinsBackbone) -> None:
         super().__init__()
         self.net = net
-        self._names = tuple(f"res{index + 2}" for index in net.out_indices)
+        self._names = tuple(_FEATURES[index] for index in net.out_indices)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W), RGB, normalised, H and W multiples of 32, to (B, C, H / stride, W / stride) a level."""
@@ -95,7 +99,7 @@ def add_twins_config(cfg: CfgNode) -> None:
     """Add `MODEL.TWINS` and `SOLVER.NO_DECAY` to a config; call it before the YAML file is merged."""
     cfg.MODEL.TWINS = CfgNode()
     cfg.MODEL.TWINS.VARIANT = "svt_small"
-    cfg.MODEL.TWINS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.TWINS.OUT_FEATURES = list(_FEATURES)
     cfg.MODEL.TWINS.WINDOW_PADDING = "zeros"
     # None: the family's dense default.
     cfg.MODEL.TWINS.LEVEL_NORM = None
@@ -111,9 +115,12 @@ def add_twins_config(cfg: CfgNode) -> None:
 def build_twins_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Twins:
     """The backbone of `cfg.MODEL.TWINS`."""
     twins = cfg.MODEL.TWINS
+    for name in twins.OUT_FEATURES:
+        if name not in _FEATURES:
+            raise TwinsError(f"MODEL.TWINS.OUT_FEATURES has {name!r}: give some of {', '.join(_FEATURES)}")
     net = build_net(
         twins.VARIANT,
-        out_indices=[int(name.removeprefix("res")) - 2 for name in twins.OUT_FEATURES],
+        out_indices=[_FEATURES.index(name) for name in twins.OUT_FEATURES],
         window_padding=twins.WINDOW_PADDING,
         level_norm=twins.LEVEL_NORM,
         drop_path_rate=twins.DROP_PATH_RATE,

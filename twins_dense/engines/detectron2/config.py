@@ -36,10 +36,15 @@ _UNREAD = (
     "MODEL.KEYPOINT_ON",
     "MODEL.LOAD_PROPOSALS",
     "SOLVER.CLIP_GRADIENTS.ENABLED",
+    "SOLVER.BIAS_LR_FACTOR",
     "SOLVER.GAMMA",
     "SOLVER.LR_SCHEDULER_NAME",
     "SOLVER.WARMUP_FACTOR",
+    "SOLVER.WARMUP_METHOD",
+    "SOLVER.WEIGHT_DECAY_BIAS",
+    "SOLVER.WEIGHT_DECAY_NORM",
     "TEST.AUG.ENABLED",
+    "TEST.PRECISE_BN.ENABLED",
 )
 
 
@@ -108,11 +113,25 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         TwinsError: for one that is of another type, or too small.
     """
-    least = {"max_iter": 1, "checkpointer.period": 1, "log_period": 1, "eval_period": 0, "seed": 0}
+    least = {
+        "max_iter": 1,
+        "checkpointer.period": 1,
+        "log_period": 1,
+        "eval_period": 0,
+        "seed": 0,
+        "auto_scale_lr.base_batch_size": 1,
+    }
     for key, minimum in least.items():
         value = OmegaConf.select(config.train, key)
         if type(value) is not int or value < minimum:
             raise TwinsError(f"train.{key}={value!r}: give a whole number, {minimum} or more")
+    keep = config.train.checkpointer.get("max_to_keep")
+    if keep is not None and (type(keep) is not int or keep < 1):
+        raise TwinsError(f"train.checkpointer.max_to_keep={keep!r}: give a whole number, 1 or more, or null for all")
+    if not isinstance(config.train.init_checkpoint, str):
+        raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: give a file")
+    if config.train.amp.dtype not in ("bfloat16", "float16"):
+        raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: give bfloat16 or float16")
     rate = config.optimizer.get("lr")
     if type(rate) not in (int, float):
         raise TwinsError(f"optimizer.lr={rate!r}: give a number")
@@ -124,7 +143,7 @@ def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: i
     Args:
         max_iter: iterations of the whole run.
         milestones: as fractions of the run, rising.
-        warmup_iters: iterations of the warm-up, whatever the length of the run.
+        warmup_iters: iterations of the warm-up, which ends before the first milestone however short the run is.
 
     Raises:
         TwinsError: for a run without iterations.
@@ -135,7 +154,9 @@ def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: i
     steps = sorted({round(milestone * max_iter) for milestone in milestones} - {0, max_iter})
     values = [0.1**step for step in range(len(steps) + 1)]
     schedule = MultiStepParamScheduler(values, milestones=[*steps, max_iter])
-    return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=min(warmup_iters / max_iter, 1.0))
+    # detectron2 warms up to the rate that the schedule has at the end of the warm-up.
+    warmup_iters = min(warmup_iters, min(steps, default=max_iter) - 1)
+    return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=warmup_iters / max_iter)
 
 
 def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
@@ -299,12 +320,22 @@ def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
 
 
 def _arguments(target: Any) -> list[str]:
+    """Names of what a callable takes; of a class, also of what its constructor hands to the next one as `**kwargs`."""
     if isinstance(target, str):
         target = locate(target)
     if target is None or isinstance(target, Mapping):
         return []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [p.name for p in inspect.signature(target).parameters.values() if p.kind in named]
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(base)["__init__"] for base in inspect.getmro(target) if "__init__" in vars(base)]
+    names = []
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        names += [parameter.name for parameter in parameters if parameter.kind in named and parameter.name != "self"]
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return names
 
 
 def _one_line(error: BaseException) -> str:

@@ -123,7 +123,7 @@ class FiniteLosses(HookBase):
 def diverged(iteration: int, what: str) -> str:
     """The line for a run that can't go on."""
     return (
-        f"iteration {iteration}: not finite: {what}; the last checkpoint stays. "
+        f"iteration {iteration}: not finite: {what}; checkpoints written before stay. "
         "Lower optimizer.lr, or look at the images and boxes of that batch"
     )
 
