@@ -24,6 +24,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         count = sort_into_folders(arguments.images, arguments.ground_truth, arguments.out)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     except (TwinsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

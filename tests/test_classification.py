@@ -171,7 +171,7 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def tensor_of(path: Path) -> Tensor | str:
-    item = LabelledImages([(path, 0)], image_transform(PROTOCOLS["official"]))[0]
+    item = LabelledImages([(path, 0)], PROTOCOLS["official"])[0]
     return item if isinstance(item, str) else item[0]
 
 
@@ -202,7 +202,8 @@ def broken_images(folder: Path) -> list[Path]:
     contents = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "page.jpg": b"<html>", "head.jpg": whole[:20]}
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    return [*(folder / name for name in contents), folder / "missing.jpg"]
+    line = save(Image.new("L", (60_000, 1)), folder / "line.jpg")  # resized it would have gigabytes
+    return [*(folder / name for name in contents), line, folder / "missing.jpg"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -210,13 +211,13 @@ def test_broken_images_are_named_and_left_out(tmp_path: Path, num_workers: int) 
     """They come first, in the middle and last, and some batches hold nothing else."""
     good = gray_samples(tmp_path, [(10, 10), (20, 21), (30, 3)])
     broken = [(path, 7) for path in broken_images(tmp_path)]
-    samples = [*broken[:3], good[0], broken[3], *good[1:], broken[4]]
+    samples = [*broken[:3], good[0], *broken[3:5], *good[1:], broken[5]]
     result = run(samples, batch_size=2, num_workers=num_workers)
     assert result.counts.sum(0).tolist() == [3, 1, 2] and result.counts[7].tolist() == [0, 0, 0]
-    assert len(result.unreadable) == 5
+    assert len(result.unreadable) == 6
     for path, line in zip([path for path, _ in broken], result.unreadable, strict=True):
         assert line.startswith(f"{path} can't be read (") and "\n" not in line
-    with pytest.raises(td.TwinsError, match=r"none of the 5 images can be read; the first: .*cut.jpg"):
+    with pytest.raises(td.TwinsError, match=r"none of the 6 images can be read; the first: .*cut.jpg"):
         run(broken)
 
 
@@ -371,6 +372,27 @@ class TestPreparation:
         assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [other]
         assert other.read_text() == "mine"
 
+    def test_images_of_another_truth_are_not_joined(self, tmp_path: Path) -> None:
+        make_flat(tmp_path / "flat")
+        (tmp_path / "truth.csv").write_text(GROUND_TRUTHS["wnids"])
+        sort_into_folders(tmp_path / "flat", tmp_path / "truth.csv", tmp_path / "out")
+        before = sorted((tmp_path / "out").rglob("*"))
+        wnids = GROUND_TRUTHS["wnids"].split()
+        (tmp_path / "truth.csv").write_text("\n".join([*wnids[1:], wnids[0]]))
+        with pytest.raises(td.TwinsError, match="doesn't belong there"):
+            sort_into_folders(tmp_path / "flat", tmp_path / "truth.csv", tmp_path / "out")
+        assert sorted((tmp_path / "out").rglob("*")) == before
+
+    def test_images_that_are_relative_links(self, tmp_path: Path) -> None:
+        make_flat(tmp_path / "real")
+        (tmp_path / "flat").mkdir()
+        for file in (tmp_path / "real").iterdir():
+            (tmp_path / "flat" / file.name).symlink_to(Path("..") / "real" / file.name)
+        (tmp_path / "truth.csv").write_text(GROUND_TRUTHS["caffe"])
+        sort_into_folders(tmp_path / "flat", tmp_path / "truth.csv", tmp_path / "out")
+        for path, _ in read_samples(tmp_path / "out", subset=True):
+            assert path.read_bytes() == (tmp_path / "real" / path.name).read_bytes()
+
     def test_copies_where_there_are_no_links(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object) -> None:
             raise OSError("no links here")
@@ -521,6 +543,15 @@ def test_wrong_arguments(
     arguments = [str(weights) if argument == "W" else argument for argument in arguments]
     assert_error(twins("validate", "--data", tree, "--subset", *arguments), expected)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_made(weights: Path, tree: Path, tmp_path: Path) -> None:
+    """Found out before anything is scored."""
+    (tmp_path / "file").write_text("mine")
+    model = ("--variant", "svt_small", "--weights", weights)
+    result = twins("validate", "--data", tree, "--subset", *model, "--out", tmp_path / "file" / "out")
+    assert_error(result, str(tmp_path / "file"))
+    assert "top-1" not in result.out
 
 
 def test_a_headless_file_is_refused(tree: Path, tmp_path: Path) -> None:

@@ -438,7 +438,7 @@ def test_verify_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ("arguments", "expected"),
     [
         (("verify", "svt_base.in1k-timm"), "svt_base.in1k-timm is not downloaded"),
-        (("verify", "nothing.pth"), "unknown weights 'nothing.pth'"),
+        (("verify", "nothing.pth"), "weights 'nothing.pth': no such file"),
         (("download", "svt_bas.in1k-timm"), "did you mean 'svt_base.in1k-timm'?"),
         (("list", "svt"), "unknown weights 'svt'"),
     ],

@@ -5,6 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import shutil
+import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,12 +21,13 @@ import torch
 from cli_fixtures import assert_error, twins
 from contracts import SLIM_SVT, random_backbone
 from detection_fixtures import one_thread
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 import twins_dense as td
 from twins_dense.classification import image_transform
 from twins_dense.data.images import ImageList, list_images
+from twins_dense.features import prepare as preparing
 from twins_dense.features.prepare import Protocol, decode
 from twins_dense.weights.catalog import Preprocessing
 
@@ -308,7 +313,10 @@ class TestWhatCanHappen:
         with pytest.raises(td.TwinsError, match=r"row 5 of .*05\.png, has no features: .*truncated"):
             features[BAD]
         assert features.readable().indices == [row for row in range(NUM_IMAGES) if row != BAD]
-        assert not features.map(BAD, "c2").any() and not features.vectors("c2")[BAD].any()
+        with pytest.raises(td.TwinsError, match="has no features"):
+            features.map(BAD, "c2")
+        assert not zarr.open_group(done / "maps.zarr", mode="r")["c2"][BAD].any()
+        assert not features.vectors("c2")[BAD].any()
         assert features.map(BAD + 1, "c2").any() and features.vectors("c2")[BAD + 1].any()
 
     def test_missing_and_foreign_files(self, net: td.TwinsBackbone, photos: Path, tmp_path: Path) -> None:
@@ -319,6 +327,85 @@ class TestWhatCanHappen:
             assert [line.partition(" (")[0] for line in report.unreadable] == paths[:2]
             assert "No such file" in report.unreadable[0] and "not an image" in report.unreadable[1]
             assert td.open_features(tmp_path / protocol.name).readable().indices == [2]
+
+    @pytest.mark.parametrize("protocol", [CROP, Protocol("imagenet", 64)])
+    def test_a_long_and_narrow_image(self, net: td.TwinsBackbone, photos: Path, tmp_path: Path, protocol: Any) -> None:
+        """Resized as a whole it would have 12 gigabytes."""
+        Image.new("L", (60_000, 1)).save(tmp_path / "line.png")
+        paths = [str(tmp_path / "line.png"), str(photos / "00.png")]
+        report = run(net, ImageList(paths, paths, True), tmp_path / "out", settings(protocol))
+        (line,) = report.unreadable
+        assert "60000x1 pixels are too long and narrow" in line
+
+    def test_odd_exif(self, net: td.TwinsBackbone, tmp_path: Path) -> None:
+        """A resolution unit as a fraction beside the orientation, as some cameras write it."""
+        tiff = struct.pack("<2sHIH", b"II", 42, 8, 2)
+        tiff += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x0128, 5, 1, 38)
+        tiff += struct.pack("<III", 0, 2, 1)
+        image = photo(3, 90, 70)
+        image.save(tmp_path / "odd.png", exif=b"Exif\0\0" + tiff)
+        decoded = decode(str(tmp_path / "odd.png"), Protocol("native", None))
+        assert decoded.error is None and decoded.pixels is not None
+        np.testing.assert_array_equal(decoded.pixels.numpy(), np.rot90(np.asarray(image), 3))
+
+    @pytest.mark.parametrize("orientation", range(9))
+    def test_every_orientation(self, tmp_path: Path, orientation: int) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image = photo(3, 90, 70)
+        image.save(tmp_path / "photo.png", exif=exif)
+        with Image.open(tmp_path / "photo.png") as file:
+            expected = np.asarray(ImageOps.exif_transpose(file))
+        decoded = decode(str(tmp_path / "photo.png"), Protocol("native", None))
+        assert decoded.pixels is not None
+        np.testing.assert_array_equal(decoded.pixels.numpy(), expected)
+
+    @pytest.mark.parametrize("num_workers", [0, 1])
+    def test_a_disk_that_does_not_answer(
+        self,
+        net: td.TwinsBackbone,
+        images: ImageList,
+        done: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        num_workers: int,
+    ) -> None:
+        """That is no fault of an image: the run stops, and goes on later."""
+        read = Path.read_bytes
+
+        def fail(path: Path) -> bytes:
+            if path.name == Path(images.paths[-1]).name:
+                raise OSError(errno.EIO, "Input/output error")
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", fail)
+            with pytest.raises(
+                td.TwinsError, match=r"can't be read now \(Input/output error\): what is finished is kept"
+            ):
+                run(net, images, tmp_path, num_workers=num_workers)
+        run(net, images, tmp_path)
+        assert_same(tmp_path, done)
+
+    def test_a_killed_reader(
+        self, net: td.TwinsBackbone, images: ImageList, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def be_killed(*arguments: Any) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(preparing, "decode", be_killed)
+            with pytest.raises(td.TwinsError, match=r"a process that reads images has ended .*fewer --workers"):
+                run(net, images, tmp_path, num_workers=1)
+        run(net, images, tmp_path)
+        assert_same(tmp_path, done)
+
+    def test_two_runs_at_once(self, net: td.TwinsBackbone, images: ImageList, done: Path, tmp_path: Path) -> None:
+        store = storage.FeatureStore(tmp_path, json.loads((done / "manifest.json").read_text()))
+        with store.locked(), pytest.raises(td.TwinsError, match="another extraction is writing to"):
+            run(net, images, tmp_path)
+        run(net, images, tmp_path)
+        assert_same(tmp_path, done)
 
     @pytest.mark.parametrize("where", ["maps", "index"])
     def test_a_full_disk(
@@ -370,7 +457,7 @@ class TestWhatCanHappen:
             ({"weights_sha256": "other"}, r"model\.weights_sha256 w, not other: choose another --out"),
             ({"what": settings(dtype="float16")}, "dtype float32, not float16"),
             ({"what": settings(Protocol("crop", 96))}, r"preparation\.size 64, not 96"),
-            ({"images": fewer}, r"images\.count 11, not 10"),
+            ({"images": fewer}, r"of other images \(11, now 10\)"),
             ({"net": random_backbone(SLIM_SVT, window_padding="mask")}, r"model\.window_padding zeros, not mask"),
         ):
             with pytest.raises(td.TwinsError, match=words):
@@ -455,9 +542,23 @@ print(json.dumps([entry["row"], float(array[entry["row"]].sum()), entry["c5_mean
     def test_foreign_folders(self, tmp_path: Path) -> None:
         with pytest.raises(td.TwinsError, match=r"holds no features \(manifest\.json is missing\): check the path"):
             td.open_features(tmp_path)
-        (tmp_path / "manifest.json").write_text("{")
-        with pytest.raises(td.TwinsError, match="is damaged"):
-            td.open_features(tmp_path)
+        contents = {"{": "is damaged", "[]": "is none of an", '{"a": 1}': "is none of an", '{"format": 9}': "a newer"}
+        for content, words in contents.items():
+            (tmp_path / "manifest.json").write_text(content)
+            with pytest.raises(td.TwinsError, match=words):
+                td.open_features(tmp_path)
+        with pytest.raises(td.TwinsError, match="holds no features"):
+            td.open_features(tmp_path / "manifest.json")
+
+    def test_maps_that_are_not_there(self, net: td.TwinsBackbone, images: ImageList, tmp_path: Path) -> None:
+        run(net, images, tmp_path / "native", settings(Protocol("native", None)))
+        features = td.open_features(tmp_path / "native")
+        assert features.map(-1, "c2").shape == features.map(NUM_IMAGES - 1, "c2").shape
+        with pytest.raises(td.TwinsError, match="has no features"):
+            features.map(BAD, "c2")
+        run(net, images, tmp_path / "pooled", settings(maps=False))
+        with pytest.raises(td.TwinsError, match=r"has no maps: .* --maps"):
+            td.open_features(tmp_path / "pooled").map(0, "c2")
 
 
 class TestPreview:
@@ -494,6 +595,18 @@ class TestImages:
         (photos.parent / "names.txt").write_text("\n".join([*names, ""]))
         listed = list_images([str(photos.parent / "names.txt")], str(photos))
         assert listed.paths == [str(photos / name) for name in names] and listed.ids == listed.paths and listed.upright
+        (photos.parent / "marked.txt").write_text("\n".join(names), encoding="utf-8-sig")  # as Windows' editors do
+        assert list_images([str(photos.parent / "marked.txt")], str(photos)).paths == listed.paths
+
+    def test_results_are_no_photos(self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.copytree(photos, tmp_path / "photos")
+        (tmp_path / "photos" / "out" / "preview").mkdir(parents=True)
+        shutil.copy(photos / "00.png", tmp_path / "photos" / "out" / "preview")
+        monkeypatch.chdir(tmp_path / "photos")
+        for folder in (".", str(tmp_path / "photos")):
+            assert len(list_images([folder]).paths) == NUM_IMAGES + 1
+            assert len(list_images([folder], out=Path("out")).paths) == NUM_IMAGES
+            assert len(list_images([folder], out=tmp_path / "elsewhere").paths) == NUM_IMAGES + 1
 
     def test_coco(self, tmp_path: Path) -> None:
         file = tmp_path / "annotations" / "instances_val.json"

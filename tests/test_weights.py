@@ -342,6 +342,30 @@ def test_mappings_that_are_no_twins(source: dict[Any, Any], tmp_path: Path) -> N
     assert_refused(net, tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(torch.zeros(4).to_sparse(), id="sparse"),
+        pytest.param(torch.zeros(4, dtype=torch.complex64), id="complex"),
+        pytest.param(torch.zeros(1).expand(10**13), id="a number said to be 40 terabytes"),
+        pytest.param(torch.zeros(4, device="meta"), id="without numbers"),
+    ],
+)
+def test_odd_tensors_in_files(odd: Tensor, tmp_path: Path) -> None:
+    torch.save({**dense_state(), "norm_list.0.bias": odd}, tmp_path / "odd.pth")
+    assert_refused(fresh_backbone(), tmp_path / "odd.pth", "'norm_list.0.bias' is no dense tensor of real numbers")
+
+
+def test_files_with_the_suffix_of_the_other_format(tmp_path: Path) -> None:
+    state = dense_state()
+    torch.save(state, tmp_path / "torch.safetensors")
+    safetensors.torch.save_file(state, tmp_path / "safe.pth")
+    for path in tmp_path.iterdir():
+        net = fresh_backbone()
+        td.load_weights(net, path)
+        assert_same(net.state_dict(), state)
+
+
 @pytest.mark.parametrize("value", [3, "text", [torch.zeros(2)], None, torch.zeros(3)], ids=lambda v: type(v).__name__)
 def test_files_that_hold_no_mapping(value: Any, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "other.pth")

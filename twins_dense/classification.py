@@ -17,7 +17,7 @@ from torchvision import transforms
 from torchvision.models import ResNet50_Weights
 from tqdm import tqdm
 
-from .data.coco import UNREADABLE
+from .data.coco import UNREADABLE, check_proportions
 from .data.imagenet import Sample
 from .data.imagenet_classes import WNIDS
 from .errors import TwinsError
@@ -81,9 +81,10 @@ class LabelledImages(Dataset):
     EXIF orientation is not applied, as the published protocols don't; gray and CMYK become RGB.
     """
 
-    def __init__(self, samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
         self.samples = samples
-        self.transform = transform
+        self.short_side = preprocessing.short_side
+        self.transform = image_transform(preprocessing)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -92,10 +93,10 @@ class LabelledImages(Dataset):
         path, label = self.samples[index]
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                check_proportions(file, self.short_side)
+                return self.transform(file.convert("RGB")), label
         except UNREADABLE as error:
             return f"{path} can't be read ({' '.join(str(error).split())})"
-        return self.transform(image), label
 
 
 @torch.inference_mode()
@@ -128,7 +129,7 @@ def score(
     """
     rank, num_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     start = time.perf_counter()
-    images = LabelledImages(samples[rank::num_processes], image_transform(preprocessing))
+    images = LabelledImages(samples[rank::num_processes], preprocessing)
     loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_collated)
     counts = torch.zeros(len(WNIDS), 3, dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)

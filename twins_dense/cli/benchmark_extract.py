@@ -97,13 +97,16 @@ def extract_command(
                 num_workers=workers,
             )
             busy = (_processor_seconds() - start) / report.seconds["total"] / num_cores
+        if report.unreadable:
+            raise TwinsError(f"{report.unreadable[0]}: unreadable; give images that can be read")
         rate = report.num_done / report.seconds["total"]
         ratios.append(rate / bare)
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
         click.echo(f"{bare:8.2f}{rate:11.2f}{ratios[-1]:8.3f}{busy:12.1%}   {stages}")
     own, child = (resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     click.echo(
-        f"extract / bare: median {statistics.median(ratios):.3f}; peak memory {own} MiB, each worker {child} MiB"
+        f"extract / bare: median {statistics.median(ratios):.3f}; peak memory {own} MiB"
+        + (f", each worker {child} MiB" if workers else "")
     )
 
 

@@ -35,8 +35,8 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
     """
     from ..files import write_atomically
     from ..weights.download import find_weights, sha256_of
-    from ..weights.keymap import convert, unwrap
-    from ..weights.read import read_checkpoint
+    from ..weights.keymap import convert
+    from ..weights.load import read_state_dict
 
     target = Path(out)
     if target.suffix not in _SUFFIXES:
@@ -44,9 +44,9 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
     if target.exists():
         raise TwinsError(f"OUT {out!r} exists: name a new file")
     path = find_weights(source)
-    checkpoint = read_checkpoint(path)
+    state = read_state_dict(source)
     try:
-        conversion = convert(unwrap(checkpoint), to=to, task=task)
+        conversion = convert(state, to=to, task=task)
     except TwinsError as error:
         raise TwinsError(f"weights {source!r}: {error}") from None
 

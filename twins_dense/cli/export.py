@@ -18,8 +18,8 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
     """Write a trained backbone or classifier to OUT: NAME.onnx, or NAME.pt2 for a torch.export program.
 
     The file takes any batch, and any height and width that are multiples of 32, from 64 up. It also says how images are
-    to be prepared. Before it appears, its outputs are compared with the model's at several sizes: by onnxruntime for
-    ONNX, as a program loaded again for .pt2.
+    to be prepared: as the published weights were, and by the official protocol for all others. Before it appears, its
+    outputs are compared with the model's at several sizes: by onnxruntime for ONNX, as a program loaded again for .pt2.
 
     \b
     Examples:
@@ -31,7 +31,7 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
     from .. import TwinsBackbone, TwinsClassifier, create_classifier, load_weights
     from ..backbone import load_backbone
     from ..export import FORMATS, export
-    from ..weights.catalog import CATALOG, OFFICIAL_PREPROCESSING
+    from ..weights.catalog import CATALOG, OFFICIAL_PREPROCESSING, published_as
     from ..weights.download import find_weights, sha256_of
 
     target = Path(out)
@@ -48,11 +48,13 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
     else:
         net, report = load_backbone(variant, weights, out_indices=out_indices, window_padding=padding)
     click.echo(str(report))
+    sha256 = sha256_of(find_weights(weights))
+    published = CATALOG.get(weights) or published_as(sha256)
     differences = export(
         net,
         target,
-        preprocessing=CATALOG[weights].preprocessing if weights in CATALOG else OFFICIAL_PREPROCESSING,
-        weights_sha256=sha256_of(find_weights(weights)),
+        preprocessing=published.preprocessing if published else OFFICIAL_PREPROCESSING,
+        weights_sha256=sha256,
     )
     shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
     click.echo(

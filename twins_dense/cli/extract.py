@@ -13,6 +13,7 @@ from .options import backbone_options, check_window_padding, find_device, parse_
 
 _NUM_PREVIEWS = 16
 _NUM_SHOWN = 20
+_JPEG_SIDE = 65_500  # pixels; the largest that the format has
 
 
 @click.command("extract")
@@ -100,7 +101,7 @@ def command(
 
     if preview and pool == "mean" and not maps:
         raise TwinsError("--preview draws maps: add --maps, or leave --pool away")
-    found = list_images(images, image_dir)
+    found = list_images(images, image_dir, out=Path(out))
     if size is None and protocol != "native":
         size = 448
     settings = Settings(
@@ -156,5 +157,7 @@ def _draw(features) -> None:  # type: ignore[no-untyped-def]
     for row in rows:
         path = preview_path(features.folder, row)
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(draw_preview(features, row)).save(path, quality=92)
+        picture = Image.fromarray(draw_preview(features, row))
+        picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))  # smaller ones stay as they are
+        picture.save(path, quality=92)
     click.echo(f"{path.parent} holds {len(rows)} pictures: the photo, then {', '.join(features.levels)}")

@@ -57,7 +57,7 @@ def find_device(name: str | None) -> Any:
         name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if name or torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise TwinsError(f"--device {name!r}: {str(error).splitlines()[0]}") from None
     return device

@@ -42,8 +42,8 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from ..files import write_atomically
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
-    files = find_images([argument for argument in images if argument not in overrides])
     folder = Path(out)
+    files = find_images([argument for argument in images if argument not in overrides], out=folder)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise TwinsError(f"output {out!r} is not empty: choose another --out")
     engine = engine_of(config)

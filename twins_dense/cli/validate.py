@@ -118,6 +118,8 @@ def command(
                 net, report = from_onnx, onnx_report
             if rank == 0 and not reproduce:
                 click.echo(report)
+            if rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)  # before the work: not every folder can be made
             score = classification.score(
                 net,
                 samples,
@@ -149,9 +151,9 @@ def command(
                 "unreadable": score.unreadable,
             }
             rows.append(row)
+            click.echo(_table_row(row) if reproduce else _lines(row))
             classification.write_classes(score, folder / f"{name}.csv")
             write_atomically(folder / "metrics.json", json.dumps(rows, indent=1).encode() + b"\n")
-            click.echo(_table_row(row) if reproduce else _lines(row))
         if rank == 0:
             for line in rows[0]["unreadable"]:
                 click.echo(f"left out: {line}", err=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ..errors import TwinsError
-from ..weights.catalog import CATALOG, WeightsSpec, get_weights_spec, home
+from ..weights.catalog import CATALOG, WeightsSpec, get_weights_spec, home, published_as
 
 
 @click.group("weights")
@@ -85,6 +85,9 @@ def verify_command(names_or_files: tuple[str, ...]) -> None:
 
     files = [Path(argument) for argument in names_or_files if Path(argument).is_file()]
     names = [argument for argument in names_or_files if not Path(argument).is_file()]
+    lost = next((name for name in names if Path(name).suffix in (".pth", ".pt", ".safetensors")), None)
+    if lost is not None:
+        raise TwinsError(f"weights {lost!r}: no such file; check the path")
     specs = [spec for spec in _chosen(names) if names or spec.path.exists()] if names or not files else []
     if not specs and not files:
         click.echo(f"nothing is downloaded to {home()}")
@@ -98,7 +101,7 @@ def verify_command(names_or_files: tuple[str, ...]) -> None:
         click.echo(f"{digest}  {spec.path}  {'WRONG' if spec in wrong else 'ok' if spec.sha256 else 'none published'}")
     for file in files:
         digest = sha256_of(file)
-        match = next((spec for spec in CATALOG.values() if spec.sha256 and digest.startswith(spec.sha256)), None)
+        match = published_as(digest)
         click.echo(f"{digest}  {file}  {match.name if match else 'no published hash'}")
     if wrong:
         raise TwinsError(

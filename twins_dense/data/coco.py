@@ -9,6 +9,7 @@ import json
 import math
 import os
 import reprlib
+import struct
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,17 +17,36 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ..errors import TwinsError
 
 # What Pillow raises for a file that it can't read; which one depends on the format and on where the damage is.
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 # The last bytes of a complete file. A file without them may still be whole (cameras append data), so it is decoded.
 END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 EXIF_ORIENTATION = 0x0112
+# What makes a stored image upright, by its orientation; the others are upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_MAX_PIXELS = 2**27  # of a resized image: 400 MB
 TAIL_SIZE = 64  # bytes; the marker is the end of the file, or is followed by a few bytes of padding
 NUM_THREADS = 8  # the check waits for the disk, not for the processor
 
@@ -225,10 +245,20 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
 def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
     """An image in RGB, as `read_image` reads it; one of UNREADABLE where it can't be read."""
     with Image.open(source) as file:
-        image = ImageOps.exif_transpose(file) if upright else file
+        # Not ImageOps.exif_transpose: it writes all of the EXIF anew, and fails at entries that nobody asked for.
+        turn = _UPRIGHT.get(file.getexif().get(EXIF_ORIENTATION, 1)) if upright else None
+        image = file if turn is None else file.transpose(turn)
         if image.mode.startswith("I;16"):  # Pillow's own conversion would cut at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
+
+
+def check_proportions(image: Image.Image, short_side: int) -> None:
+    """ValueError, one of UNREADABLE, for an image so long and narrow that resizing it would take gigabytes."""
+    if short_side**2 * max(image.size) / min(image.size) > _MAX_PIXELS:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels are too long and narrow for a short side of {short_side}"
+        )
 
 
 def read_image_names(ann_file: Path) -> dict[int, str]:
@@ -320,7 +350,7 @@ def _image_problem(path: Path, width: int, height: int) -> str | None:
 def _orientation_problem(path: Path) -> str | None:
     with Image.open(path) as image:
         orientation = image.getexif().get(EXIF_ORIENTATION)
-    if orientation not in range(2, 9):  # 1 is upright, and some cameras write 0
+    if orientation not in _UPRIGHT:
         return None
     return (
         f"image {_one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies while boxes count "

@@ -71,7 +71,7 @@ def sort_into_folders(flat: str | Path, ground_truth: str | Path, out: str | Pat
     The names are hard links where the disk allows them, else copies. What is there already is left as it is.
 
     Raises:
-        TwinsError: where images and ground truth don't match one to one, or `out` has another file of such a name.
+        TwinsError: where images and ground truth don't match one to one, or `out` has other images.
     """
     flat, out = Path(flat), Path(out)
     if not flat.is_dir():
@@ -82,12 +82,17 @@ def sort_into_folders(flat: str | Path, ground_truth: str | Path, out: str | Pat
     for file, target in zip(files, targets, strict=True):
         if target.exists() and target.stat().st_size != file.stat().st_size:
             raise TwinsError(f"{target} is another file than {file}: choose an empty folder")
+    known = set(targets)
+    for folder in out.iterdir() if out.is_dir() else ():
+        for there in find_images(folder, required=False) if folder.is_dir() else ():
+            if there not in known:
+                raise TwinsError(f"{there} doesn't belong there by {str(ground_truth)!r}: choose an empty folder")
     for file, target in zip(files, tqdm(targets, desc="sorting", unit=" images", disable=None), strict=True):
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(file, target)
+            os.link(file.resolve(), target)
         except OSError:  # another disk, or one without links
             write_atomically(target, file.read_bytes())
     return len(files)
@@ -118,7 +123,7 @@ def read_ground_truth(file: str | Path, names: list[str]) -> Mapping[str, str]:
         TwinsError: for a line that is none of these, or where lines and images don't match one to one.
     """
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TwinsError(f"ground truth {str(file)!r} can't be read ({' '.join(str(error).split())})") from None
     rows = [re.split(r"[\s,]+", line.strip()) for line in lines if line.strip()]

@@ -28,13 +28,14 @@ class ImageList:
     upright: bool
 
 
-def list_images(arguments: Sequence[str], image_dir: str | None = None) -> ImageList:
+def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: Path | None = None) -> ImageList:
     """The images that files, folders, globs and lists name, or those of one COCO file.
 
     Args:
         arguments: as `find_images` takes them, or text files (.txt) with a path a line; or one COCO file (.json).
         image_dir: what the names in lists and the COCO file are relative to; `None` takes the folder of the list, and
             for ROOT/annotations/instances_NAME.json the folder ROOT/NAME.
+        out: where results go: pictures below it are not found in folders.
 
     Raises:
         TwinsError: for an argument that names no image.
@@ -51,12 +52,14 @@ def list_images(arguments: Sequence[str], image_dir: str | None = None) -> Image
         if argument.lower().endswith(".txt"):
             paths.update(dict.fromkeys(_read_list(Path(argument), image_dir)))
         else:
-            paths.update(dict.fromkeys(map(str, find_images([argument]))))
+            paths.update(dict.fromkeys(map(str, find_images([argument], out=out))))
     return ImageList(list(paths), list(paths), upright=True)
 
 
-def find_images(arguments: Sequence[str]) -> list[Path]:
+def find_images(arguments: Sequence[str], *, out: Path | None = None) -> list[Path]:
     """The image files that files, folders and globs name, each once, sorted within an argument.
+
+    Those below `out`, where results go, are not found in folders.
 
     Raises:
         TwinsError: for an argument that names none.
@@ -66,6 +69,9 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
         path = Path(argument)
         if path.is_dir():
             found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
+            if out is not None and out.resolve().is_relative_to(path.resolve()):
+                results = path / out.resolve().relative_to(path.resolve())
+                found = [file for file in found if not file.is_relative_to(results)]
         elif path.is_file():
             found = [path]
         else:
@@ -80,7 +86,7 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
 
 def _read_list(file: Path, image_dir: str | None) -> list[str]:
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TwinsError(f"list {str(file)!r} can't be read ({' '.join(str(error).split())})") from None
     if not names:

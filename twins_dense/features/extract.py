@@ -102,21 +102,24 @@ def extract(
                 batch_size=None,
                 sampler=todo,
                 num_workers=min(num_workers, len(todo)),
+                multiprocessing_context="fork" if min(num_workers, len(todo)) and sys.platform == "linux" else None,
                 collate_fn=_as_it_is,
                 worker_init_fn=partial(_leave_without, os.getpid()),
             )
         )
-        if rank == 0:
-            store.prepare()
-        wait_for_all()
-        model = FeatureModel(torch.compile(net) if compiled else net, net.pyramid.strides, settings, device)
-        # float32 is float32, and the same again, on a GPU too.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            seconds = _run(loader, model, store, todo, quiet=rank != 0)
-        wait_for_all()
-        if rank == 0:
-            store.finish()
-        wait_for_all()
+        # Locked after the workers are forked, which would go on holding the lock of a killed run.
+        with store.locked() if rank == 0 else contextlib.nullcontext():
+            if rank == 0:
+                store.prepare()
+            wait_for_all()
+            model = FeatureModel(torch.compile(net) if compiled else net, net.pyramid.strides, settings, device)
+            # float32 is float32, and the same again, on a GPU too.
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+                seconds = _run(loader, model, store, todo, quiet=rank != 0)
+            wait_for_all()
+            if rank == 0:
+                store.finish()
+            wait_for_all()
         seconds |= store.seconds | {"total": time.perf_counter() - start}
         return Report(len(images.ids), todo.num_images, _unreadable(out), seconds)
 
@@ -151,12 +154,15 @@ def _run(
     with ThreadPoolExecutor(_NUM_WRITERS) as writers, bar:
         while True:
             start = time.perf_counter()
-            decoded = next(loader, None)
+            decoded = _next(loader)
             seconds["wait"] += time.perf_counter() - start
             if decoded is None:
                 break
             start = time.perf_counter()
-            batches = model(decoded)
+            try:
+                batches = model(decoded)
+            except torch.OutOfMemoryError as error:
+                raise TwinsError(f"{len(decoded.images)} images don't fit the GPU's memory: lower --chunk") from error
             seconds["model"] += time.perf_counter() - start
             seconds["read"] += decoded.seconds
             pending.append(writers.submit(_write, store, decoded, batches))
@@ -166,6 +172,18 @@ def _run(
         for future in pending:
             seconds["model"] += future.result()
     return seconds
+
+
+def _next(loader: Iterator[DecodedChunk]) -> DecodedChunk | None:
+    try:
+        return next(loader, None)
+    except RuntimeError as error:
+        if str(error).startswith("Caught "):  # raised by our code in a worker
+            raise
+        raise TwinsError(
+            f"a process that reads images has ended ({str(error).splitlines()[0]}); what is finished is kept. If "
+            "memory is short: fewer --workers, a smaller --chunk, or more of the shared (docker run --shm-size)"
+        ) from error
 
 
 def _write(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import time
@@ -15,11 +16,22 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.coco import UNREADABLE, decode_image
+from ..data.coco import UNREADABLE, check_proportions, decode_image
 from ..errors import TwinsError, did_you_mean
 from ..weights.catalog import OFFICIAL_PREPROCESSING
 
 PROTOCOLS = ("crop", "imagenet", "native")
+# Errors of reading that say something of a file. Others are of the disk, the network or the machine.
+_OF_THE_FILE = (
+    None,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EINVAL,
+)
 STEP = 32  # pixels; the coarsest stride, so that every cell of every level is whole
 
 
@@ -64,6 +76,7 @@ class Protocol:
         width, height = image.size
         if self.size is None or self.short_side is None:
             return np.array(image), Geometry(height, width, height, width, 0, 0, height, width)
+        check_proportions(image, self.short_side)
         # The long side is cut, not rounded, as torchvision does it.
         resized_height, resized_width = (self.short_side * side // min(height, width) for side in (height, width))
         image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
@@ -115,13 +128,21 @@ class Decoded:
 
 
 def decode(path: str, protocol: Protocol) -> Decoded:
-    """Read and prepare an image; never raises for what is wrong with the file."""
+    """Read and prepare an image; what is wrong with the file is noted.
+
+    Raises:
+        TwinsError: where the disk, and not the file, is in the way: that passes, and may concern all others too.
+    """
     sha256 = None
     try:
         content = Path(path).read_bytes()
         sha256 = hashlib.sha256(content).hexdigest()
         pixels, geometry = protocol.apply(decode_image(io.BytesIO(content), upright=protocol.upright))
     except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+            raise TwinsError(
+                f"{path} can't be read now ({error.strerror}): what is finished is kept; run the same command again"
+            ) from None
         # Pillow names the buffer, which says nothing.
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
         return Decoded(None, None, sha256, reason or type(error).__name__)

@@ -17,7 +17,7 @@ import zarr
 from torch.utils.data import Dataset, Subset
 
 from ..errors import TwinsError
-from . import FORMAT, INDEX, MAPS
+from . import INDEX, MAPS
 from .store import read_manifest
 
 
@@ -40,10 +40,6 @@ class Features(Dataset):
             raise TwinsError(f"kind={kind!r}: choose 'numpy' or 'torch'")
         self._kind = kind
         self.manifest = read_manifest(self.folder)
-        if self.manifest.get("format") != FORMAT:
-            raise TwinsError(
-                f"{self.folder} has the format {self.manifest.get('format')!r}: a newer twins_dense wrote it"
-            )
         if not (self.folder / INDEX).exists():
             raise TwinsError(f"{self.folder} is not complete: run `twins-dense extract` again to go on with it")
         self.levels: tuple[str, ...] = tuple(level["name"] for level in self.manifest["model"]["levels"])
@@ -53,9 +49,7 @@ class Features(Dataset):
 
     def __getitem__(self, key: int | str) -> dict[str, Any]:
         row = self.row_of(key) if isinstance(key, str) else range(len(self))[key]
-        entry = self.entry(row)
-        if entry["error"] is not None:
-            raise TwinsError(f"row {row} of {self.folder}, {entry['path']}, has no features: {entry['error']}")
+        entry = self._readable_entry(row)
         item: dict[str, Any] = {name: entry[name] for name in ("row", "image_id", "path")}
         if self.manifest["maps"]:
             item |= {level: self._out(self.map(row, level)) for level in self.levels}
@@ -71,7 +65,7 @@ class Features(Dataset):
 
     def entry(self, row: int) -> dict[str, Any]:
         """What the index knows of an image."""
-        return self.index.slice(row, 1).to_pylist()[0]
+        return self.index.slice(range(len(self))[row], 1).to_pylist()[0]
 
     def row_of(self, image_id: str) -> int:
         """The row of an image; an unknown id raises `TwinsError`."""
@@ -82,6 +76,9 @@ class Features(Dataset):
 
     def map(self, row: int, level: str) -> np.ndarray:
         """A level's map (C, H, W); for images of many sizes that of the padded image."""
+        if not self.manifest["maps"]:
+            raise TwinsError(f"{self.folder} has no maps: extract them without --pool mean, or with --maps")
+        row = self._readable_entry(row)["row"]
         group: Any = self._maps
         return group[level][row] if self.manifest["preparation"]["size"] else group[f"{level}/{row}"][:]
 
@@ -96,6 +93,12 @@ class Features(Dataset):
     def readable(self) -> Subset:
         """A torch data set of the images that could be read."""
         return Subset(self, np.flatnonzero(pc.is_null(self.index["error"]).to_numpy()).tolist())
+
+    def _readable_entry(self, row: int) -> dict[str, Any]:
+        entry = self.entry(row)
+        if entry["error"] is not None:
+            raise TwinsError(f"row {row} of {self.folder}, {entry['path']}, has no features: {entry['error']}")
+        return entry
 
     @property
     def _vector_columns(self) -> Sequence[str]:

@@ -17,15 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
+from filelock import FileLock, Timeout
 from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from ..errors import TwinsError
 from ..files import write_atomically
-from . import INDEX, MANIFEST, MAPS, PARTS
+from . import FORMAT, INDEX, MANIFEST, MAPS, PARTS
 from .prepare import Chunk, Decoded, Geometry
 
+# Held by the run that writes; gone when it has finished.
+_LOCK = ".lock"
 # Rows of the index that are read and written at a time, at least.
 _ROW_GROUP = 4096
 # Bits of the same place lie together: the low ones of float32 are noise, those of bfloat16 in float32 are zeros.
@@ -86,10 +89,26 @@ class FeatureStore:
                 raise TwinsError(f"{self.folder} is not empty and holds no features: choose another --out")
             return
         there, here = read_manifest(self.folder), json.loads(json.dumps(self.manifest))
+        if there.get("images") != here["images"]:
+            counts = [manifest.get("images", {}).get("count") for manifest in (there, here)]
+            raise TwinsError(
+                f"{self.folder} holds features of other images ({counts[0]}, now {counts[1]}): choose another --out"
+            )
         for key in here:
             if key != "versions" and there.get(key) != here[key]:
                 what, old, new = _first_difference(key, there.get(key), here[key])
                 raise TwinsError(f"{self.folder} holds features with {what} {old}, not {new}: choose another --out")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """For one process of a run, while the run writes; `TwinsError` where another run does."""
+        lock = FileLock(self.folder / _LOCK)
+        try:
+            acquired = lock.acquire(blocking=False)
+        except Timeout:
+            raise TwinsError(f"another extraction is writing to {self.folder}: let it end, or stop it") from None
+        with acquired:
+            yield
 
     def prepare(self) -> None:
         """Make what the chunks are written into; one process does so, before the others write."""
@@ -158,6 +177,8 @@ class FeatureStore:
     def finish(self) -> None:
         """Join the parts of the index, once all chunks are written; one process does so."""
         if not self.is_complete:
+            for leftover in (self.folder / MAPS).rglob("*.partial"):  # that zarr was writing when it was killed
+                leftover.unlink()
             num_chunks = -(-self._num_rows // self._shard)
             temporary = self.folder / f".{INDEX}"
             with pq.ParquetWriter(
@@ -166,11 +187,10 @@ class FeatureStore:
                 for table in self._joined_parts(num_chunks):
                     writer.write_table(table, row_group_size=len(table))
             temporary.replace(self.folder / INDEX)
-        for leftover in (self.folder / MAPS).rglob("*.partial"):  # of files that zarr was writing when it was killed
-            leftover.unlink()
         for leftover in self.folder.glob(f".{MANIFEST}.*"):
             leftover.unlink()
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+        (self.folder / _LOCK).unlink(missing_ok=True)
 
     def _joined_parts(self, num_chunks: int) -> Iterator[pa.Table]:
         tables: list[pa.Table] = []
@@ -217,17 +237,22 @@ class FeatureStore:
         return self.folder / PARTS / f"{index:08d}.parquet"
 
     def _foreign_entries(self) -> Iterator[Path]:
-        return (path for path in self.folder.iterdir() if not path.name.startswith(f".{MANIFEST}."))
+        return (path for path in self.folder.iterdir() if not path.name.startswith((f".{MANIFEST}.", _LOCK)))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """What computed the features in a folder; `TwinsError` where it holds none."""
     try:
-        return json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         raise TwinsError(f"{folder} holds no features ({MANIFEST} is missing): check the path") from None
     except ValueError as error:
         raise TwinsError(f"{folder / MANIFEST} is damaged ({error}): extract the features again") from None
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise TwinsError(f"{folder / MANIFEST} is none of an extraction: check the path")
+    if manifest["format"] != FORMAT:
+        raise TwinsError(f"{folder} has the format {manifest['format']!r}: a newer twins_dense wrote it")
+    return manifest
 
 
 def digest_of_list(ids: Sequence[str], paths: Sequence[str]) -> str:

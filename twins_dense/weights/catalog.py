@@ -208,6 +208,11 @@ def _published() -> Iterator[WeightsSpec]:
 CATALOG: dict[str, WeightsSpec] = {spec.name: spec for spec in _published()}
 
 
+def published_as(sha256: str) -> WeightsSpec | None:
+    """The entry of the file with this SHA-256, if its hash is published."""
+    return next((spec for spec in CATALOG.values() if spec.sha256 and sha256.startswith(spec.sha256)), None)
+
+
 def get_weights_spec(name: str) -> WeightsSpec:
     """The catalog's entry of that name; an unknown one raises `TwinsError`."""
     if name not in CATALOG:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import TwinsError
 from ..spec import TwinsSpec
@@ -122,7 +123,7 @@ def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, 
     if isinstance(source, Mapping):
         state, report = fit_segmentor(model, source, "state dict")
     else:
-        state, report = fit_segmentor(model, read_checkpoint(find_weights(source)), str(source))
+        state, report = fit_segmentor(model, read_state_dict(source), str(source))
     model.load_state_dict(state)
     return report
 
@@ -168,10 +169,34 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     return f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
 
 
-def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
-    checkpoint = read_checkpoint(find_weights(path))
+def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
+    """The state dict in a file, or in a file of the catalog by its name.
+
+    Raises:
+        TwinsError: for a file that can't be read, or has tensors that are not plain.
+    """
+    checkpoint = read_checkpoint(find_weights(source))
     try:
-        return recognise(unwrap(checkpoint))
+        state = unwrap(checkpoint)
+    except TwinsError as error:
+        raise TwinsError(f"weights {str(source)!r}: {error}") from None
+    odd = next((key for key, value in state.items() if isinstance(value, Tensor) and not _is_plain(value)), None)
+    if odd is not None:
+        raise TwinsError(f"weights {str(source)!r}: its entry {odd!r} is no dense tensor of real numbers: save one")
+    return state
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Dense, real, and with each number in memory: a small file can promise a tensor of any size."""
+    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
+    state = read_state_dict(path)
+    try:
+        return recognise(state)
     except TwinsError as error:
         raise TwinsError(f"weights {str(path)!r}: {error}") from None
 

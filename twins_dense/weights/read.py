@@ -46,6 +46,9 @@ _ALLOWED: list[Any] = [
 ]
 
 
+_TORCH = (b"PK", b"\x80")  # how torch's files begin: as a ZIP archive, and the older ones as a pickle
+
+
 def read_checkpoint(path: str | PathLike[str]) -> Any:
     """Everything that a `.safetensors` or torch checkpoint holds, on the CPU.
 
@@ -60,14 +63,16 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
         what = "is a folder" if path.is_dir() else "no such file"
         raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
     try:
-        check_start(path)
-        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        start = check_start(path)
+        # By what it is, and by its name where that can't be seen.
+        is_safetensors = start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH))
+        return _read_safetensors(path) if is_safetensors else _read_torch(path)
     except TwinsError as error:
         raise TwinsError(f"weights {str(path)!r}: {error}") from None
 
 
-def check_start(path: Path) -> None:
-    """Refuse, by its name, what downloads leave in the place of a file: nothing, a web page, a Git LFS pointer."""
+def check_start(path: Path) -> bytes:
+    """The first bytes; refused, by its name, is what downloads leave in a file's place: nothing, a page, a pointer."""
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
@@ -76,6 +81,7 @@ def check_start(path: Path) -> None:
         raise TwinsError("it is a web page, and no checkpoint; fetch it again, and look whether the address is right")
     if start.startswith(b"version https://git-lfs"):
         raise TwinsError("it is the pointer of a Git LFS file, and not the file; fetch it again with `git lfs pull`")
+    return start
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -92,7 +98,8 @@ def _read_torch(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
         warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # not the path, whose suffix torch goes by
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # what torch raises for a broken file depends on where it breaks off
             refused = _refused(path, error)
             if refused:
