@@ -23,7 +23,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         out_dir = make_toy_coco(**vars(arguments))
-    except TwinsError as error:
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except (TwinsError, OSError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
     print(out_dir)

@@ -187,6 +187,7 @@ def test_the_usual_script_evaluates(run: TwoProcesses, tmp_path: Path, monkeypat
         return 0
 
     assert script(tmp_path / "no.pth") == 2
+    assert script(Path("")) == 2
     assert script(run.work_dir / "model_final.pth") == 0
     found = json.loads((tmp_path / "out" / "inference" / "metrics.json").read_text())["metrics"]
     assert found["bbox/AP"] == pytest.approx(last_scores(run.work_dir)["bbox/AP"], abs=1e-4)

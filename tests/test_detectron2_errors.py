@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_fixtures import Malicious, Result, assert_error, cut, snapshot, twins
-from d2_fixtures import MARKS, clean_detectron2, write_lazy  # noqa: F401  (a fixture)
+from d2_fixtures import CONFIGS, MARKS, clean_detectron2, write_lazy  # noqa: F401  (a fixture)
 from detection_fixtures import CONFIGS as MMENGINE_CONFIGS
 from detection_fixtures import TINY_SVT
 from PIL import Image
@@ -148,6 +148,25 @@ class TestErrorsOfTraining:
     def test_bad_settings(self, case: Case, overrides: list[str], parts: tuple[str, ...]) -> None:
         assert_error(case.train(*overrides), *parts)
         case.assert_nothing_changed()
+
+    def test_ranks_of_machines_start_at_0(self, case: Case) -> None:
+        machines = ("--num-machines", 2, "--machine-rank", 2, "--dist-url", "tcp://127.0.0.1:1")
+        assert_error(case.train(*machines), "--machine-rank 2")
+        case.assert_nothing_changed()
+
+    @pytest.mark.parametrize("verb", [("train",), ("eval", "model.pth"), ("check-data",)])
+    def test_a_part_of_a_config(self, verb: tuple[str, ...], case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+        part = CONFIGS / "common" / "mask_rcnn_1x.py"
+        monkeypatch.chdir(case.work_dir)
+        result = twins(verb[0], part, *verb[1:])
+        assert_error(result, *(("train.output_dir", "--work-dir") if verb[0] != "check-data" else ()))
+        case.assert_nothing_changed()
+
+    def test_check_data_looks_at_masks_too(self, case: Case) -> None:
+        """Run-length codes don't fit polygons; detectron2 would find out in the middle of a run."""
+        change_annotation(segmentation={"size": [64, 64], "counts": [0, 4096]})(case)
+        config = CONFIGS / "mask_rcnn_svt_small_1x.yaml"
+        assert_error(twins("check-data", config, "--data-root", case.data), "INPUT.MASK_FORMAT=bitmask")
 
     def test_weights_of_another_variant(self, case: Case, tmp_path: Path) -> None:
         spec = td.TwinsSpec.from_columns(**{**TINY_SVT, "dims": (8, 32, 32, 64)})

@@ -231,6 +231,9 @@ class TestOverrides:
     def test_of_yaml(self, override: str, part: str) -> None:
         assert part in error_of(YAML, override)
 
+    def test_two_data_sets_for_training_and_none_for_testing(self) -> None:
+        assert "['a', 'b'] and []" in error_of(YAML, "DATASETS.TRAIN=('a', 'b')", "DATASETS.TEST=()")
+
 
 @pytest.mark.parametrize("path", [MASK_RCNN, YAML])
 def test_set_data_root_and_skip_bad(path: Path) -> None:

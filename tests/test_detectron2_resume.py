@@ -125,7 +125,7 @@ def assert_whole(work_dir: Path) -> int:
     """Every checkpoint can be loaded, safely, and `last_checkpoint` names one of them; returns its iteration."""
     contents = {path.name: torch.load(path, weights_only=True) for path in work_dir.glob("*.pth")}
     for content in contents.values():
-        assert set(content) == {"model", "trainer", "dataset_meta", "iteration"}
+        assert set(content) == {"model", "trainer", "dataset_meta", "total_batch_size", "iteration"}
         assert content["trainer"]["iteration"] == content["iteration"]
         assert all(value.isfinite().all() for value in content["model"].values())
     name = last_checkpoint(work_dir)
@@ -267,6 +267,31 @@ class TestInThisProcess:
         result = twins("train", config, "--work-dir", work_dir, "train.max_iter=4")
         assert result.code == 0, result.err
         assert assert_whole(work_dir) == 3
+
+    def test_another_batch_size(self, exact: Path, runs: Runs) -> None:
+        shutil.copytree(runs.killed, exact / "run")
+        before = snapshot(exact / "run")
+        option = "dataloader.train.total_batch_size=1"
+        result = twins("train", runs.config, "--work-dir", exact / "run", "--resume", "train.max_iter=99", option)
+        assert_error(result, "total_batch_size=1", "has had 2")
+        after = snapshot(exact / "run")
+        assert all(after[name] == content for name, content in before.items() if name.endswith(".pth"))
+
+    def test_a_last_checkpoint_that_is_gone(self, exact: Path, runs: Runs) -> None:
+        shutil.copytree(runs.killed, exact / "run")
+        for content in ("model_0000099.pth", ""):
+            (exact / "run" / "last_checkpoint").write_text(content)
+            result = twins("train", runs.config, "--work-dir", exact / "run", "--resume", "train.max_iter=99")
+            assert_error(result, str(exact / "run" / "last_checkpoint"), repr(content), "not there")
+
+    def test_old_checkpoints_are_removed_after_a_resume_too(self, exact: Path, toy_data: Path) -> None:
+        more = "train.checkpointer.update(period=1, max_to_keep=2)\n"
+        config, work_dir = write_lazy(exact / "tiny.py", toy_data, "retinanet", more=more), exact / "run"
+        assert twins("train", config, "--work-dir", work_dir, "train.max_iter=3").code == 0
+        (work_dir / "model_7.pth").write_bytes(b"mine")
+        assert twins("train", config, "--work-dir", work_dir, "train.max_iter=5", "--resume").code == 0
+        names = {path.name for path in work_dir.glob("*.pth")}
+        assert names == {"model_0000003.pth", "model_0000004.pth", "model_final.pth", "model_7.pth"}
 
 
 class TestWholeCheckpoints:

@@ -10,6 +10,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,9 +261,11 @@ class TestCheckpoint:
     def test_histories_survive(self) -> None:
         """The hook's form of logged values and back."""
         history = HistoryBuffer([1.5, 2.5, 3.5], [1, 2, 1])
-        checkpoint: dict[str, Any] = {"message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {}}}
+        hub: dict[str, Any] = {"log_scalars": {"train/loss": history}, "runtime_info": {}}
+        checkpoint: dict[str, Any] = {"message_hub": hub, "meta": {}}
         hook = PlainCheckpointHook()
-        hook.before_save_checkpoint(None, checkpoint)
+        hook.before_save_checkpoint(SimpleNamespace(train_dataloader=SimpleNamespace(batch_size=2)), checkpoint)
+        assert checkpoint["meta"] == {"total_batch_size": 2}
         plain = checkpoint["message_hub"]["log_scalars"]["train/loss"]
         assert [type(part) for part in plain] == [torch.Tensor, torch.Tensor]
         hook.after_load_checkpoint(None, checkpoint)
@@ -325,8 +328,66 @@ class TestTrain:
         before = snapshot(tmp_path / "run")
         with pytest.raises(TwinsError) as caught:
             engine.train(config_of(tiny_run), tmp_path / "run", resume=True)
-        one_line(caught, str(last))
+        one_line(caught, str(tmp_path / "run"), "epoch_2.pth")
         assert snapshot(tmp_path / "run") == before
+
+    @pytest.mark.parametrize(
+        ("override", "parts"),
+        [
+            ("train_dataloader.batch_size=1", ("batch_size=1 in 1 processes", "2 images at a time")),
+            ("train_cfg.max_epochs=1", ("train_cfg.max_epochs=1", "has done 2")),
+        ],
+    )
+    def test_resume_that_would_not_go_on(
+        self, tiny_run: Run, tmp_path: Path, override: str, parts: tuple[str, ...]
+    ) -> None:
+        shutil.copytree(tiny_run.work_dir, tmp_path / "run")
+        before = snapshot(tmp_path / "run")
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config_of(tiny_run, [override]), tmp_path / "run", resume=True)
+        one_line(caught, *parts)
+        assert snapshot(tmp_path / "run") == before
+
+    def test_resume_of_a_finished_run_loses_nothing(self, tiny_run: Run, tmp_path: Path) -> None:
+        shutil.copytree(tiny_run.work_dir, tmp_path / "run")
+        before = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert before["metrics"]
+        engine.train(config_of(tiny_run), tmp_path / "run", resume=True)
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == before
+
+    @pytest.mark.parametrize("kind", ["TwinsMaskRCNN", "TwinsRetinaNet"])
+    def test_losses_that_are_not_finite(self, kind: str, toy_data: Path, tmp_path: Path) -> None:
+        """They stop the run; the checkpoints from before stay, and nothing is in them that isn't finite."""
+        more = (
+            "default_hooks['checkpoint'].update(by_epoch=False, interval=1, max_keep_ckpts=2)\nparam_scheduler = None\n"
+        )
+        if kind == "TwinsRetinaNet":
+            more += "train_dataloader['dataset']['with_masks'] = False\nval_evaluator['iou_types'] = ('bbox',)\n"
+        config = load_config(
+            write_config(tmp_path / "tiny.py", toy_data, kind=kind, more=more), ["optim_wrapper.optimizer.lr=1e30"]
+        )
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config, tmp_path / "run")
+        one_line(caught, "iteration 1: not finite: ", "loss_", "checkpoints written before stay", "optimizer.lr")
+        (checkpoint,) = (tmp_path / "run").glob("iter_*.pth")
+        assert checkpoint.name == "iter_1.pth"
+        state = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "train_cfg.val_interval=0",
+            "train_cfg.max_epochs=0",
+            "train_cfg.max_epochs=soon",
+            "default_hooks.checkpoint.max_keep_ckpts=1",
+        ],
+    )
+    def test_settings_that_would_fail_later(self, tiny_run: Run, tmp_path: Path, override: str) -> None:
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config_of(tiny_run, [override]), tmp_path / "run")
+        one_line(caught, override.partition("=")[0].rpartition(".")[2])
+        assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize("kind", ["TwinsMaskRCNN", "TwinsRetinaNet"])
     def test_both_detectors_learn(self, kind: str, toy_data: Path, tmp_path: Path) -> None:

@@ -97,6 +97,31 @@ class TestRun:
         assert found["metrics"] == expected["metrics"] and found["iter"] == 8
         assert f"mIoU  {expected['metrics']['mIoU']:.4f}" in result.out
 
+    def test_validation_settings_serve_for_the_same_test_data(self, segmentation_run: Run) -> None:
+        path = segmentation_run.config
+        config = engine.load_config(path, ["val_dataloader.dataset.indices=2", "val_evaluator.iou_metrics=['mDice']"])
+        assert config.test_dataloader.dataset.indices == 2 and config.test_evaluator.iou_metrics == ["mDice"]
+        config = engine.load_config(path, ["val_dataloader.dataset.indices=2", "test_dataloader.dataset.indices=3"])
+        assert config.test_dataloader.dataset.indices == 3
+
+    def test_workers_that_are_not_there_do_not_persist(self, segmentation_run: Run, tmp_path: Path) -> None:
+        loader = ("val_dataloader.num_workers=0", "val_dataloader.persistent_workers=True")
+        arguments = ("eval", segmentation_run.config, segmentation_run.checkpoint, "--work-dir", tmp_path / "out")
+        assert twins(*arguments, *loader).code == 0
+
+    def test_images_of_other_sizes_are_not_one_batch(self, segmentation_run: Run, tmp_path: Path) -> None:
+        for verb in (("train",), ("eval", segmentation_run.checkpoint)):
+            arguments = (verb[0], segmentation_run.config, *verb[1:], "--work-dir", tmp_path / "out")
+            assert_error(twins(*arguments, "val_dataloader.batch_size=3"), "val_dataloader.batch_size=3")
+        assert not (tmp_path / "out").exists()
+
+    def test_losses_that_are_not_finite(self, segmentation_run: Run, tmp_path: Path) -> None:
+        options = ("optim_wrapper.optimizer.lr=1e30", "param_scheduler=None", "default_hooks.checkpoint.interval=1")
+        result = twins("train", segmentation_run.config, "--work-dir", tmp_path / "run", *options)
+        assert_error(result, "not finite: ", "decode.loss_ce=nan", "checkpoints written before stay")
+        states = [torch.load(path, weights_only=True)["state_dict"] for path in (tmp_path / "run").glob("*.pth")]
+        assert states and all(value.isfinite().all() for state in states for value in state.values())
+
     def test_load_from_is_strict_and_loads_all(self, segmentation_run: Run, tmp_path: Path) -> None:
         config = engine.load_config(
             segmentation_run.config, ["train_cfg.max_iters=1", "optim_wrapper.optimizer.lr=0.0"]

@@ -4,9 +4,8 @@ python tools/train_net.py --config-file CONFIG --num-gpus 8 [--resume] [KEY=VALU
 python tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
 """
 
-from pathlib import Path
-
 from twins_dense.cli import run
+from twins_dense.errors import TwinsError
 
 
 def main() -> None:
@@ -16,13 +15,21 @@ def main() -> None:
     from detectron2.engine import default_argument_parser
 
     args = default_argument_parser().parse_args()
-    config = engine.load_config(args.config_file, args.opts)
+    if not args.config_file:
+        raise TwinsError("no --config-file: give a file of configs/detectron2")
+    options = args.opts
+    if options and not any("=" in option for option in options):  # KEY VALUE KEY VALUE, as CfgNode's users write
+        options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
+    config = engine.load_config(args.config_file, options)
     launch = {key: getattr(args, key) for key in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
-    folder, checkpoint = config.train.output_dir, config.train.init_checkpoint
-    if args.eval_only:
-        engine.evaluate(config, checkpoint, Path(folder) / "inference", launch=launch)
+    folder, checkpoint = engine.default_work_dir(config), config.train.init_checkpoint
+    if not args.eval_only:
+        # As in detectron2, where there is nothing to resume a run starts.
+        engine.train(config, folder, resume=args.resume and (folder / "last_checkpoint").exists(), launch=launch)
+    elif checkpoint:
+        engine.evaluate(config, checkpoint, folder / "inference", launch=launch)
     else:
-        engine.train(config, folder, resume=args.resume, launch=launch)
+        raise TwinsError("--eval-only needs train.init_checkpoint=FILE (of a YAML file MODEL.WEIGHTS=FILE)")
 
 
 if __name__ == "__main__":

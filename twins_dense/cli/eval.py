@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def command(
     """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
 
     CHECKPOINT may also be a segmentor that mmsegmentation or the official repository has published.
-    Where an MMEngine config names no test data, its validation data serves, and KEY=VALUE may change that.
+    Where an MMEngine config names no test data, or the same as for validation, its `val_` settings serve.
     The work directory gets metrics.json, the resolved config and a folder with the log.
 
     \b
@@ -53,10 +54,12 @@ def command(
         engine.set_tta(loaded)
     if skip_bad:
         engine.set_skip_bad(loaded)
-    run = engine.default_work_dir(loaded)
-    work_dir = work_dir or str(run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S"))
+    if work_dir is None:
+        run = Path(os.path.abspath(engine.default_work_dir(loaded)))
+        run = run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S")
+        work_dir = os.path.relpath(run)
     metrics = engine.evaluate(loaded, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
-    if not is_first_process():
+    if not is_first_process() or launch["machine_rank"]:
         return
     for name, value in metrics.items():
         click.echo(f"{name:>20}  {value:.4f}")

@@ -81,7 +81,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def default_work_dir(config: DictConfig) -> Path:
-    """Where a run goes unless it is told: the config's `train.output_dir`."""
+    """Where a run goes unless it is told: the config's `train.output_dir`; `TwinsError` where it has none."""
+    if not config.train.get("output_dir"):
+        raise TwinsError("the config has no train.output_dir: give --work-dir, or a config of a whole experiment")
     return Path(config.train.output_dir)
 
 
@@ -205,9 +207,10 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
             raise TwinsError(f"config {str(path)!r}: {key}={value!r} is not read here, only {default!r} is")
     if cfg.SOLVER.MAX_ITER < 1:
         raise TwinsError(f"config {str(path)!r}: SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: give 1 or more")
+    if not len(cfg.DATASETS.TRAIN) == len(cfg.DATASETS.TEST) == 1:
+        found = f"{[*cfg.DATASETS.TRAIN]} and {[*cfg.DATASETS.TEST]}"
+        raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {found}: give one each")
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    if len(names) != 2:
-        raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {names}: give one each")
     dumped = cfg.dump()
     dataset = {"data_root": None, "ann_file": None, "image_dir": None, "skip_bad": False, "indices": None}
     config = {

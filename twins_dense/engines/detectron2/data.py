@@ -189,9 +189,10 @@ def build_train_loader(
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
         raise TwinsError(
-            f"dataloader.train.total_batch_size={total_batch_size}: give a multiple of the {world_size} processes"
+            f"dataloader.train.total_batch_size={total_batch_size}: give it, or a YAML file's SOLVER.IMS_PER_BATCH, "
+            f"a multiple of the {world_size} processes"
         )
-    _check_masks(dataset, mapper)
+    check_masks(dataset, mapper)
     is_wide = [record["width"] > record["height"] for record in dataset]
     return build_detection_train_loader(
         _SeededDataset(DatasetFromList(dataset, copy=False), mapper),
@@ -259,8 +260,8 @@ class _SeededDataset(Dataset):
             return self.mapper(self.records[index])
 
 
-def _check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
-    """What detectron2's mapper would find out in the middle of a run."""
+def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
+    """TwinsError for what detectron2's mapper would find out in the middle of a run."""
     if not getattr(mapper, "use_instance_mask", False):
         return
     if _crops(mapper.augmentations) and importlib.util.find_spec("shapely") is None:
@@ -272,7 +273,7 @@ def _check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
             if isinstance(annotation.get("segmentation"), dict):
                 raise TwinsError(
                     f"image {record['file_name']} has a run-length mask, which polygons can't hold: "
-                    "add dataloader.train.mapper.instance_mask_format=bitmask"
+                    "add dataloader.train.mapper.instance_mask_format=bitmask, of a YAML file INPUT.MASK_FORMAT=bitmask"
                 )
 
 

@@ -12,12 +12,14 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 
-from ...errors import TwinsError
 from ...files import write_atomically
+from ..divergence import check_finite
 from ..seeds import derived_seed
 from .data import PositionSampler
+
+LEARNING_RATE = "optimizer.lr"  # its key in a config
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -26,13 +28,14 @@ class RunCheckpointer(DetectionCheckpointer):
     Args:
         model: the detector, maybe in DistributedDataParallel.
         save_dir: the work directory.
-        dataset_meta: `classes` and `category_ids`, stored beside the model for those who predict with it.
+        facts: stored beside the model: `dataset_meta` (`classes` and `category_ids`) for those who predict with it,
+            `total_batch_size` for those who resume.
         checkpointables: further objects with a state dict, such as the trainer.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str, dataset_meta: dict[str, Any], **checkpointables: Any) -> None:
+    def __init__(self, model: nn.Module, save_dir: str, facts: dict[str, Any], **checkpointables: Any) -> None:
         super().__init__(model, save_dir, **checkpointables)
-        self.dataset_meta = dataset_meta
+        self.facts = facts
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write `name`.pth and let `last_checkpoint` name it."""
@@ -40,7 +43,7 @@ class RunCheckpointer(DetectionCheckpointer):
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
         buffer = io.BytesIO()
-        content = {"model": self.model.state_dict(), **states, "dataset_meta": self.dataset_meta, **kwargs}
+        content = {"model": self.model.state_dict(), **states, **self.facts, **kwargs}
         torch.save(content, buffer)
         self.logger.info(f"Saving checkpoint to {self.save_dir}/{name}.pth")
         write_atomically(Path(self.save_dir) / f"{name}.pth", buffer.getvalue())
@@ -115,22 +118,5 @@ class FiniteLosses(HookBase):
         self.trainer.model.register_forward_hook(self._check)
 
     def _check(self, model: nn.Module, inputs: Any, losses: Any) -> None:
-        if model.training and not torch.isfinite(sum(losses.values())):
-            bad = {name: value.item() for name, value in losses.items() if not torch.isfinite(value)}
-            raise TwinsError(diverged(self.trainer.iter, f"{_listed(bad)} of {_listed(_values(losses))}"))
-
-
-def diverged(iteration: int, what: str) -> str:
-    """The line for a run that can't go on."""
-    return (
-        f"iteration {iteration}: not finite: {what}; checkpoints written before stay. "
-        "Lower optimizer.lr, or look at the images and boxes of that batch"
-    )
-
-
-def _values(losses: dict[str, Tensor]) -> dict[str, float]:
-    return {name: value.item() for name, value in losses.items()}
-
-
-def _listed(values: dict[str, float]) -> str:
-    return ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+        if model.training:
+            check_finite(losses, self.trainer.iter, LEARNING_RATE)

@@ -31,9 +31,15 @@ from ...errors import TwinsError
 from ...files import write_atomically
 from ...integrations.detectron2 import logger
 from ...weights import describe_misfit, read_checkpoint
+from ..divergence import diverged
+from ..work_dir import for_evaluation, for_training, last_checkpoint
 from .config import check_settings
-from .data import PositionSampler
-from .hooks import Evaluation, ExactResume, FiniteLosses, RunCheckpointer, diverged
+from .data import PositionSampler, check_masks
+from .hooks import LEARNING_RATE, Evaluation, ExactResume, FiniteLosses, RunCheckpointer
+
+_WEIGHTS_HINT = (
+    "backbone weights go into the config as model.backbone.bottom_up.net.weights, of a YAML file as MODEL.TWINS.WEIGHTS"
+)
 
 
 def train(
@@ -54,15 +60,7 @@ def train(
     Raises:
         TwinsError: where the config, the data, a checkpoint or the folder can't be used, or a loss is not finite.
     """
-    work_dir = _checked_folder(work_dir)
-    has_run = (work_dir / "last_checkpoint").exists()
-    if resume and not has_run:
-        raise TwinsError(f"work directory {str(work_dir)!r} holds no run to resume: start it without --resume")
-    if not resume and has_run:
-        raise TwinsError(
-            f"work directory {str(work_dir)!r} already holds a run: add --resume to go on with it, "
-            "or choose another --work-dir"
-        )
+    work_dir = for_training(work_dir, resume)
     config.train.output_dir = str(work_dir)
     _launch(_train, launch, config, resume)
 
@@ -74,15 +72,16 @@ def evaluate(
 
     Returns:
         The metrics, in percent as detectron2 has them, by names such as `bbox/AP50`; also in `work_dir/metrics.json`.
+        On the first of several machines; on the others nothing.
 
     Raises:
         TwinsError: where the config, the data or the checkpoint can't be used.
     """
-    work_dir = _checked_folder(work_dir)
-    if (work_dir / "last_checkpoint").exists():
-        raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
+    work_dir = for_evaluation(work_dir)
     config.train.output_dir = str(work_dir)
     _launch(_evaluate, launch, config, str(checkpoint))
+    if launch and launch.get("machine_rank"):  # the first machine has them
+        return {}
     metrics = json.loads((work_dir / "metrics.json").read_text())["metrics"]
     # Those of single classes ("bbox/AP-person") stand in the file and the log; null is for those without a detection.
     return {name: math.nan if value is None else value for name, value in metrics.items() if "/AP-" not in name}
@@ -98,6 +97,8 @@ def check_data(config: DictConfig) -> Iterator[str]:
         loader = config.dataloader[split]
         with _one_line():
             records = instantiate(loader.dataset)
+            if split == "train":
+                check_masks(records, instantiate(loader.mapper))
         name = dataset_name_of(loader)
         yield f"{split}: {name}: {len(records)} images, {len(dataset_meta_of(name)['classes'])} classes"
 
@@ -141,8 +142,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         logger.warning("The training loader is not from build_train_loader: after a resume its order starts anew")
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
     if resume:
-        last = Path(settings.output_dir) / (Path(settings.output_dir) / "last_checkpoint").read_text().strip()
-        _check_resumable(last, model, settings.max_iter)
+        _check_resumable(last_checkpoint(Path(settings.output_dir)), model, config)
     elif settings.init_checkpoint:
         _check_overlap(settings.init_checkpoint, model)
 
@@ -160,7 +160,12 @@ def _train(config: DictConfig, resume: bool) -> None:
         trainer: SimpleTrainer = AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
     else:
         trainer = SimpleTrainer(model, loader, optimizer)
-    checkpointer = RunCheckpointer(model, settings.output_dir, dataset_meta, trainer=trainer)
+    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size}
+    checkpointer = RunCheckpointer(model, settings.output_dir, facts, trainer=trainer)
+    periodic = hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)
+    if resume:  # those that it is to remove in time
+        earlier = Path(settings.output_dir).glob(f"model_{'[0-9]' * 7}.pth")
+        periodic.recent_checkpoints = [str(path) for path in sorted(earlier)]
     is_main = comm.is_main_process()
     trainer.register_hooks(
         [
@@ -168,7 +173,7 @@ def _train(config: DictConfig, resume: bool) -> None:
             hooks.LRScheduler(scheduler=scheduler),
             FiniteLosses(),
             ExactResume(sampler, settings.seed, settings.checkpointer.period),
-            hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer) if is_main else None,
+            periodic if is_main else None,
             Evaluation(settings.eval_period, lambda: _score(model, *test)) if test is not None else None,
             hooks.PeriodicWriter(default_writers(settings.output_dir, settings.max_iter), settings.log_period)
             if is_main
@@ -180,9 +185,8 @@ def _train(config: DictConfig, resume: bool) -> None:
     try:
         trainer.train(start, settings.max_iter)
     except FloatingPointError:  # the proposals of Mask R-CNN, which detectron2 looks at before it hands out the losses
-        raise TwinsError(
-            diverged(trainer.iter, "loss_rpn_cls or loss_rpn_loc (scores or boxes of proposals)")
-        ) from None
+        what = "loss_rpn_cls or loss_rpn_loc (scores or boxes of proposals)"
+        raise diverged(trainer.iter, what, LEARNING_RATE) from None
     except SizeMismatchError as error:
         raise TwinsError(" ".join(str(error).split())) from None
 
@@ -231,6 +235,10 @@ def _launch(run: Callable[..., None], launch: Mapping[str, Any] | None, *argumen
         raise TwinsError("detectron2 starts its processes itself: give --num-gpus instead of torchrun")
     if torch.cuda.is_available() and options["num_gpus"] > torch.cuda.device_count():
         raise TwinsError(f"--num-gpus {options['num_gpus']}: this machine has {torch.cuda.device_count()}")
+    if options["machine_rank"] >= options["num_machines"]:
+        raise TwinsError(
+            f"--machine-rank {options['machine_rank']}: the ranks of {options['num_machines']} machines start at 0"
+        )
     if options["num_machines"] > 1 and options["dist_url"] == "auto":
         raise TwinsError("--num-machines needs a --dist-url that all machines reach, for example tcp://HOST:29500")
     try:
@@ -307,12 +315,13 @@ def _read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         raise TwinsError(
             f"checkpoint {str(path)!r} is none of detectron2 (it has no 'model'): give a model_*.pth of a training "
-            "run; backbone weights go into the config as model.backbone.bottom_up.net.weights"
+            f"run; {_WEIGHTS_HINT}"
         )
     return content
 
 
-def _check_resumable(path: Path, model: nn.Module, max_iter: int) -> None:
+def _check_resumable(path: Path, model: nn.Module, config: DictConfig) -> None:
+    max_iter, batch_size = config.train.max_iter, config.dataloader.train.get("total_batch_size")
     content = _read_checkpoint(path)
     misfit = describe_misfit(content["model"], model.state_dict())
     if misfit:
@@ -320,15 +329,18 @@ def _check_resumable(path: Path, model: nn.Module, max_iter: int) -> None:
     done = content.get("iteration", -1) + 1
     if done > max_iter:
         raise TwinsError(f"train.max_iter={max_iter}: the run has done {done} iterations already; give more")
+    before = content.get("total_batch_size", batch_size)
+    if batch_size != before:
+        raise TwinsError(
+            f"dataloader.train.total_batch_size={batch_size}: the run has had {before}, and goes on with its learning "
+            "rate and order of the data: give as many"
+        )
 
 
 def _check_overlap(path: str, model: nn.Module) -> None:
     """detectron2's checkpointer takes what fits and warns; refuse where nothing does. URLs are its own business."""
     if "://" not in path and not _read_checkpoint(path)["model"].keys() & model.state_dict():
-        raise TwinsError(
-            f"train.init_checkpoint={path!r} has nothing for this model: backbone weights go into "
-            "model.backbone.bottom_up.net.weights"
-        )
+        raise TwinsError(f"train.init_checkpoint={path!r} has nothing for this model: {_WEIGHTS_HINT}")
 
 
 def dataset_name_of(loader: DictConfig) -> str:
@@ -362,12 +374,6 @@ def _check_classes(config: DictConfig, model: nn.Module, name: str) -> dict[str,
             f"add {key}={len(meta['classes'])}"
         )
     return meta
-
-
-def _checked_folder(work_dir: str | Path) -> Path:
-    if Path(work_dir).exists() and not Path(work_dir).is_dir():
-        raise TwinsError(f"work directory {str(work_dir)!r} is a file: name a folder")
-    return Path(work_dir)
 
 
 @contextmanager

@@ -50,9 +50,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         reason = str(error).strip().splitlines()
         raise TwinsError(f"config {str(path)!r} can't be read: {type(error).__name__}: {' '.join(reason)}") from None
     _check_keys(config, str(path))
+    # Test data that is the validation data stays so.
+    shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
         key, value = _parse_override(override)
         _set(config, key, value, override)
+    for part in shared:
+        if not any(override.startswith(f"test_{part}") for override in overrides):
+            config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
     return config
 
 
@@ -90,6 +95,32 @@ def set_tta(config: Config) -> None:
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
     """The config's part for testing, or for validation where it has none."""
     return config.get(f"test_{part}") or config.get(f"val_{part}")
+
+
+def check_settings(config: Config) -> None:
+    """Look at the numbers that MMEngine would trip over in the middle of a run.
+
+    Raises:
+        TwinsError: for one that is of another type, or too small, or that a kill could turn against the run.
+    """
+    for key in ("max_epochs", "max_iters", "val_interval"):
+        value = config.train_cfg.get(key, 1) if config.get("train_cfg") else 1
+        if type(value) is not int or value < 1:
+            raise TwinsError(f"train_cfg.{key}={value!r}: give a whole number, 1 or more")
+    if config.get("default_hooks", {}).get("checkpoint", {}).get("max_keep_ckpts") == 1:
+        raise TwinsError(
+            "default_hooks.checkpoint.max_keep_ckpts=1: give 2 or more, or -1 for all: the older one is removed before "
+            "the newer one is written, and a run that is killed in between could not go on"
+        )
+    segments = "decode_head" in config.get("model", {}).get("module", config.get("model", {}))
+    for split in ("val", "test") if segments else ():
+        batch_size = (config.get(f"{split}_dataloader") or {}).get("batch_size", 1)
+        if batch_size != 1:
+            raise TwinsError(f"{split}_dataloader.batch_size={batch_size}: images have different sizes, give 1")
+
+
+def _is_shared(config: Config, part: str) -> bool:
+    return config.get(f"val_{part}") is not None and config.get(f"test_{part}") == config[f"val_{part}"]
 
 
 def _datasets(config: Config) -> Iterator[Any]:

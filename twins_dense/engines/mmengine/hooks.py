@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.dist import all_reduce_params, get_rank, is_main_process, master_only
+from mmengine.dist import all_reduce_params, get_rank, get_world_size, is_main_process, master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATA_SAMPLERS, HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
 from tqdm import tqdm
 
 from ...files import write_atomically
+from ..divergence import check_finite
 from ..seeds import derived_seed
 
 
@@ -50,11 +53,14 @@ class IterationSeedHook(Hook):
 class PlainCheckpointHook(Hook):
     """Keep checkpoints to tensors and plain Python, so that `torch.load` reads them with `weights_only=True`.
 
+    `meta` also gets `total_batch_size`, the images of an iteration, for a run that goes on.
+
     MMEngine stores the history of logged values as objects of its own, and some values as numpy scalars; pickle refers
     to both by code. Here histories travel as pairs of tensors and are made into those objects again on loading.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"]["total_batch_size"] = runner.train_dataloader.batch_size * get_world_size()
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {
             name: tuple(torch.from_numpy(np.array(values)) for values in history.data)
@@ -79,10 +85,15 @@ class MetricsFileHook(Hook):
     priority = "LOW"  # after LoggerHook's and the evaluator's values are there
 
     def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float | None] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        path = Path(runner.work_dir) / "metrics.json"
+        if runner.iter and path.is_file():  # a run that goes on keeps its metrics until there are newer ones
+            self.metrics = json.loads(path.read_bytes()).get("metrics", {})
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = plain_numbers(metrics or {})
+        self.metrics = json_numbers(plain_numbers(metrics or {}))
         self._write(runner, runner.epoch)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -100,6 +111,23 @@ class MetricsFileHook(Hook):
         position = {"iter": runner.iter} if _by_iterations(runner) else {"epoch": epoch, "iter": runner.iter}
         content = {**position, "losses": losses, "metrics": self.metrics}
         write_atomically(Path(runner.work_dir) / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
+
+
+class FiniteLossHook(Hook):
+    """Stops a run at a loss that is not finite, before it reaches the parameters and the checkpoints."""
+
+    def before_train(self, runner: Runner) -> None:
+        def check(model: nn.Module, inputs: Any, losses: Any) -> None:
+            if model.training and isinstance(losses, Mapping):
+                # MMEngine takes a loss as a tensor of any shape, or a list of them, and names tell what is one.
+                values = {
+                    name: sum(part.mean() for part in (value if isinstance(value, (list, tuple)) else [value]))
+                    for name, value in losses.items()
+                    if "loss" in name
+                }
+                check_finite(values, runner.iter, "optim_wrapper.optimizer.lr")
+
+        runner.model.register_forward_hook(check)
 
 
 class SyncBuffersHook(Hook):
@@ -163,6 +191,11 @@ class ProgressBarHook(Hook):
 def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Metrics as Python's floats; by way of text, so that mmseg's 59.3 in float32 stays 59.3."""
     return {name: float(str(value)) for name, value in metrics.items()}
+
+
+def json_numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: null stands for a metric of a class without an instance."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _by_iterations(runner: Runner) -> bool:

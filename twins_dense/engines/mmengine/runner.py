@@ -28,8 +28,9 @@ from torch import nn
 from ...errors import TwinsError
 from ...files import write_atomically
 from ...weights import describe_misfit, find_weights, fit_segmentor, read_checkpoint
-from .config import test_part
-from .hooks import InitialStateHook, ProgressBarHook, SyncBuffersHook, plain_numbers
+from ..work_dir import for_evaluation, for_training, last_checkpoint
+from .config import check_settings, test_part
+from .hooks import FiniteLossHook, InitialStateHook, ProgressBarHook, SyncBuffersHook, json_numbers, plain_numbers
 
 
 def train(
@@ -53,25 +54,19 @@ def train(
         TwinsError: where the config, the data, a checkpoint or the folder can't be used.
     """
     _refuse(launch)
-    work_dir = _checked_folder(work_dir)
-    pointer = work_dir / "last_checkpoint"
-    if resume and not pointer.is_file():
-        raise TwinsError(f"work directory {str(work_dir)!r} holds no run to resume: start it without --resume")
-    if not resume and pointer.exists():
-        raise TwinsError(
-            f"work directory {str(work_dir)!r} already holds a run: add --resume to go on with it, "
-            "or choose another --work-dir"
-        )
+    work_dir = for_training(work_dir, resume)
     config.work_dir = str(work_dir)
     config.resume = resume
+    check_settings(config)
     _prepare(config)
     initial = None
     if resume:
-        # By its name, because the folder may have been moved since.
-        last = work_dir / Path(pointer.read_text().strip()).name
-        config.randomness = {**config.get("randomness", {}), "seed": _fitting_checkpoint(config, last)["meta"]["seed"]}
-        if is_main_process():
-            write_atomically(pointer, str(last).encode())
+        last = last_checkpoint(work_dir)
+        meta = _fitting_checkpoint(config, last)["meta"]
+        _check_resumable(config, meta)
+        config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
+        if is_main_process():  # MMEngine goes by the whole path, and the folder may have been moved
+            write_atomically(work_dir / "last_checkpoint", str(last).encode())
     elif config.get("load_from"):
         initial = _fitting_checkpoint(config, config.load_from)["state_dict"]
     with _one_line(config), _silence():
@@ -102,13 +97,12 @@ def evaluate(
         TwinsError: where the config, the data or the checkpoint can't be used.
     """
     _refuse(launch)
-    work_dir = _checked_folder(work_dir)
-    if (work_dir / "last_checkpoint").exists():
-        raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
+    work_dir = for_evaluation(work_dir)
     config.work_dir = str(work_dir)
     config.resume = False
     for part in ("dataloader", "evaluator", "cfg"):
         config[f"test_{part}"] = test_part(config, part)
+    check_settings(config)
     _prepare(config)
     _drop_initial_weights(config)
     state = _fitting_checkpoint(config, checkpoint)
@@ -121,7 +115,7 @@ def evaluate(
     metrics = plain_numbers(runner.test())
     if is_main_process():
         position = {key: meta[key] for key in ("epoch", "iter") if key in meta}
-        content = {"checkpoint": str(checkpoint), **position, "metrics": metrics}
+        content = {"checkpoint": str(checkpoint), **position, "metrics": json_numbers(metrics)}
         write_atomically(work_dir / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
     return metrics
 
@@ -166,12 +160,6 @@ def _refuse(launch: Mapping[str, Any] | None) -> None:
         )
 
 
-def _checked_folder(work_dir: str | Path) -> Path:
-    if Path(work_dir).exists() and not Path(work_dir).is_dir():
-        raise TwinsError(f"work directory {str(work_dir)!r} is a file: name a folder")
-    return Path(work_dir)
-
-
 def _prepare(config: Config) -> None:
     """Register what the config names, and fit it to the devices and processes there are."""
     if config.get("model") is None:
@@ -182,6 +170,10 @@ def _prepare(config: Config) -> None:
     init_default_scope(config.get("default_scope", "mmengine"))
     # MMEngine names loggers by config and second, which two runs of one process may share.
     config.experiment_name = f"{Path(config.filename or 'run').stem}_{time.time_ns()}"
+    for split in ("train", "val", "test"):
+        loader = config.get(f"{split}_dataloader")
+        if loader is not None and not loader.get("num_workers"):
+            loader.pop("persistent_workers", None)  # there are none, and torch would refuse
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"
@@ -219,6 +211,21 @@ def _fitting_checkpoint(config: Config, path: str | Path) -> dict[str, Any]:
         with _silence():
             model = _unwrapped(MODELS.build(rehearsal.model))
         return _read_fitting(model, path)
+
+
+def _check_resumable(config: Config, meta: Mapping[str, Any]) -> None:
+    """A run goes on with the batches it has had, and isn't over."""
+    key, done = ("max_epochs", "epoch") if config.train_cfg.get("max_epochs") else ("max_iters", "iter")
+    if meta[done] > config.train_cfg[key]:
+        raise TwinsError(f"train_cfg.{key}={config.train_cfg[key]}: the run has done {meta[done]} already; give more")
+    num_processes = int(os.environ.get("WORLD_SIZE", 1)) if config.launcher == "pytorch" else 1
+    each = config.train_dataloader.get("batch_size")
+    before = meta.get("total_batch_size")
+    if before is not None and each is not None and before != num_processes * each:
+        raise TwinsError(
+            f"train_dataloader.batch_size={each} in {num_processes} processes: the run has had {before} images at a "
+            "time, and goes on with its learning rate and order of the data: give as many"
+        )
 
 
 def _read_fitting(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -278,6 +285,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
             lines = "\n".join(dataset.problems)
             runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
     runner.register_hook(ProgressBarHook())
+    runner.register_hook(FiniteLossHook())
     if runner.distributed:
         runner.register_hook(SyncBuffersHook())
     return runner
