@@ -535,7 +535,6 @@ class TestBenchmark:
         assert_error(twins("benchmark", *arguments), part)
 
 
-@pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     result = twins("demo", "--out", tmp_path / "demo", "--epochs", 1, "--num-train", 8)
     assert result.code == 0, result.err

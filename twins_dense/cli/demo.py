@@ -141,7 +141,7 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
         ],
         "default_hooks": {
             "logger": {"type": "LoggerHook", "interval": 10},
-            "checkpoint": {"type": "CheckpointHook", "max_keep_ckpts": 1, "backend_args": {"backend": "atomic"}},
+            "checkpoint": {"type": "CheckpointHook", "max_keep_ckpts": 2, "backend_args": {"backend": "atomic"}},
         },
         "custom_hooks": [
             {"type": "IterationSeedHook"},
