@@ -364,3 +364,18 @@ class TestDetectron2sOwnScript:
         assert result.code == 0, result.err
         metrics = json.loads((tmp_path / "ours" / "metrics.json").read_text())["metrics"]
         assert [metrics["bbox/AP"], metrics["segm/AP"]] == pytest.approx([float(value) for value in found], abs=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("amp", [(), ("--amp",)], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("head", ["mask_rcnn", "retinanet"])
+def test_on_a_gpu(head: str, amp: tuple[str, ...], tmp_path: Path, toy_data: Path) -> None:
+    config = write_lazy(tmp_path / "tiny.py", toy_data, head, more="train.update(max_iter=4, eval_period=4)\n")
+    result = twins("train", config, "--work-dir", tmp_path / "run", *amp)
+    assert result.code == 0, result.err
+    last = [json.loads(line) for line in (tmp_path / "run" / "metrics.json").read_text().splitlines()][-1]
+    result = twins("eval", config, tmp_path / "run" / "model_final.pth", "--work-dir", tmp_path / "eval")
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
+    assert found["bbox/AP"] == pytest.approx(last["bbox/AP"], abs=0.1)
