@@ -7,13 +7,12 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 
+from twins_dense.cli import run
 from twins_dense.data.toy import make_toy_coco
-from twins_dense.errors import TwinsError
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out_dir", help="the folder to make; a complete one of the same parameters is reused")
     parser.add_argument("--num-train", type=int, default=200, help="number of training images (default: 200)")
@@ -21,17 +20,9 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=128, help="side of an image in pixels (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: 0)")
     arguments = parser.parse_args()
-    try:
-        out_dir = make_toy_coco(**vars(arguments))
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (TwinsError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    out_dir = make_toy_coco(**vars(arguments))
     print(out_dir)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -7,25 +7,19 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 
+from twins_dense.cli import run
 from twins_dense.data.ade import prepare_ade20k
-from twins_dense.errors import TwinsError
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("archive", help="the downloaded archive")
     parser.add_argument("out_dir", help="where to unpack it; what is unpacked there already is only checked")
     arguments = parser.parse_args()
-    try:
-        folder = prepare_ade20k(arguments.archive, arguments.out_dir)
-    except (TwinsError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    folder = prepare_ade20k(arguments.archive, arguments.out_dir)
     print(f"{folder} is complete: train with --data-root {folder}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -10,29 +10,20 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 
+from twins_dense.cli import run
 from twins_dense.data.imagenet import sort_into_folders
-from twins_dense.errors import TwinsError
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", help="the folder of the flat images")
     parser.add_argument("ground_truth", help="the file that says which class each image has")
     parser.add_argument("out", help="the folder to make; what is there already is left as it is")
     arguments = parser.parse_args()
-    try:
-        count = sort_into_folders(arguments.images, arguments.ground_truth, arguments.out)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    except (TwinsError, OSError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
+    count = sort_into_folders(arguments.images, arguments.ground_truth, arguments.out)
     print(f"{count} images in {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -133,9 +133,8 @@ class TwinsBackbone(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise TwinsError(f"images of shape {tuple(images.shape)}: give (batch, 3, height, width)")
         height, width = images.shape[2:]
-        if (
-            height < self.spec.min_size or width < self.spec.min_size
-        ):  # `min` would fix which is the smaller in an export
+        # Not `min`, which would fix in an export which of them is the smaller.
+        if height < self.spec.min_size or width < self.spec.min_size:
             raise TwinsError(
                 f"images of {height}x{width} pixels are too small: "
                 f"{self.spec.name} needs at least {self.spec.min_size}x{self.spec.min_size}; pad or enlarge them"

@@ -51,19 +51,6 @@ def group() -> None:
     """
 
 
-def launch_options(command: Callable) -> Callable:
-    """The options of detectron2's launcher, for verbs that can run in several processes; all None by default."""
-    options = (
-        click.option("--num-gpus", type=click.IntRange(1), help="Processes on this machine, one a GPU.  [default: 1]"),
-        click.option("--num-machines", type=click.IntRange(1), help="Machines of the run.  [default: 1]"),
-        click.option("--machine-rank", type=click.IntRange(0), help="Which of them this is.  [default: 0]"),
-        click.option("--dist-url", help="Where they meet, tcp://HOST:PORT.  [default: auto]"),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 def is_first_process() -> bool:
     """Whether this process is the one to print; torchrun starts several."""
     return os.environ.get("RANK", "0") == "0"

@@ -18,6 +18,7 @@ import click
 from ..errors import TwinsError
 from ..files import write_atomically
 from .benchmark_extract import extract_command
+from .options import find_device
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +73,7 @@ def backbone_command(
 
     from .. import list_variants
 
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TwinsError(f"--device {device!r}: {str(error).splitlines()[0]}") from None
+    find_device(device)
     if json_file is not None and Path(json_file).exists():
         raise TwinsError(f"--json {json_file!r} exists: name a new file")
     make_pair, version = {"timm": _beside_timm, "mmseg": _beside_mmseg}[peer], _version(peer)

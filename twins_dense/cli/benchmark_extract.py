@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import TwinsError
-from .options import find_device, parse_levels
+from .options import device_option, find_device, parse_levels
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ _NUM_BARE = 128  # images of a round that the model alone computes
 @click.option("--chunk", default=16, show_default=True, type=click.IntRange(min=1), help="Images at a time.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=0), help="Processes that read images.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Pairs of runs.")
-@click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
+@device_option
 @click.option("--amp", is_flag=True, help="Compute under autocast in bfloat16.")
 @click.option("--scratch", help="Folder of a disk with room for the features.  [default: the system's]")
 def extract_command(

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from . import is_first_process, launch_options
+from . import is_first_process
+from .options import launch_options
 
 
 @click.command("eval")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
 
 from ..errors import TwinsError
 from . import is_first_process
-from .options import backbone_options, check_window_padding, find_device, parse_levels
+from .options import (
+    backbone_options,
+    check_window_padding,
+    device_option,
+    find_device,
+    parse_levels,
+    workers_option,
+)
 
 _NUM_PREVIEWS = 16
 _NUM_SHOWN = 20
@@ -42,14 +48,8 @@ _JPEG_SIDE = 65_500  # pixels; the largest that the format has
     help="Of what is written; bfloat16 is stored as float32 with zero bits.",
 )
 @click.option("--chunk", default=16, show_default=True, type=click.IntRange(min=1), help="Images at a time.")
-@click.option(
-    "--workers",
-    default=min(8, os.cpu_count() or 1),
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Processes that read images, for each process.",
-)
-@click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
+@workers_option(8)
+@device_option
 @click.option("--amp", is_flag=True, help="Compute under autocast in bfloat16.")
 @click.option("--compile", "compiled", is_flag=True, help="Run through torch.compile.")
 @click.option(

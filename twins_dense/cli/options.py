@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, get_args
@@ -12,22 +13,44 @@ from ..errors import TwinsError, did_you_mean
 from ..spec import get_spec
 
 
-def backbone_options(command: Callable) -> Callable:
-    """Which trained backbone, and which of its levels."""
-    options = (
-        click.option("--variant", required=True, help="One of the six, see `twins-dense info`."),
-        click.option("--weights", required=True, help="A file, or a name of `twins-dense weights list`."),
-        click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Which levels."),
-        click.option(
-            "--window-padding",
-            default="zeros",
-            show_default=True,
-            help="SVT's windows on maps that 7 doesn't divide: zeros, mask or upstream_mask.",
-        ),
+def _together(*options: Callable) -> Callable:
+    """One decorator of several, in the order of the help."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+def workers_option(most: int) -> Callable:
+    """How many processes read images; by default a process a core, and not more than `most`."""
+    return click.option(
+        "--workers",
+        default=min(most, os.cpu_count() or 1),
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Processes that read images, for each process.",
     )
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+
+device_option = click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
+
+# Which trained backbone, and which of its levels.
+backbone_options = _together(
+    click.option("--variant", required=True, help="One of the six, see `twins-dense info`."),
+    click.option("--weights", required=True, help="A file, or a name of `twins-dense weights list`."),
+    click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Which levels."),
+    click.option(
+        "--window-padding",
+        default="zeros",
+        show_default=True,
+        help="SVT's windows on maps that 7 doesn't divide: zeros, mask or upstream_mask.",
+    ),
+)
+
+# Those of detectron2's launcher, for verbs that can run in several processes; all None by default.
+launch_options = _together(
+    click.option("--num-gpus", type=click.IntRange(1), help="Processes on this machine, one a GPU.  [default: 1]"),
+    click.option("--num-machines", type=click.IntRange(1), help="Machines of the run.  [default: 1]"),
+    click.option("--machine-rank", type=click.IntRange(0), help="Which of them this is.  [default: 0]"),
+    click.option("--dist-url", help="Where they meet, tcp://HOST:PORT.  [default: auto]"),
+)
 
 
 def parse_levels(levels: str, variant: str) -> tuple[int, ...]:

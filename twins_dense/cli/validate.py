@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import click
 
 from ..errors import TwinsError
 from ..weights.catalog import CATALOG
-from .options import find_device
+from .options import device_option, find_device, workers_option
 
 
 @click.command("validate")
@@ -31,14 +30,8 @@ from .options import find_device
 )
 @click.option("--reproduce", is_flag=True, help="Score the published classifiers beside their published numbers.")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="In each process.")
-@click.option(
-    "--workers",
-    default=min(4, os.cpu_count() or 1),
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Processes that read images, for each process.",
-)
-@click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
+@workers_option(4)
+@device_option
 @click.option("--amp", type=click.Choice(["bf16"]), help="Run under autocast.")
 @click.option("--compile", "compiled", is_flag=True, help="Run through torch.compile.")
 @click.option("--out", help="New folder for metrics.json and a CSV of classes.  [default: work_dirs/validate/TIME]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,7 @@ def check_finite(losses: Mapping[str, Tensor], iteration: int, rate: str) -> Non
     """
     if losses and not torch.stack([*losses.values()]).isfinite().all():
         values = {name: value.item() for name, value in losses.items()}
-        bad = {name: value for name, value in values.items() if not torch.tensor(value).isfinite()}
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         raise diverged(iteration, f"{_listed(bad)} of {_listed(values)}", rate)
 
 

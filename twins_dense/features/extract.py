@@ -95,14 +95,15 @@ def extract(
             out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         todo = _Todo(images, manifest["chunk"], rank, num_processes, store.finished_chunks() if out.exists() else set())
+        num_workers = min(num_workers, len(todo))
         # The workers are forked before anything here has threads.
         loader = iter(
             DataLoader(
                 ChunkDecoder(settings.protocol),
                 batch_size=None,
                 sampler=todo,
-                num_workers=min(num_workers, len(todo)),
-                multiprocessing_context="fork" if min(num_workers, len(todo)) and sys.platform == "linux" else None,
+                num_workers=num_workers,
+                multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
                 collate_fn=_as_it_is,
                 worker_init_fn=partial(_leave_without, os.getpid()),
             )

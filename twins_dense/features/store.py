@@ -65,6 +65,7 @@ class FeatureStore:
         self.manifest = manifest
         self._num_rows = manifest["images"]["count"]
         self._shard = manifest["chunk"]
+        self._num_chunks = -(-self._num_rows // self._shard)
         self._store = TimedStore(folder / MAPS)
         self._arrays: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -146,7 +147,7 @@ class FeatureStore:
     def finished_chunks(self) -> set[int]:
         """The indices of the chunks that need not be computed again."""
         if self.is_complete:
-            return set(range(-(-self._num_rows // self._shard)))
+            return set(range(self._num_chunks))
         return {int(path.stem) for path in (self.folder / PARTS).glob("[0-9]*.parquet")}
 
     def write_level(self, name: str, start: int, maps: np.ndarray) -> None:
@@ -179,12 +180,11 @@ class FeatureStore:
         if not self.is_complete:
             for leftover in (self.folder / MAPS).rglob("*.partial"):  # that zarr was writing when it was killed
                 leftover.unlink()
-            num_chunks = -(-self._num_rows // self._shard)
             temporary = self.folder / f".{INDEX}"
             with pq.ParquetWriter(
                 temporary, pq.read_schema(self._part(0)), compression="zstd", use_dictionary=False
             ) as writer:
-                for table in self._joined_parts(num_chunks):
+                for table in self._joined_parts():
                     writer.write_table(table, row_group_size=len(table))
             temporary.replace(self.folder / INDEX)
         for leftover in self.folder.glob(f".{MANIFEST}.*"):
@@ -192,11 +192,11 @@ class FeatureStore:
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
 
-    def _joined_parts(self, num_chunks: int) -> Iterator[pa.Table]:
+    def _joined_parts(self) -> Iterator[pa.Table]:
         tables: list[pa.Table] = []
-        for index in range(num_chunks):
+        for index in range(self._num_chunks):
             tables.append(pq.read_table(self._part(index)))
-            if sum(map(len, tables)) >= _ROW_GROUP or index == num_chunks - 1:
+            if sum(map(len, tables)) >= _ROW_GROUP or index == self._num_chunks - 1:
                 yield pa.concat_tables(tables)
                 tables.clear()
 

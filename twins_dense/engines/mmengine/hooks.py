@@ -117,15 +117,12 @@ class FiniteLossHook(Hook):
     """Stops a run at a loss that is not finite, before it reaches the parameters and the checkpoints."""
 
     def before_train(self, runner: Runner) -> None:
-        def check(model: nn.Module, inputs: Any, losses: Any) -> None:
-            if model.training and isinstance(losses, Mapping):
-                # MMEngine takes a loss as a tensor of any shape, or a list of them, and names tell what is one.
-                values = {
-                    name: sum(part.mean() for part in (value if isinstance(value, (list, tuple)) else [value]))
-                    for name, value in losses.items()
-                    if "loss" in name
-                }
-                check_finite(values, runner.iter, "optim_wrapper.optimizer.lr")
+        def check(model: nn.Module, inputs: Any, outputs: Any) -> None:
+            if model.training and isinstance(outputs, Mapping):
+                _, values = _unwrapped(runner).parse_losses(outputs)
+                # Names tell what is a loss; of what is none, such as the accuracy, MMEngine lets anything pass.
+                losses = {name: value for name, value in values.items() if name in outputs and "loss" in name}
+                check_finite(losses, runner.iter, "optim_wrapper.optimizer.lr")
 
         runner.model.register_forward_hook(check)
 
@@ -154,8 +151,7 @@ class InitialStateHook(Hook):
         self.state = state
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.load_state_dict(self.state)
+        _unwrapped(runner).load_state_dict(self.state)
 
 
 class ProgressBarHook(Hook):
@@ -196,6 +192,11 @@ def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
 def json_numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no NaN: null stands for a metric of a class without an instance."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _unwrapped(runner: Runner) -> Any:
+    """The model without DistributedDataParallel around it."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def _by_iterations(runner: Runner) -> bool:
