@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from twins_dense.data.coco import CocoData, _run_lengths, decode_segmentation, load_coco, read_image
+from twins_dense.data.coco import CocoData, _run_lengths, decode_segmentation, load_coco
+from twins_dense.data.reading import read_image
 from twins_dense.errors import TwinsError
 
 WIDTH, HEIGHT = 47, 31

@@ -17,9 +17,9 @@ from torchvision import transforms
 from torchvision.models import ResNet50_Weights
 from tqdm import tqdm
 
-from .data.coco import UNREADABLE, check_proportions
 from .data.imagenet import Sample
 from .data.imagenet_classes import WNIDS
+from .data.reading import UNREADABLE, check_proportions
 from .errors import TwinsError
 from .files import write_atomically
 from .weights.catalog import OFFICIAL_PREPROCESSING, TIMM_PREPROCESSING, Preprocessing

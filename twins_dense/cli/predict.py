@@ -36,8 +36,8 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from PIL import Image
     from tqdm import tqdm
 
-    from ..data.coco import read_image
     from ..data.images import find_images
+    from ..data.reading import read_image
     from ..engines import engine_of
     from ..files import write_atomically
 
@@ -79,7 +79,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
 
 def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]:
     """Check all images before any is drawn: the good ones, and a line for each that is left out."""
-    from ..data.coco import UNREADABLE, check_image
+    from ..data.reading import UNREADABLE, check_image
 
     good, left_out = [], []
     for file in files:

@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import TwinsError
-from .coco import NUM_THREADS, UNREADABLE, check_image
+from .coco import NUM_THREADS
+from .reading import UNREADABLE, check_image
 
 # EXIF orientations that swap height and width; mmcv turns images upright when it reads them.
 _LYING = (5, 6, 7, 8)

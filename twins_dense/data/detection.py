@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from ..engines.seeds import seeded
 from ..errors import TwinsError
-from .coco import CocoImage, decode_segmentation, is_instance, load_coco, read_image, training_images
+from .coco import CocoImage, decode_segmentation, is_instance, load_coco, training_images
+from .reading import read_image
 
 
 class RandomRangeCrop(v2.RandomCrop):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.coco import UNREADABLE, check_proportions, decode_image
+from ..data.reading import UNREADABLE, check_proportions, decode_image
 from ..errors import TwinsError, did_you_mean
 from ..weights.catalog import OFFICIAL_PREPROCESSING
 
