@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections import deque
@@ -87,7 +88,7 @@ def extract(
         TwinsError: where `out` holds something else, features are not finite, or writing fails.
     """
     manifest = _manifest(net, images, settings, weights_sha256)
-    with joined_processes() as (rank, num_processes), _clear_write_errors(out):
+    with joined_processes() as (rank, num_processes), _clear_errors(out):
         store = FeatureStore(out, manifest)
         store.check()
         wait_for_all()  # all have looked before one writes
@@ -155,7 +156,7 @@ def _run(
     with ThreadPoolExecutor(_NUM_WRITERS) as writers, bar:
         while True:
             start = time.perf_counter()
-            decoded = _next(loader)
+            decoded = next(loader, None)
             seconds["wait"] += time.perf_counter() - start
             if decoded is None:
                 break
@@ -173,18 +174,6 @@ def _run(
         for future in pending:
             seconds["model"] += future.result()
     return seconds
-
-
-def _next(loader: Iterator[DecodedChunk]) -> DecodedChunk | None:
-    try:
-        return next(loader, None)
-    except RuntimeError as error:
-        if str(error).startswith("Caught "):  # raised by our code in a worker
-            raise
-        raise TwinsError(
-            f"a process that reads images has ended ({str(error).splitlines()[0]}); what is finished is kept. If "
-            "memory is short: fewer --workers, a smaller --chunk, or more of the shared (docker run --shm-size)"
-        ) from error
 
 
 def _write(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> float:
@@ -265,13 +254,22 @@ def _unreadable(out: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _clear_write_errors(out: Path) -> Iterator[None]:
+def _clear_errors(out: Path) -> Iterator[None]:
+    """A line for what happens to the disk and to the processes that read images."""
     try:
         yield
     except OSError as error:
         raise TwinsError(
             f"can't write to {out} ({error.strerror or ' '.join(str(error).split())}): what is finished is kept; "
             "mend that and run the same command again to go on"
+        ) from error
+    except RuntimeError as error:
+        # torch tells of a dead worker by a signal, and so at any moment.
+        if not re.search(r"DataLoader worker \(pid|shared memory", str(error)):
+            raise
+        raise TwinsError(
+            f"a process that reads images has ended ({str(error).splitlines()[0]}); what is finished is kept. If "
+            "memory is short: fewer --workers, a smaller --chunk, or more of the shared (docker run --shm-size)"
         ) from error
 
 
