@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 
 from twins_dense.cli import run
-from twins_dense.data.ade import prepare_ade20k
+from twins_dense.data.label_maps import prepare_ade20k
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from twins_dense.cli import run
-from twins_dense.data.imagenet import sort_into_folders
+from twins_dense.imagenet.folders import sort_into_folders
 
 
 def main() -> None:

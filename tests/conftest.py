@@ -10,7 +10,7 @@ from detection_fixtures import tiny_run, toy_data  # noqa: F401  (fixtures, shar
 from hypothesis import settings
 from segmentation_fixtures import label_data, segmentation_run  # noqa: F401
 
-pytest.register_assert_rewrite("contracts", "cli_fixtures")
+pytest.register_assert_rewrite("contracts", "cli_fixtures", "golden_files", "run_fixtures")
 
 # The same examples in every run, and no time limit for an example on a busy machine.
 settings.register_profile("twins_dense", derandomize=True, deadline=None, database=None)

@@ -25,7 +25,7 @@ with warnings.catch_warnings():
     from detectron2.data import transforms as T
     from detectron2.utils.logger import setup_logger
 
-    import twins_dense.engines.detectron2 as engine  # noqa: F401  (for the test files)
+    import twins_dense.frameworks.detectron2.engine as engine  # noqa: F401  (for the test files)
 
 CONFIGS = ROOT / "configs" / "detectron2"
 HEADS = ("mask_rcnn", "retinanet")

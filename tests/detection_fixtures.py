@@ -60,7 +60,7 @@ def tiny_model(kind: str = "TwinsMaskRCNN", *, num_classes: int = 3, **settings:
 def build_tiny(kind: str = "TwinsMaskRCNN", **settings: Any) -> Any:
     from mmengine.registry import MODELS
 
-    import twins_dense.integrations.torchvision  # noqa: F401  (registers the models)
+    import twins_dense.frameworks.mmengine.detectors  # noqa: F401  (registers the models)
 
     return MODELS.build(tiny_model(kind, **settings))
 
@@ -68,7 +68,7 @@ def build_tiny(kind: str = "TwinsMaskRCNN", **settings: Any) -> Any:
 # A whole training config that a test can vary by replacing single lines' values.
 CONFIG = """\
 default_scope = "mmengine"
-custom_imports = dict(imports=["twins_dense.integrations.torchvision"])
+custom_imports = dict(imports=["twins_dense.frameworks.mmengine.detectors"])
 model = {model!r}
 _dataset = dict(type="CocoDetectionDataset", data_root={data_root!r}, skip_bad=False)
 train_dataloader = dict(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from detection_fixtures import ROOT, TINY_SVT, Run, run_python
 from PIL import Image
+from torch import Tensor
 
 CONFIGS = ROOT / "configs" / "mmseg"
 PHOTOS = Path(os.environ.get("TWINS_DENSE_TEST_DATA", "real-photos"))
@@ -141,3 +144,11 @@ def segmentation_run(tmp_path_factory: pytest.TempPathFactory, label_data: Path)
     result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"))
     assert result.returncode == 0, result.stderr
     return Run(config, label_data, root / "work", root / "work" / "iter_8.pth")
+
+
+def resized(image: np.ndarray, ratio: float) -> Tensor:
+    """BGR (H, W, 3) to normalised RGB (1, 3, H', W')."""
+    height, width = (round(side * ratio) for side in image.shape[:2])
+    rgb = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[:, :, ::-1].astype(np.float32)
+    normalised = (rgb - np.float32([123.675, 116.28, 103.53])) / np.float32([58.395, 57.12, 57.375])
+    return torch.from_numpy(normalised.transpose(2, 0, 1)[None])

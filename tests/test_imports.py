@@ -16,9 +16,28 @@ import twins_dense
 
 PACKAGE = Path(twins_dense.__file__).parent
 OTHER_PROJECTS = ("timm", "mmengine", "mmcv", "mmseg", "mmpretrain", "detectron2", "torchvision")
-HEAVY = (*OTHER_PROJECTS, "cv2", "matplotlib", "pycocotools", "safetensors")
-# Modules beside the core that may need more than it.
-APPLICATIONS = {"features", "export", "classification"}
+HEAVY = ("torch", "numpy", "PIL", *OTHER_PROJECTS, "cv2", "matplotlib", "pycocotools", "safetensors", "zarr", "pyarrow")
+
+BASE = {"errors", "atomic", "distributed", "seeds"}
+CORE_ROOMS = {*BASE, "models", "weights", "factory"}
+# From each room of the package, a folder or a module at the top, to the rooms that it may import.
+ARROWS = {
+    "errors": set(),
+    "atomic": set(),
+    "distributed": set(),
+    "seeds": set(),
+    "models": BASE,
+    "weights": {*BASE, "models"},
+    "factory": {*BASE, "models", "weights"},
+    "data": BASE,
+    "imagenet": {*BASE, "weights", "data"},
+    "evaluation": {*BASE, "data"},
+    "frameworks": {*CORE_ROOMS, "data", "evaluation"},
+    "deploy": {*CORE_ROOMS, "data"},
+    "features": {*CORE_ROOMS, "data"},
+    "cli": {*CORE_ROOMS, "data", "imagenet", "evaluation", "frameworks", "deploy", "features"},
+    "__main__": {"cli"},
+}
 
 
 def modules(root: Path = PACKAGE) -> dict[str, Path]:
@@ -65,13 +84,14 @@ def within(name: str, *packages: str) -> bool:
 
 MODULES = modules()
 IMPORTS = {name: imported_by(name, path) for name, path in MODULES.items()}
-CORE = sorted(
-    name
-    for name in MODULES
-    if within(name, "twins_dense.weights")
-    or (name.count(".") == 1 and MODULES[name].name != "__init__.py" and name.split(".")[1] not in APPLICATIONS)
-    or name == "twins_dense"
-)
+
+
+def room(name: str) -> str:
+    """The folder or top-level module that a module of the package lives in; "" for the package itself."""
+    return name.split(".")[1] if "." in name else ""
+
+
+CORE = sorted(name for name in MODULES if room(name) in {"", *CORE_ROOMS})
 
 
 def own_imports(name: str) -> set[str]:
@@ -95,21 +115,53 @@ def test_public_names_exist() -> None:
     assert [name for name in twins_dense.__all__ if not hasattr(twins_dense, name)] == []
 
 
+def broken_arrows(imports: dict[str, set[str]], arrows: dict[str, set[str]]) -> list[str]:
+    """The imports from one room to another that the arrows don't allow."""
+    return [
+        f"{name} imports {module}"
+        for name, found in sorted(imports.items())
+        for module in sorted(found)
+        if room(name) and room(module) not in {"", room(name), *arrows[room(name)]}
+    ]
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    inside = {name: own_imports(name) for name in MODULES}
+    assert {room(name) for name in MODULES} - {""} == set(ARROWS)
+    assert broken_arrows(inside, ARROWS) == []
+
+
+def test_a_broken_arrow_is_found() -> None:
+    imports = {
+        "pack.models.layers": {"pack.errors", "pack.weights.load"},
+        "pack.weights.load": {"pack.models.spec", "pack.weights.read"},
+    }
+    arrows = {"models": {"errors"}, "weights": {"errors", "models"}, "errors": set()}
+    assert broken_arrows(imports, arrows) == ["pack.models.layers imports pack.weights.load"]
+
+
+def test_arrows_have_no_cycle() -> None:
+    left = {name: set(targets) for name, targets in ARROWS.items()}
+    while left:
+        free = {name for name, targets in left.items() if not targets & left.keys()}
+        assert free, f"these import each other: {sorted(left)}"
+        left = {name: targets for name, targets in left.items() if name not in free}
+
+
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("errors", set()),
         ("spec", {"errors"}),
-        ("pyramid", {"errors"}),
         ("windows", {"errors"}),
-        ("layers", {"errors", "spec", "windows"}),
+        ("layers", {"errors", "models.spec", "models.windows"}),
+        ("backbone", {"errors", "models.layers", "models.spec"}),
     ],
 )
 def test_lower_layers(module: str, allowed: set[str]) -> None:
-    assert own_imports(f"twins_dense.{module}") <= {f"twins_dense.{name}" for name in allowed}
+    assert own_imports(f"twins_dense.models.{module}") <= {f"twins_dense.{name}" for name in allowed}
 
 
-@pytest.mark.parametrize("module", ["spec", "errors", "pyramid"])
+@pytest.mark.parametrize("module", ["models.spec", "errors"])
 def test_standard_library_only(module: str) -> None:
     outside = {name.split(".")[0] for name in IMPORTS[f"twins_dense.{module}"]} - {"twins_dense"}
     assert outside <= sys.stdlib_module_names
@@ -119,7 +171,7 @@ def test_weights_know_no_model() -> None:
     weights = [name for name in MODULES if within(name, "twins_dense.weights")]
     assert weights
     for name in weights:
-        assert not own_imports(name) & {"twins_dense.backbone", "twins_dense.layers", "twins_dense.classifier"}, name
+        assert own_imports(name) & {m for m in MODULES if room(m) == "models"} <= {"twins_dense.models.spec"}, name
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -128,16 +180,25 @@ def test_core_imports_no_other_project(name: str) -> None:
 
 
 def test_the_core_is_what_we_think() -> None:
-    expected = {"twins_dense", *(f"twins_dense.{m}" for m in ("spec", "windows", "layers", "backbone", "classifier"))}
-    assert {*expected, "twins_dense.weights.load"} <= set(CORE)
-    assert not any(within(name, "twins_dense.integrations", "twins_dense.cli", "twins_dense.data") for name in CORE)
+    expected = {"twins_dense", *(f"twins_dense.models.{m}" for m in ("spec", "windows", "layers", "backbone"))}
+    assert {*expected, "twins_dense.factory", "twins_dense.weights.load"} <= set(CORE)
+    assert not any(within(name, "twins_dense.frameworks", "twins_dense.cli", "twins_dense.data") for name in CORE)
 
 
-def test_integrations_do_not_import_each_other() -> None:
-    shared = {"twins_dense.integrations.mmengine", "twins_dense.integrations.mmcv_ops"}  # parts, no integrations
-    integrations = {name for name in MODULES if name.startswith("twins_dense.integrations.")} - shared
-    for name in integrations:
-        assert own_imports(name) & integrations == set(), name
+def test_frameworks_do_not_import_each_other() -> None:
+    for name in MODULES:
+        for ours, theirs in (("mmengine", "detectron2"), ("detectron2", "mmengine")):
+            if within(name, f"twins_dense.frameworks.{ours}"):
+                imported = {module for module in IMPORTS[name] if within(module, f"twins_dense.frameworks.{theirs}")}
+                assert imported == set(), name
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in MODULES if not within(name, "twins_dense.frameworks", "twins_dense.cli"))
+)
+def test_frameworks_stay_in_their_room(name: str) -> None:
+    """Everything else works without MMEngine, mmsegmentation and detectron2."""
+    assert {module for module in IMPORTS[name] if within(module, "mmengine", "mmcv", "mmseg", "detectron2")} == set()
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))

@@ -9,7 +9,7 @@ from twins_dense.errors import TwinsError
 
 
 def main() -> None:
-    from twins_dense.engines import detectron2 as engine  # first: it says how to install detectron2
+    from twins_dense.frameworks.detectron2 import engine  # first: it says how to install detectron2
 
     # isort: split
     from detectron2.engine import default_argument_parser

@@ -1,12 +1,21 @@
-"""Twins backbones (PCPVT and SVT, arXiv 2104.13840) for dense prediction."""
+"""Twins backbones (PCPVT and SVT, arXiv 2104.13840) for dense prediction.
 
-from .backbone import TwinsBackbone, create_backbone
-from .classifier import TwinsClassifier, create_classifier
-from .errors import TwinsError
-from .features import open_features
-from .pyramid import PyramidSpec
-from .spec import StageSpec, TwinsSpec, get_spec, list_variants
-from .weights import LoadReport, convert_state_dict, load_segmentor, load_weights
+The names below are imported on first use, so that `import twins_dense` itself is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import TwinsError
+    from .factory import create_backbone, create_classifier, load_backbone
+    from .features import open_features
+    from .models.backbone import TwinsBackbone
+    from .models.classifier import TwinsClassifier
+    from .models.spec import PyramidSpec, StageSpec, TwinsSpec, get_spec, list_variants
+    from .weights import LoadReport, convert_state_dict, load_segmentor, load_weights
 
 __version__ = "0.1.0"
 
@@ -23,7 +32,31 @@ __all__ = [
     "create_classifier",
     "get_spec",
     "list_variants",
+    "load_backbone",
     "load_segmentor",
     "load_weights",
     "open_features",
 ]
+
+_MODULES = {
+    "errors": ("TwinsError",),
+    "factory": ("create_backbone", "create_classifier", "load_backbone"),
+    "features": ("open_features",),
+    "models.backbone": ("TwinsBackbone",),
+    "models.classifier": ("TwinsClassifier",),
+    "models.spec": ("PyramidSpec", "StageSpec", "TwinsSpec", "get_spec", "list_variants"),
+    "weights": ("LoadReport", "convert_state_dict", "load_segmentor", "load_weights"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

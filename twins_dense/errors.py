@@ -1,21 +1,45 @@
-"""The one exception that a user of the package is meant to read, and a hint for its message."""
+"""The exception for user errors, and helpers for its message."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class TwinsError(ValueError):
-    """Something that the user gave can't be used: a file, a name, a size, a setting.
+    """Raised for user errors: a file, a name, a size or a setting that cannot be used.
 
-    The message is one line that shows the value and says what to do. The command line prints it and exits with 2.
+    The message is one line that shows the value and says what to do about it. The command line prints it and exits
+    with code 2.
     """
 
 
+def one_line(value: object) -> str:
+    """Return the text of an exception or any other value on one line.
+
+    A `KeyError` shows its argument without the quotes that `str` puts around it.
+    """
+    if isinstance(value, KeyError) and value.args:
+        value = value.args[0]
+    return " ".join(str(value).split())
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """What to put behind an unknown name: a near miss among the choices, and the choices where they are few."""
+    """Return a hint to append after an unknown name: the closest choice, and all choices if there are few."""
     choices = list(choices)
     near = [f"did you mean {match!r}?" for match in difflib.get_close_matches(name, choices, n=1)]
     known = [f"known are {', '.join(choices)}"] if 0 < len(choices) <= 12 else []
     return ": " + " ".join(near + known) if near or known else ""
+
+
+@contextmanager
+def requires_extra(extra: str) -> Iterator[None]:
+    """Wrap imports of optional packages: a missing one raises `TwinsError` with the extra that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == __name__.partition(".")[0]:
+            raise
+        raise TwinsError(f"{package} is not installed: pip install 'twins-dense[{extra}]'") from None

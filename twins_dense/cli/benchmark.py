@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..atomic import write_atomically
 from ..errors import TwinsError
-from ..files import write_atomically
 from .benchmark_extract import extract_command
 from .options import find_device
 
@@ -124,7 +124,7 @@ def _beside_mmseg(variant: str, device: str) -> tuple[_Run, _Run]:
     from mmengine.config import Config
 
     from .. import create_backbone, get_spec, load_weights
-    from ..integrations import enable_mmseg
+    from ..frameworks.mmengine import enable_mmseg
 
     enable_mmseg()
     import mmseg

@@ -60,7 +60,7 @@ def extract_command(
       twins-dense benchmark extract photos/ --num-images 500 --rounds 1
     """
     from .. import create_backbone
-    from ..data.images import ImageList, list_images
+    from ..data.image_lists import ImageList, list_images
     from ..features import needed_packages
     from ..features.prepare import Protocol
 

@@ -18,7 +18,7 @@ def command(config: str, overrides: tuple[str, ...], data_root: str | None, skip
       twins-dense check-data configs/mmseg/semantic_fpn_svt_small_80k.py --data-root data/ade/ADEChallengeData2016
       twins-dense check-data CONFIG --data-root my_data --skip-bad
     """
-    from ..engines import engine_of
+    from ..frameworks import engine_of
 
     engine = engine_of(config)
     loaded = engine.load_config(config, overrides)

@@ -33,7 +33,7 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
       twins-dense convert svt_base.in1k-mmpretrain backbone.pth --to mmseg --task backbone
       twins-dense convert epoch_12.pth backbone.pth --to official --dry-run
     """
-    from ..files import write_atomically
+    from ..atomic import write_atomically
     from ..weights.download import find_weights, sha256_of
     from ..weights.keymap import convert
     from ..weights.load import read_state_dict

@@ -34,7 +34,7 @@ def command(out: str, epochs: int, num_train: int) -> None:
     from mmengine.config import Config
 
     from ..data.toy import make_toy_coco
-    from ..engines import mmengine as engine
+    from ..frameworks.mmengine import engine
 
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -92,7 +92,7 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
     }
     return {
         "default_scope": "mmengine",
-        "custom_imports": {"imports": ["twins_dense.integrations.torchvision"]},
+        "custom_imports": {"imports": ["twins_dense.frameworks.mmengine.detectors"]},
         "model": {
             "type": "TwinsMaskRCNN",
             "backbone": backbone,
@@ -161,7 +161,7 @@ def _draw_predictions(model: Any, dataset: Any, path: Path) -> None:
     from torchvision.utils import make_grid
 
     from ..data.coco import decode_segmentation
-    from ..data.draw import draw_instances
+    from ..data.drawing import draw_instances
 
     scale = 3
     model.eval()

@@ -45,7 +45,7 @@ def command(
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
       twins-dense eval configs/detectron2/mask_rcnn_svt_small_1x.py work_dirs/a/model_final.pth --data-root data/coco
     """
-    from ..engines import engine_of
+    from ..frameworks import engine_of
 
     engine = engine_of(config)
     loaded = engine.load_config(config, overrides)

@@ -29,10 +29,11 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
       twins-dense export svt_small.pt2 --variant svt_small --weights alt_gvt_small.pth
     """
     from .. import TwinsBackbone, TwinsClassifier, create_classifier, load_weights
-    from ..backbone import load_backbone
-    from ..export import FORMATS, export
-    from ..weights.catalog import CATALOG, OFFICIAL_PREPROCESSING, published_as
+    from ..deploy.export import FORMATS, export
+    from ..factory import load_backbone_with_report
+    from ..weights.catalog import CATALOG, published_as
     from ..weights.download import find_weights, sha256_of
+    from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 
     target = Path(out)
     if target.suffix not in FORMATS:
@@ -46,7 +47,7 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
         net = create_classifier(variant, window_padding=padding).eval()
         report = load_weights(net, weights)
     else:
-        net, report = load_backbone(variant, weights, out_indices=out_indices, window_padding=padding)
+        net, report = load_backbone_with_report(variant, weights, out_indices=out_indices, window_padding=padding)
     click.echo(str(report))
     sha256 = sha256_of(find_weights(weights))
     published = CATALOG.get(weights) or published_as(sha256)

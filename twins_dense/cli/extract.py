@@ -89,8 +89,8 @@ def command(
       twins-dense extract annotations/instances_val2017.json --variant svt_small --weights W --out f --protocol native
       torchrun --nproc_per_node=8 -m twins_dense extract list.txt --variant svt_large --weights W --out f --amp
     """
-    from ..backbone import load_backbone
-    from ..data.images import list_images
+    from ..data.image_lists import list_images
+    from ..factory import load_backbone_with_report
     from ..features import needed_packages, open_features
     from ..features.prepare import Protocol
     from ..weights.download import find_weights, sha256_of
@@ -114,7 +114,7 @@ def command(
     )
     target = find_device(device)
     out_indices, padding = parse_levels(levels, variant), check_window_padding(window_padding)
-    net, loaded = load_backbone(variant, weights, out_indices=out_indices, window_padding=padding)
+    net, loaded = load_backbone_with_report(variant, weights, out_indices=out_indices, window_padding=padding)
     if is_first_process():
         click.echo(str(loaded))
     report = extract(

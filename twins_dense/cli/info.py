@@ -26,7 +26,7 @@ def command(variants: tuple[str, ...], size: str, as_json: bool) -> None:
     import torch
 
     from .. import create_backbone, create_classifier, list_variants
-    from ..complexity import count_macs, count_parameters
+    from ..models.complexity import count_macs, count_parameters
 
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if match is None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import click
 
 from ..errors import TwinsError, did_you_mean
-from ..spec import get_spec
+from ..models.spec import get_spec
 
 
 def _together(*options: Callable) -> Callable:
@@ -65,7 +65,7 @@ def parse_levels(levels: str, variant: str) -> tuple[int, ...]:
 
 def check_window_padding(name: str) -> Any:
     """The name itself; `TwinsError` for an unknown one."""
-    from ..layers import WindowPadding
+    from ..models.layers import WindowPadding
 
     if name not in get_args(WindowPadding):
         raise TwinsError(f"--window-padding {name!r}: choose {', '.join(get_args(WindowPadding))}")

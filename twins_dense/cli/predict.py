@@ -36,10 +36,11 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from PIL import Image
     from tqdm import tqdm
 
-    from ..data.images import find_images
-    from ..data.reading import read_image
-    from ..engines import engine_of
-    from ..files import write_atomically
+    from ..atomic import write_atomically
+    from ..data.image_files import read_image
+    from ..data.image_lists import find_images
+    from ..frameworks import engine_of
+    from ..frameworks.prediction import SegmentationPrediction
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
     folder = Path(out)
@@ -60,26 +61,25 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
         Image.fromarray(prediction.picture).save(target, quality=92)
         height, width = array.shape[:2]
         result = {"file": str(file), "picture": str(target), "height": height, "width": width}
-        if prediction.labels is None:
-            result["detections"] = prediction.found
-        else:
-            result["classes"], result["labels"] = prediction.found, str(target.with_suffix(".png"))
+        if isinstance(prediction, SegmentationPrediction):
+            result["classes"], result["labels"] = prediction.shares, str(target.with_suffix(".png"))
             Image.fromarray(prediction.labels).save(result["labels"])
+        else:
+            result["detections"] = prediction.detections
         results.append(result)
-    legend = getattr(predictor, "legend", None)
-    if legend is not None:
-        Image.fromarray(legend).save(folder / "legend.png")
+    if predictor.legend is not None:
+        Image.fromarray(predictor.legend).save(folder / "legend.png")
     write_atomically(folder / "predictions.json", json.dumps(results, indent=1).encode() + b"\n")
     for line in left_out:
         click.echo(f"left out: {line}", err=True)
     instances = [instance for result in results for instance in result.get("detections", ())]
-    what = f"{len(instances)} instances in " if legend is None else ""
+    what = f"{len(instances)} instances in " if predictor.legend is None else ""
     click.echo(f"{what}{len(results)} images: {folder} holds the pictures and predictions.json")
 
 
 def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]:
     """Check all images before any is drawn: the good ones, and a line for each that is left out."""
-    from ..data.reading import UNREADABLE, check_image
+    from ..data.image_files import UNREADABLE, check_image
 
     good, left_out = [], []
     for file in files:

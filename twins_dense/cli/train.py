@@ -45,7 +45,7 @@ def command(
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
       twins-dense train configs/detectron2/mask_rcnn_svt_small_1x.py --num-gpus 8 --data-root data/coco --skip-bad
     """
-    from ..engines import engine_of
+    from ..frameworks import engine_of
 
     engine = engine_of(config)
     loaded = engine.load_config(config, overrides)

@@ -65,10 +65,11 @@ def command(
     """
     import torch
 
-    from .. import classification, get_spec, list_variants
-    from ..data.imagenet import read_samples
-    from ..files import write_atomically
-    from ..processes import joined_processes
+    from .. import get_spec, list_variants
+    from ..atomic import write_atomically
+    from ..distributed import joined_processes
+    from ..imagenet import scoring as classification
+    from ..imagenet.folders import read_samples
     from ..weights.download import find_weights, sha256_of
 
     if onnx is not None:
@@ -167,7 +168,7 @@ def _torch_classifier(name: str, weights: str, device: Any, compiled: bool) -> t
 
 def _onnx_classifier(file: str) -> tuple[Any, str, str]:
     """A classifier in a file of `twins-dense export`: the function, what the file says, the variant."""
-    from ..export import read_onnx
+    from ..deploy.export import read_onnx
 
     run, metadata = read_onnx(file)
     if metadata["kind"] != "classifier" or metadata["num_classes"] != 1000:

@@ -20,7 +20,7 @@ from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ..errors import TwinsError
-from .reading import UNREADABLE, check_image, exif_orientation
+from .image_files import UNREADABLE, check_image, exif_orientation
 
 NUM_THREADS = 8  # the check waits for the disk, not for the processor
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from twins_dense.errors import TwinsError
+from ..errors import TwinsError
 
 # Ids with a gap, as in COCO, so that a mix-up of ids and class indices shows.
 CATEGORIES = ({"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 5, "name": "triangle"})

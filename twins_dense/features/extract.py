@@ -25,12 +25,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..backbone import TwinsBackbone
-from ..data.images import ImageList
+from ..data.image_lists import ImageList
+from ..distributed import joined_processes, wait_for_all
 from ..errors import TwinsError
-from ..export import describe_backbone
-from ..processes import joined_processes, wait_for_all
-from ..weights.catalog import OFFICIAL_PREPROCESSING
+from ..models.backbone import TwinsBackbone, describe_backbone
+from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 from . import FORMAT, INDEX
 from .model import Batch, FeatureModel, Settings
 from .prepare import STEP, Chunk, ChunkDecoder, DecodedChunk

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TwinsError
-from ..weights.catalog import OFFICIAL_PREPROCESSING
+from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 from . import DTYPES
 from .prepare import STEP, DecodedChunk, Protocol
 

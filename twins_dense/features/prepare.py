@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.reading import UNREADABLE, check_proportions, decode_image
+from ..data.image_files import UNREADABLE, check_proportions, decode_image
 from ..errors import TwinsError, did_you_mean
-from ..weights.catalog import OFFICIAL_PREPROCESSING
+from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 
 PROTOCOLS = ("crop", "imagenet", "native")
 # Errors of reading that say something of a file. Others are of the disk, the network or the machine.

@@ -22,8 +22,8 @@ from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
+from ..atomic import atomic_path, write_atomically
 from ..errors import TwinsError
-from ..files import write_atomically
 from . import FORMAT, INDEX, MANIFEST, MAPS, PARTS
 from .prepare import Chunk, Decoded, Geometry
 
@@ -180,14 +180,14 @@ class FeatureStore:
         if not self.is_complete:
             for leftover in (self.folder / MAPS).rglob("*.partial"):  # that zarr was writing when it was killed
                 leftover.unlink()
-            temporary = self.folder / f".{INDEX}"
-            with pq.ParquetWriter(
-                temporary, pq.read_schema(self._part(0)), compression="zstd", use_dictionary=False
-            ) as writer:
+            schema = pq.read_schema(self._part(0))
+            with (
+                atomic_path(self.folder / INDEX) as temporary,
+                pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as writer,
+            ):
                 for table in self._joined_parts():
                     writer.write_table(table, row_group_size=len(table))
-            temporary.replace(self.folder / INDEX)
-        for leftover in self.folder.glob(f".{MANIFEST}.*"):
+        for leftover in self._leftovers():
             leftover.unlink()
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         (self.folder / _LOCK).unlink(missing_ok=True)
@@ -237,7 +237,12 @@ class FeatureStore:
         return self.folder / PARTS / f"{index:08d}.parquet"
 
     def _foreign_entries(self) -> Iterator[Path]:
-        return (path for path in self.folder.iterdir() if not path.name.startswith((f".{MANIFEST}.", _LOCK)))
+        expected = {self.folder / _LOCK, *self._leftovers()}
+        return (path for path in self.folder.iterdir() if path not in expected)
+
+    def _leftovers(self) -> Iterator[Path]:
+        """Temporary files of runs that were killed."""
+        return (path for name in (MANIFEST, INDEX) for path in self.folder.glob(f".*.{name}"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..errors import TwinsError, did_you_mean
-from ..spec import TwinsSpec, get_spec, list_variants
+from ..models.spec import TwinsSpec, get_spec, list_variants
 
 # {s}: a stage, {last}: the last one. {b}: a block "stage.index", {g}: one of global attention, {l}: one of local
 # attention. {p}: weight or bias. mmseg stacks the rows of q, k and v in one matrix: ":q" and ":kv" are parts of it.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TwinsError
-from ..spec import TwinsSpec
+from ..models.spec import TwinsSpec
 from .download import find_weights
 from .keymap import NormEps, RecognisedState, convert, recognise, unwrap
 from .read import read_checkpoint

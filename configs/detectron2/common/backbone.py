@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from twins_dense.integrations.detectron2 import D2Twins, build_net
+from twins_dense.frameworks.detectron2.backbone import D2Twins, build_net
 
 bottom_up = L(D2Twins)(
     net=L(build_net)(

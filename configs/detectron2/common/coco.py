@@ -5,7 +5,7 @@ from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 
-from twins_dense.engines.detectron2 import build_train_loader, coco_dataset
+from twins_dense.frameworks.detectron2.data import build_train_loader, coco_dataset
 
 dataloader = dict(
     train=L(build_train_loader)(

@@ -3,8 +3,8 @@
 import torch
 from detectron2.config import LazyCall as L
 
-from twins_dense.engines.detectron2 import multi_step_lr
-from twins_dense.integrations.detectron2 import optimizer_params
+from twins_dense.frameworks.detectron2.backbone import optimizer_params
+from twins_dense.frameworks.detectron2.config import multi_step_lr
 
 # COCO has 117,266 training images with instances; at a batch of 16 that is 7,329.1 batches, rounded up.
 ITERATIONS_PER_EPOCH = 7_330

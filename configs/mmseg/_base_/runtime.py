@@ -1,9 +1,7 @@
 """What every run does: log, save whole checkpoints, seed so that a resumed run goes on as if it had not stopped."""
 
 default_scope = "mmseg"
-custom_imports = dict(
-    imports=["twins_dense.integrations.mmseg", "twins_dense.engines.mmengine"], allow_failed_imports=False
-)
+custom_imports = dict(imports=["twins_dense.frameworks.mmengine.segmentors"], allow_failed_imports=False)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),

@@ -1,9 +1,7 @@
 """What every run does: log, save whole checkpoints, seed so that a resumed run goes on as if it had not stopped."""
 
 default_scope = "mmengine"
-custom_imports = dict(
-    imports=["twins_dense.engines.mmengine", "twins_dense.integrations.torchvision"], allow_failed_imports=False
-)
+custom_imports = dict(imports=["twins_dense.frameworks.mmengine.detectors"], allow_failed_imports=False)
 default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),

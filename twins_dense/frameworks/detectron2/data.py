@@ -1,0 +1,282 @@
+"""COCO-format data for detectron2: checked like all data here, and the same after a resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_train_loader
+from detectron2.data.transforms import RandomCrop
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from pycocotools import mask as mask_api
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ...data.coco import CocoData, CocoImage, is_instance, load_coco, training_images
+from ...errors import TwinsError, did_you_mean
+from ...evaluation.coco import complete_ground_truth
+from ...seeds import derived_seed
+from .backbone import logger
+
+# Ground truth for detectron2's evaluator, one file a data set, as long as the process lives.
+_ground_truth_folder = tempfile.TemporaryDirectory(prefix="twins_dense-")
+
+
+def coco_dataset(
+    name: str,
+    *,
+    training: bool,
+    with_masks: bool = False,
+    data_root: str | None = None,
+    ann_file: str | None = None,
+    image_dir: str | None = None,
+    filter_empty: bool = True,
+    skip_bad: bool = False,
+    indices: int | None = None,
+) -> list[dict[str, Any]]:
+    """COCO-format data as detectron2's list of dicts, checked by `load_coco` and put into its catalogs.
+
+    Args:
+        name: in detectron2's catalogs. An entry that is already there tells where the files are (COCO's own names,
+            below the folder in DETECTRON2_DATASETS), unless the files are named here.
+        training: check and filter for training. Otherwise the catalog gets ground truth of exactly the images
+            returned, completed with what custom annotations may lack, for `COCOEvaluator`.
+        with_masks: training needs a segmentation of every instance.
+        data_root: folder of the data set. Relative `ann_file` and `image_dir` start there; without these, it takes the
+            place of the catalog's folder.
+        ann_file: COCO JSON.
+        image_dir: folder of the images.
+        filter_empty: when training, leave out images without an instance.
+        skip_bad: leave out what can't be used and log it, instead of raising.
+        indices: use only the first that many images of the file.
+
+    Raises:
+        TwinsError: where files or annotations can't be used.
+    """
+    ann_path, image_path = _find(name, data_root, ann_file, image_dir)
+    data = load_coco(ann_path, image_path, skip_bad=skip_bad, indices=indices, refuse_rotated=True)
+    if data.problems:
+        lines = "\n".join(data.problems)
+        logger.warning(f"Left out, {len(data.problems)} in all:\n{lines}")
+    images = data.images
+    if training:
+        images = training_images(data, filter_empty=filter_empty, with_masks=with_masks)
+    contiguous = {category: label for label, category in enumerate(data.category_ids)}
+    records = [_record(image, contiguous) for image in images]
+    _register(name, records, data, contiguous, image_path, ann_path if training else _write_ground_truth(data))
+    return records
+
+
+def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str | None) -> tuple[Path, Path]:
+    if (ann_file is None) != (image_dir is None):
+        raise TwinsError(f"data set {name!r}: ann_file={ann_file!r}, image_dir={image_dir!r}: give both or none")
+    if ann_file is not None and image_dir is not None:
+        root = Path(data_root or "")
+        return root / ann_file, root / image_dir
+    metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    if metadata is None or not metadata.get("json_file") or not metadata.get("image_root"):
+        raise TwinsError(
+            f"data set {name!r} is none of COCO format in detectron2's catalog{did_you_mean(name, DatasetCatalog)}; "
+            "register it with register_coco_instances, or give its ann_file and image_dir"
+        )
+    # Of an entry of ours, json_file may be the ground truth that was made of the file.
+    files = Path(metadata.get("ann_file", metadata.json_file)), Path(metadata.image_root)
+    if data_root is None:
+        return files
+    folder = os.path.commonpath(files)
+    return Path(data_root) / files[0].relative_to(folder), Path(data_root) / files[1].relative_to(folder)
+
+
+def _record(image: CocoImage, contiguous: dict[int, int]) -> dict[str, Any]:
+    """One image in detectron2's standard format; crowds stay in, its mapper leaves them out."""
+    annotations = []
+    for annotation in image.annotations:
+        entry = {
+            "bbox": annotation["bbox"],
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": contiguous[annotation["category_id"]],
+            "iscrowd": annotation.get("iscrowd", 0),
+        }
+        segmentation = annotation.get("segmentation")
+        if segmentation:
+            if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+                segmentation = mask_api.frPyObjects(segmentation, image.height, image.width)
+            entry["segmentation"] = segmentation
+        annotations.append(entry)
+    return {
+        "file_name": str(image.path),
+        "image_id": image.id,
+        "height": image.height,
+        "width": image.width,
+        "annotations": annotations,
+    }
+
+
+def _write_ground_truth(data: CocoData) -> Path:
+    content = complete_ground_truth(
+        {
+            "images": [{"id": image.id, "height": image.height, "width": image.width} for image in data.images],
+            "annotations": [annotation for image in data.images for annotation in image.annotations],
+            "categories": list(data.categories),
+        }
+    )
+    handle, path = tempfile.mkstemp(suffix=".json", dir=_ground_truth_folder.name)
+    with os.fdopen(handle, "w") as file:
+        json.dump(content, file, default=bytes.decode)  # run-length codes are bytes
+    return Path(path)
+
+
+def _register(
+    name: str,
+    records: list[dict[str, Any]],
+    data: CocoData,
+    contiguous: dict[int, int],
+    image_dir: Path,
+    json_file: Path,
+) -> None:
+    """Enter a data set into detectron2's catalogs, in the place of one that has the name."""
+    colors = None
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog:
+        previous = MetadataCatalog.get(name)
+        if previous.get("thing_classes") == list(data.class_names):
+            colors = previous.get("thing_colors")
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        thing_classes=list(data.class_names),
+        thing_dataset_id_to_contiguous_id=contiguous,
+        json_file=str(json_file),
+        ann_file=str(data.ann_file),
+        image_root=str(image_dir),
+        evaluator_type="coco",
+        **({} if colors is None else {"thing_colors": colors}),
+    )
+
+
+def build_train_loader(
+    dataset: list[dict[str, Any]],
+    *,
+    mapper: Callable[[dict[str, Any]], dict[str, Any]],
+    total_batch_size: int,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> DataLoader:
+    """detectron2's training loader, with batches that depend on the seed and the iteration alone.
+
+    As in detectron2, batches hold images of one orientation, wide or tall. Iteration i has the same images and the same
+    augmentation whichever worker makes it, and after a resume.
+
+    Args:
+        dataset: from `coco_dataset`, or any list in detectron2's standard format with widths and heights.
+        mapper: such as `DatasetMapper`.
+        total_batch_size: images an iteration, over all processes.
+        num_workers: of each process.
+        seed: of the order and of the augmentation.
+
+    Raises:
+        TwinsError: where the batch size doesn't fit the processes, or the mapper the masks.
+    """
+    world_size = comm.get_world_size()
+    if total_batch_size < 1 or total_batch_size % world_size:
+        raise TwinsError(
+            f"dataloader.train.total_batch_size={total_batch_size}: give it, or a YAML file's SOLVER.IMS_PER_BATCH, "
+            f"a multiple of the {world_size} processes"
+        )
+    check_masks(dataset, mapper)
+    is_wide = [record["width"] > record["height"] for record in dataset]
+    return build_detection_train_loader(
+        _SeededDataset(DatasetFromList(dataset, copy=False), mapper),
+        mapper=None,
+        sampler=PositionSampler(is_wide, total_batch_size // world_size, seed),
+        total_batch_size=total_batch_size,
+        aspect_ratio_grouping=False,  # the sampler has grouped them
+        num_workers=num_workers,
+    )
+
+
+class PositionSampler(Sampler[tuple[int, int]]):
+    """Endless (index, seed) pairs of one process, grouped: each `batch_size` in turn are all wide or all tall.
+
+    Args:
+        is_wide: of each image.
+        batch_size: of this process.
+        seed: of the shuffling; the same in all processes.
+
+    Attributes:
+        first_iteration: batches to leave out at the start, for a run that goes on.
+    """
+
+    def __init__(self, is_wide: Sequence[bool], batch_size: int, seed: int) -> None:
+        self.is_wide = torch.tensor(is_wide)  # a tensor's memory is shared by worker processes
+        self.batch_size = batch_size
+        self.seed = seed
+        self.first_iteration = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for batch in islice(self._batches(), self.first_iteration, None):
+            for position, index in batch:
+                yield index, derived_seed(self.seed, position)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        is_wide = self.is_wide.tolist()
+        buckets: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        for position, index in islice(enumerate(self._shuffled()), comm.get_rank(), None, comm.get_world_size()):
+            bucket = buckets[is_wide[index]]
+            bucket.append((position, index))
+            if len(bucket) == self.batch_size:
+                yield list(bucket)
+                bucket.clear()
+
+    def _shuffled(self) -> Iterator[int]:
+        for epoch in count():
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+            yield from torch.randperm(len(self.is_wide), generator=generator).tolist()
+
+
+class _SeededDataset(Dataset):
+    """Maps the record of an (index, seed) pair, with everything random drawn from that seed."""
+
+    def __init__(self, records: Dataset, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.records = records
+        self.mapper = mapper
+
+    def __len__(self) -> int:
+        return len(self.records)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            seed_all_rng(seed % 2**31)
+            return self.mapper(self.records[index])
+
+
+def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
+    """TwinsError for what detectron2's mapper would find out in the middle of a run."""
+    if not getattr(mapper, "use_instance_mask", False):
+        return
+    if _crops(mapper.augmentations) and importlib.util.find_spec("shapely") is None:
+        raise TwinsError("detectron2 crops polygons with shapely, which is not installed: pip install shapely")
+    if mapper.instance_mask_format != "polygon":
+        return
+    for record in dataset:
+        for annotation in filter(is_instance, record.get("annotations", ())):
+            if isinstance(annotation.get("segmentation"), dict):
+                raise TwinsError(
+                    f"image {record['file_name']} has a run-length mask, which polygons can't hold: "
+                    "add dataloader.train.mapper.instance_mask_format=bitmask, of a YAML file INPUT.MASK_FORMAT=bitmask"
+                )
+
+
+def _crops(augmentation: Any) -> bool:
+    inner = [*getattr(augmentation, "augs", ()), *filter(None, [getattr(augmentation, "aug", None)])]
+    return isinstance(augmentation, RandomCrop) or any(map(_crops, inner))

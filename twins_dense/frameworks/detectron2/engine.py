@@ -1,0 +1,25 @@
+"""detectron2's trainer as this package uses it: checked configs and data, exact resuming."""
+
+from ...errors import TwinsError
+
+try:
+    from . import backbone as _adapter  # noqa: F401  (says how to install what is missing)
+except ImportError as error:
+    raise TwinsError(str(error)) from None
+
+from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .predictor import load_predictor
+from .trainer import check_data, evaluate, train
+
+__all__ = [
+    "check_data",
+    "default_work_dir",
+    "evaluate",
+    "load_config",
+    "load_predictor",
+    "set_amp",
+    "set_data_root",
+    "set_skip_bad",
+    "set_tta",
+    "train",
+]

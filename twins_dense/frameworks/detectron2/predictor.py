@@ -1,0 +1,73 @@
+"""Detect on single images with a trained config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import instantiate
+from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.data.transforms import AugInput
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from omegaconf import DictConfig
+
+from ...evaluation.coco import coco_detections
+from ..prediction import DetectionPrediction
+from .trainer import dataset_meta_of, dataset_name_of, load_model
+
+
+class DetectionPredictor:
+    """Calls a trained detector on one image at a time, resized as the config's test data.
+
+    Args:
+        config: from `load_config`.
+        checkpoint: a detectron2 checkpoint of the config's model.
+        score: detections that score less are dropped.
+
+    Raises:
+        TwinsError: where the config or the checkpoint can't be used.
+    """
+
+    legend: np.ndarray | None = None
+
+    def __init__(self, config: DictConfig, checkpoint: str | Path, score: float) -> None:
+        self.model, content = load_model(config, checkpoint)
+        # Before the masks are made, which at photo size take most of the memory.
+        heads: Any = getattr(self.model, "roi_heads", self.model)
+        getattr(heads, "box_predictor", heads).test_score_thresh = score
+        self.mapper = instantiate(config.dataloader.test.mapper)
+        name = dataset_name_of(config.dataloader.test)
+        meta = content.get("dataset_meta") or dataset_meta_of(name)  # detectron2's own tools store none
+        self.classes = meta["classes"] or [str(label) for label in range(heads.num_classes)]
+        self.category_ids = meta["category_ids"] or list(range(heads.num_classes))
+        known = MetadataCatalog.get(name)
+        has_colors = known.get("thing_classes") == self.classes and known.get("thing_colors")
+        self.metadata = known if has_colors else Metadata().set(thing_classes=self.classes)
+        self.color_mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
+
+    def __call__(self, image: np.ndarray) -> DetectionPrediction:
+        """Detect on a uint8 RGB (H, W, 3) image; the picture is detectron2's drawing."""
+        height, width = image.shape[:2]
+        resized = AugInput(image if self.mapper.image_format == "RGB" else image[:, :, ::-1])
+        self.mapper.augmentations(resized)
+        tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+        with torch.inference_mode():
+            (output,) = self.model([{"image": tensor, "height": height, "width": width}])
+        found = output["instances"].to("cpu")
+        drawn = Visualizer(image, self.metadata, instance_mode=self.color_mode).draw_instance_predictions(found)
+        fields = {"image_id": 0, "boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
+        if found.has("pred_masks"):
+            fields["masks"] = found.pred_masks
+        detections = coco_detections(fields, self.category_ids)
+        for detection, label in zip(detections, found.pred_classes.tolist(), strict=True):
+            del detection["image_id"]
+            detection["category"] = self.classes[label]
+        return DetectionPrediction(drawn.get_image(), detections)
+
+
+def load_predictor(config: DictConfig, checkpoint: str | Path, score: float) -> DetectionPredictor:
+    """What `twins-dense predict` calls on each image."""
+    return DetectionPredictor(config, checkpoint, score)

@@ -1,0 +1,18 @@
+"""MMEngine's Runner as this package uses it: checked configs, safe checkpoints, exact resuming."""
+
+from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .predictors import load_predictor
+from .runner import check_data, evaluate, train
+
+__all__ = [
+    "check_data",
+    "default_work_dir",
+    "evaluate",
+    "load_config",
+    "load_predictor",
+    "set_amp",
+    "set_data_root",
+    "set_skip_bad",
+    "set_tta",
+    "train",
+]

@@ -1,0 +1,99 @@
+"""Detect on single images with a trained config, or segment them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
+
+from ...data.drawing import draw_classes, draw_instances, draw_legend
+from ...evaluation.coco import coco_detections
+from ..prediction import DetectionPrediction, SegmentationPrediction
+from .config import test_part
+from .runner import load_model
+
+
+class DetectionPredictor:
+    """Calls a trained detector on one image at a time.
+
+    Args:
+        config: from `load_config`.
+        checkpoint: of a training run of the config.
+        score: detections that score less are dropped.
+
+    Raises:
+        TwinsError: where the config or the checkpoint can't be used.
+    """
+
+    legend: np.ndarray | None = None
+
+    def __init__(self, config: Config, checkpoint: str | Path, score: float) -> None:
+        self.model, self.meta = load_model(config, checkpoint)
+        self.model.set_score_threshold(score)  # type: ignore[operator]
+
+    def __call__(self, image: np.ndarray) -> DetectionPrediction:
+        """Detect on a uint8 RGB (H, W, 3) image; the picture has boxes, masks, names and scores."""
+        tensor = torch.from_numpy(image).permute(2, 0, 1)
+        height, width = image.shape[:2]
+        sample = BaseDataElement(metainfo={"image_id": 0, "height": height, "width": width})
+        with torch.inference_mode():
+            (found,) = self.model.val_step({"inputs": [tensor], "data_samples": [sample]})  # type: ignore[operator]
+        classes = self.meta["classes"]
+        drawn = draw_instances(
+            tensor, found.boxes, found.labels, classes, scores=found.scores, masks=found.get("masks")
+        )
+        detections = coco_detections({**dict(found.items()), "image_id": 0}, self.meta["category_ids"])
+        for detection, label in zip(detections, found.labels.tolist(), strict=True):
+            del detection["image_id"]
+            detection["category"] = classes[label]
+        return DetectionPrediction(drawn.permute(1, 2, 0).numpy(), detections)
+
+
+class SegmentationPredictor:
+    """Calls a trained segmentor on one image at a time, prepared as the config's test data is.
+
+    Args:
+        config: from `load_config`.
+        checkpoint: of a training run of the config, or a published segmentor.
+
+    Attributes:
+        legend: uint8 RGB picture of the classes' colours, names and values in labels.
+
+    Raises:
+        TwinsError: where the config or the checkpoint can't be used.
+    """
+
+    def __init__(self, config: Config, checkpoint: str | Path) -> None:
+        self.model, meta = load_model(config, checkpoint)
+        dataset = test_part(config, "dataloader").dataset
+        # Its classes, without looking for its files.
+        self.meta = {**DATASETS.build({**dataset, "lazy_init": True}).metainfo, **meta}
+        steps = [step for step in dataset.pipeline if not step["type"].startswith("Load")]
+        self.prepare = Compose([{"type": "LoadImageFromNDArray"}, *steps])
+        self.first_value = 1 if self.meta["reduce_zero_label"] else 0
+        self.legend = draw_legend(self.meta["classes"], self.meta["palette"], self.first_value)
+
+    def __call__(self, image: np.ndarray) -> SegmentationPrediction:
+        """Segment a uint8 RGB (H, W, 3) image."""
+        sample = self.prepare({"img": np.ascontiguousarray(image[:, :, ::-1])})  # mmseg's pipelines read BGR
+        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
+        with torch.inference_mode():
+            (found,) = self.model.test_step(batch)  # type: ignore[operator]
+        classes = found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        counts = np.bincount(classes.ravel(), minlength=len(self.meta["classes"]))
+        shares = {name: count / classes.size for name, count in zip(self.meta["classes"], counts.tolist(), strict=True)}
+        found_shares = {name: share for name, share in shares.items() if share > 0}
+        picture = draw_classes(image, classes, self.meta["palette"])
+        return SegmentationPrediction(picture, (classes + self.first_value).astype(np.uint8), found_shares)
+
+
+def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor | SegmentationPredictor:
+    """What `twins-dense predict` calls on each image; `score` is for detectors."""
+    if config.get("default_scope") == "mmseg":
+        return SegmentationPredictor(config, checkpoint)
+    return DetectionPredictor(config, checkpoint, score)

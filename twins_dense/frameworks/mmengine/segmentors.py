@@ -1,0 +1,42 @@
+"""Twins in mmsegmentation; importing this makes mmseg work without mmcv's compiled operators and registers ours.
+
+`enable_mmseg` of this package does the same. In configs, `twins_dense.TwinsBackbone` takes the arguments of
+`create_backbone`, and `twins_dense.SegmentationDataset` those of `segmentation_data.SegmentationDataset`.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from mmengine.registry import Registry
+
+from . import checkpoints, hooks, samplers  # noqa: F401  (importing them registers what configs name)
+from .backbone import build_backbone
+from .mmcv_ops import stand_in
+
+stand_in()  # before mmseg is imported
+with warnings.catch_warnings():
+    # mmcv says so of an operator that mmcv-lite lacks and that Twins models have no use for.
+    warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
+    from mmseg.utils import register_all_modules
+
+    register_all_modules(init_default_scope=False)
+
+from mmseg.registry import DATASETS, MODELS  # noqa: E402
+
+from .segmentation_data import ADE20KDataset, SegmentationDataset  # noqa: E402
+
+# What mmseg warns of in its own use of itself, and of a setting that the published recipes have.
+for message in (
+    "``build_loss`` would be deprecated",
+    "Default ``avg_non_ignore`` is False",
+    "The shape of value will convert from",
+):
+    warnings.filterwarnings("ignore", message, UserWarning)
+
+# Children of mmseg's registries, which find by `twins_dense.NAME` what is in them.
+_models = Registry("model", parent=MODELS, scope="twins_dense")
+_datasets = Registry("dataset", parent=DATASETS, scope="twins_dense")
+_models.register_module(name="TwinsBackbone", module=build_backbone)
+_datasets.register_module(module=SegmentationDataset)
+_datasets.register_module(module=ADE20KDataset)
