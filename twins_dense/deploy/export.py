@@ -127,11 +127,15 @@ def _read_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
 
 
 def _write_program(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
-    torch.export.save(program, path, extra_files={METADATA: metadata})
+    with path.open(
+        "wb"
+    ) as file:  # torch takes a path only if it ends in .pt2
+        torch.export.save(program, file, extra_files={METADATA: metadata})
 
 
 def _read_program(path: Path) -> Callable[[Tensor], Any]:
-    return torch.export.load(path).module()
+    with path.open("rb") as file:
+        return torch.export.load(file).module()
 
 
 def _compare(

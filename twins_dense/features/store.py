@@ -242,7 +242,7 @@ class FeatureStore:
 
     def _leftovers(self) -> Iterator[Path]:
         """Temporary files of runs that were killed."""
-        return (path for name in (MANIFEST, INDEX) for path in self.folder.glob(f".*.{name}"))
+        return (path for name in (MANIFEST, INDEX) for path in self.folder.glob(f".{name}.*"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class TestErrorsOfTraining:
             (["train.auto_scale_lr.base_batch_size=0"], ("base_batch_size=0",)),
             (["train.amp.dtype=half"], ("'half'", "bfloat16")),
             (["train.ddp=3"], ("train.ddp", "broadcast_buffers")),
-            (["dataloader.train.dataset.ann_file=null"], ("give both or none",)),
+            (["dataloader.train.dataset.ann_file=null"], ("give both or neither",)),
         ],
     )
     def test_bad_settings(self, case: Case, overrides: list[str], parts: tuple[str, ...]) -> None:

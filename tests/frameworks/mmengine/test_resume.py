@@ -115,6 +115,6 @@ def test_a_kill_before_the_first_checkpoint(slow_config: Path, tmp_path: Path) -
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert str(work_dir) in line and "no run to resume" in line and "--resume" in line
     # A plain start is not refused: there is nothing to lose.
-    result = train(slow_config, work_dir, "train_cfg.max_epochs=1", "custom_hooks.3.seconds=0")
+    result = train(slow_config, work_dir, "train_cfg.max_epochs=1", "custom_hooks.0.seconds=0")
     assert result.returncode == 0, result.stderr
     assert (work_dir / "epoch_1.pth").is_file()

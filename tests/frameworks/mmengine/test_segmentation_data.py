@@ -287,4 +287,4 @@ class TestCheckData:
         text = config.read_text().replace("twins_dense.SegmentationDataset", "mmseg.BaseSegDataset")
         config.write_text(text.replace("    skip_bad=False,\n", ""))
         line = assert_error(twins("train", config, "--work-dir", tmp_path / "work"))
-        assert "'mmseg.BaseSegDataset' doesn't check its files: use" in line
+        assert "'mmseg.BaseSegDataset' does not check its files: use" in line
