@@ -127,9 +127,7 @@ def _read_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
 
 
 def _write_program(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
-    with path.open(
-        "wb"
-    ) as file:  # torch takes a path only if it ends in .pt2
+    with path.open("wb") as file:  # torch takes a path only if it ends in .pt2
         torch.export.save(program, file, extra_files={METADATA: metadata})
 
 
