@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "torchvision"
@@ -158,18 +160,18 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
     return Run(config, toy_data, root / "work", root / "work" / "epoch_2.pth")
 
 
-def one_thread() -> dict[str, str]:
-    """The environment for a child that shares two cores with others; one thread is also the fastest for tiny nets."""
+def child_environment() -> dict[str, str]:
+    """The environment of a process that a test starts: as many threads as here (see conftest.py), and no GPU."""
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def run_python(*arguments: str, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def run_python(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Run this Python with arguments, on the CPU, and wait for it."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
-        env=one_thread(),
+        env=child_environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -211,3 +213,59 @@ def write_coco(
     }
     (root / "things.json").write_text(json.dumps(content))
     return {"ann_file": "things.json", "image_dir": "images", "data_root": str(root)}
+
+
+def assert_same_detections(
+    found: Any,
+    expected: Any,
+    *,
+    limit: int,
+    box_rtol: float = 1e-4,
+    box_atol: float = 1e-3,
+    score_rtol: float = 1e-4,
+) -> None:
+    """Compare the detections of one image, computed in two ways, as sets.
+
+    Rounding errors decide the order of nearly equal scores, and they differ from processor to processor. So each
+    detection needs a partner, one to one, with the same label and nearly the same box and score, wherever it stands.
+    Rounding may also decide which of two nearly equal scores is the last of the `limit` best. Only a detection whose
+    score is nearly that of the last one may be without a partner.
+
+    Args:
+        found: has `boxes` (N, 4), `scores` (N,) and `labels` (N,).
+        expected: the same.
+        limit: the largest number of detections.
+        box_rtol: relative tolerance of the corners.
+        box_atol: absolute tolerance of the corners in pixels.
+        score_rtol: relative tolerance of the scores. Scores have to differ by much more than that; those of a newly
+            initialised detector do not.
+    """
+    assert 0 < len(found.scores) <= limit and 0 < len(expected.scores) <= limit
+    fits = (
+        (found.labels[:, None] == expected.labels)
+        & torch.isclose(found.scores[:, None], expected.scores, rtol=score_rtol, atol=0)
+        & torch.isclose(found.boxes[:, None], expected.boxes, rtol=box_rtol, atol=box_atol).all(2)
+    )
+    partners: dict[int, int] = {}  # rows of `found` by rows of `expected`
+
+    def has_partner(row: int, tried: set[int]) -> bool:
+        """Find a partner for one more row; those that are taken may change theirs."""
+        for column in fits[row].nonzero().flatten().tolist():
+            if column not in tried:
+                tried.add(column)
+                if column not in partners or has_partner(partners[column], tried):
+                    partners[column] = row
+                    return True
+        return False
+
+    alone = [row for row in range(len(fits)) if not has_partner(row, set())]
+    others_alone = [column for column in range(fits.shape[1]) if column not in partners]
+    assert at_the_cut(found.scores[alone], expected.scores, limit, score_rtol), (found, expected)
+    assert at_the_cut(expected.scores[others_alone], found.scores, limit, score_rtol), (found, expected)
+    assert len(partners) > max(fits.shape) / 2, (found, expected)
+
+
+def at_the_cut(scores: Tensor, others: Tensor, limit: int, rtol: float) -> bool:
+    """Whether all scores are as low as the last of the others, whose number is at the limit."""
+    last = others.min() if len(others) == limit else torch.tensor(0.0)
+    return bool((scores <= last * (1 + rtol)).all())

@@ -9,23 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from detection_fixtures import one_thread, run_python
+from detection_fixtures import child_environment, run_python
 
-SLOW_HOOK = """
+# Stops after an iteration and waits to be killed.
+HALT_HOOK = """
 import time
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
 
 @HOOKS.register_module()
-class SlowHook(Hook):
+class HaltHook(Hook):
     priority = "LOWEST"  # after the iteration is logged
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        time.sleep(self.seconds)
+        if runner.iter + 1 == self.iteration:
+            time.sleep(600)
 """
 # Each rank writes a checksum of every parameter at the end of training, and which images it has trained on.
 DUMP_HOOK = """
@@ -61,12 +63,12 @@ def train(config: Path, work_dir: Path, *options: str) -> subprocess.CompletedPr
 
 
 def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
-    """Start training and kill the process without warning once it has logged an iteration."""
+    """Start training with a `HaltHook` and kill the process without warning once it has logged that iteration."""
     with (config.parent / f"{work_dir.name}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "twins_dense", "train", str(config), "--work-dir", str(work_dir)],
             cwd=config.parent,
-            env=one_thread(),
+            env=child_environment(),
             stdout=log,
             stderr=subprocess.STDOUT,
         )

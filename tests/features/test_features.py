@@ -20,7 +20,7 @@ import pytest
 import torch
 from cli_fixtures import assert_error, twins
 from contracts import SLIM_SVT, random_backbone
-from detection_fixtures import one_thread
+from detection_fixtures import child_environment
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
@@ -68,44 +68,53 @@ if __name__ == "__main__":
     run(sys.argv[1], sys.argv[2:])
 """
 # Kills extractions at random moments, each in a process of its own, on a disk that takes its time: two while they
-# start, eight while they write.
+# start, eight while they write. Each writes a byte into a pipe before and after each file. It is killed soon after a
+# random number of bytes, and stops by itself some bytes later, so that none is done however late its kill comes.
 KILLER = """
 import os, random, signal, sys, time
 from run import run
 from twins_dense.features import store
 
-fast = store.TimedStore.set
-writing, begun = os.pipe()
+set_fast, write_fast = store.TimedStore.set, store.write_atomically
 
 
-async def slow(self, key, value):
-    if "/c/" in key:  # a piece of a map
-        os.write(begun, b"w")
-    time.sleep(0.005)
-    await fast(self, key, value)
-    time.sleep(0.005)
+def note():
+    global remaining
+    os.write(begun, b"w")
+    remaining -= 1
+    time.sleep(0.005 if remaining > 0 else 600)
 
 
-store.TimedStore.set = slow
+async def set_slowly(self, key, value):
+    note()
+    await set_fast(self, key, value)
+    note()
+
+
+def write_slowly(path, content):
+    note()
+    write_fast(path, content)
+    note()
+
+
+store.TimedStore.set, store.write_atomically = set_slowly, write_slowly
 out, images = sys.argv[1], sys.argv[2:]
 moments = random.Random(3)
 for attempt in range(10):
+    wanted = 0 if attempt < 2 else moments.randrange(1, 30)
+    remaining = wanted + 10
+    writing, begun = os.pipe()
     child = os.fork()
     if not child:
         run(out, images)
         os._exit(0)
-    if attempt > 1:
+    for _ in range(wanted):
         os.read(writing, 1)
-    time.sleep(moments.uniform(0, 0.3))
+    time.sleep(moments.uniform(0, 0.03 if wanted else 0.3))
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "was done before it was killed"
-    os.set_blocking(writing, False)
-    try:
-        os.read(writing, 1 << 16)
-    except BlockingIOError:
-        pass
-    os.set_blocking(writing, True)
+    os.close(writing), os.close(begun)
     parts = os.path.join(out, "parts")
     print(len(os.listdir(parts)) if os.path.isdir(parts) else 0, flush=True)
 """
@@ -689,7 +698,7 @@ class TestCommand:
 
 def program(folder: Path, *arguments: object) -> str:
     """Run Python in a folder that also has the tests' modules; returns what it printed."""
-    environment = one_thread()
+    environment = child_environment()
     environment["PYTHONPATH"] = ":".join(
         [
             str(folder),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from cli_fixtures import assert_error, twins
 from d2_fixtures import HEADS, MARKS, clean_detectron2, engine, read_metrics, write_lazy  # noqa: F401  (a fixture)
-from detection_fixtures import NUM_VAL, ROOT, one_thread, run_python
+from detection_fixtures import NUM_VAL, ROOT, child_environment, run_python
 from detectron2.config import instantiate
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_in_one_process(tmp_path: Path, toy_data: Path
     process = subprocess.Popen(
         [sys.executable, "-m", "twins_dense", "train", str(config), "--work-dir", "run", "--num-gpus", "2"],
         cwd=tmp_path,
-        env=one_thread(),
+        env=child_environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

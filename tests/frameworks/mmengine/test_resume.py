@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from detection_fixtures import read_scalars, write_config
-from run_fixtures import SLOW_HOOK, steps, train, train_and_kill
+from run_fixtures import HALT_HOOK, steps, train, train_and_kill
 
 from twins_dense.frameworks.mmengine import engine
 
 EPOCHS, ITERATIONS = 4, 4  # 8 images in batches of 2
 KILLED_AT = 2 * ITERATIONS + 2  # the iteration of epoch 3 after which the process is killed
-# Slow each iteration down, so that the kill lands where it is meant to; the computation is not touched.
-SLOW = """
-custom_imports["imports"].append("slow_hook")
-custom_hooks.append(dict(type="SlowHook", seconds={seconds}))
+HALT = """
+custom_imports["imports"].append("halt_hook")
+custom_hooks.append(dict(type="HaltHook", iteration={iteration}))
 """
 
 
@@ -27,10 +26,11 @@ def config(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
     return write_config(tmp_path_factory.mktemp("resume") / "plain.py", toy_data, epochs=EPOCHS)
 
 
-@pytest.fixture(scope="module")
-def slow_config(config: Path, toy_data: Path) -> Path:
-    (config.parent / "slow_hook.py").write_text(SLOW_HOOK)
-    return write_config(config.parent / "slow.py", toy_data, epochs=EPOCHS, more=SLOW.format(seconds=0.4))
+def halting_config(config: Path, data: Path, iteration: int) -> Path:
+    """The same run, for `train_and_kill`."""
+    (config.parent / "halt_hook.py").write_text(HALT_HOOK)
+    path = config.parent / f"halt_{iteration}.py"
+    return write_config(path, data, epochs=EPOCHS, more=HALT.format(iteration=iteration))
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,10 @@ def whole_run(config: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed_run(slow_config: Path) -> Path:
+def killed_run(config: Path, toy_data: Path) -> Path:
     """A run that is killed in epoch 3. Not to be changed: copy it."""
-    work_dir = slow_config.parent / "killed"
-    train_and_kill(slow_config, work_dir, KILLED_AT)
+    work_dir = config.parent / "killed"
+    train_and_kill(halting_config(config, toy_data, KILLED_AT), work_dir, KILLED_AT)
     return work_dir
 
 
@@ -106,15 +106,15 @@ def test_resuming_a_finished_run_changes_nothing(config: Path, whole_run: Path, 
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == before
 
 
-def test_a_kill_before_the_first_checkpoint(slow_config: Path, tmp_path: Path) -> None:
+def test_a_kill_before_the_first_checkpoint(config: Path, toy_data: Path, tmp_path: Path) -> None:
     work_dir = tmp_path / "early"
-    train_and_kill(slow_config, work_dir, 1)
+    train_and_kill(halting_config(config, toy_data, 1), work_dir, 1)
     assert not list(work_dir.glob("*.pth"))
-    result = train(slow_config, work_dir, "--resume")
+    result = train(config, work_dir, "--resume")
     assert result.returncode == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert str(work_dir) in line and "no run to resume" in line and "--resume" in line
     # A plain start is not refused: there is nothing to lose.
-    result = train(slow_config, work_dir, "train_cfg.max_epochs=1", "custom_hooks.0.seconds=0")
+    result = train(config, work_dir, "train_cfg.max_epochs=1")
     assert result.returncode == 0, result.stderr
     assert (work_dir / "epoch_1.pth").is_file()

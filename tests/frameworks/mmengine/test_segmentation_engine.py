@@ -18,7 +18,7 @@ from cli_fixtures import assert_error, twins
 from contracts import randomise
 from detection_fixtures import Run, read_scalars, run_python
 from PIL import Image
-from run_fixtures import DUMP_HOOK, SLOW_HOOK, steps, train, train_and_kill
+from run_fixtures import DUMP_HOOK, HALT_HOOK, steps, train, train_and_kill
 from segmentation_fixtures import CLASSES, NUM_VAL, resized, write_config
 from torch import Tensor
 
@@ -165,10 +165,10 @@ class TestResume:
         self, long_config: Path, whole_run: Path, label_data: Path, tmp_path: Path
     ) -> None:
         """Killed at iteration 5, in the second pass through the data; the last checkpoint is from the first."""
-        (long_config.parent / "slow_hook.py").write_text(SLOW_HOOK)
-        hook = OWN_PARTS.format(module="slow_hook", hook='dict(type="SlowHook", seconds=0.4)')
-        slow = write_config(long_config.parent / "slow.py", label_data, iterations=ITERATIONS, more=hook)
-        train_and_kill(slow, long_config.parent / "killed", 5)
+        (long_config.parent / "halt_hook.py").write_text(HALT_HOOK)
+        hook = OWN_PARTS.format(module="halt_hook", hook='dict(type="HaltHook", iteration=5)')
+        halting = write_config(long_config.parent / "halt.py", label_data, iterations=ITERATIONS, more=hook)
+        train_and_kill(halting, long_config.parent / "killed", 5)
         killed = tmp_path / "moved"
         shutil.copytree(long_config.parent / "killed", killed)
         assert {path.name for path in killed.glob("*.pth")} == {"iter_3.pth"}
