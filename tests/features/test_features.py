@@ -28,7 +28,7 @@ import twins_dense as td
 from twins_dense.data.image_lists import ImageList, list_images
 from twins_dense.features import prepare as preparing
 from twins_dense.features.prepare import Protocol, decode
-from twins_dense.imagenet.scoring import image_transform
+from twins_dense.imagenet.transforms import image_transform
 from twins_dense.weights.preprocessing import Preprocessing
 
 pytest.importorskip("zarr", minversion="3.1", reason="Zarr v3 needs Python 3.11")
