@@ -95,13 +95,13 @@ class TestOnnx:
         trace = exporting._trace
         monkeypatch.setattr(exporting, "_trace", lambda net: trace(other))
         other = random_backbone(TINY_PCPVT, seed=8, out_indices=(0,))
-        with pytest.raises(td.TwinsError, match=r"the exported c2 differs from the model's at 1x3x224x224"):
+        with pytest.raises(td.TwinsError, match=r"the exported c2 differs from the model at 1x3x224x224"):
             export(random_backbone(TINY_PCPVT, seed=7, out_indices=(0,)), tmp_path / "a.pt2")
         assert list(tmp_path.iterdir()) == []
 
     def test_reading_other_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.onnx").write_bytes(b"no model")
-        with pytest.raises(td.TwinsError, match=r"a\.onnx' is no ONNX model"):
+        with pytest.raises(td.TwinsError, match=r"a\.onnx' is not an ONNX model"):
             read_onnx(tmp_path / "a.onnx")
         with pytest.raises(td.TwinsError, match="no such file"):
             read_onnx(tmp_path / "b.onnx")
@@ -114,7 +114,7 @@ class TestOnnx:
             ir_version=10,
         )
         onnx.save(model, tmp_path / "c.onnx")
-        with pytest.raises(td.TwinsError, match="is not of `twins-dense export`"):
+        with pytest.raises(td.TwinsError, match="has no metadata of `twins-dense export`"):
             read_onnx(tmp_path / "c.onnx")
 
     def test_a_missing_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +185,14 @@ class TestCommand:
 
     def test_validating_what_is_no_classifier(self, svt: tuple[td.TwinsBackbone, Path], tmp_path: Path) -> None:
         common = ("validate", "--data", tmp_path)
-        assert_error(twins(*common, "--onnx", svt[1]), "is no classifier of 1000 classes: export one with --classifier")
+        assert_error(
+            twins(*common, "--onnx", svt[1]), "is not a classifier of 1000 classes: export one with --classifier"
+        )
         assert_error(twins(*common, "--onnx", tmp_path / "gone.onnx"), "gone.onnx", "no such file")
-        assert_error(twins(*common, "--onnx", svt[1], "--amp", "bf16"), "without a model, --device, --amp, --compile")
+        assert_error(
+            twins(*common, "--onnx", svt[1], "--amp", "bf16"),
+            "leave out --variant, --weights, --reproduce, --device, --amp and --compile",
+        )
 
     def test_bad_input(self, tmp_path: Path) -> None:
         options = ("--variant", "svt_small", "--weights", "w.pth")

@@ -24,7 +24,8 @@ from torchvision.models import Swin_T_Weights
 import twins_dense as td
 from twins_dense.imagenet.classes import WNIDS
 from twins_dense.imagenet.folders import Sample, read_ground_truth, read_samples, sort_into_folders
-from twins_dense.imagenet.scoring import PROTOCOLS, LabelledImages, image_transform, score, write_classes
+from twins_dense.imagenet.scoring import LabelledImages, score, write_classes
+from twins_dense.imagenet.transforms import VALIDATION_PROTOCOLS, image_transform
 from twins_dense.weights.catalog import CATALOG
 
 # 100 photos, one for every tenth class, which licences keep out of the repository.
@@ -64,7 +65,7 @@ def test_transform_is_timms_to_the_bit(protocol: str, crop_pct: float) -> None:
         config = timm.data.resolve_data_config({}, model=timm.create_model("twins_svt_small"))
     assert config["crop_pct"] == 0.9
     theirs = timm.data.create_transform(**{**config, "crop_pct": crop_pct}, is_training=False)
-    ours = image_transform(PROTOCOLS[protocol])
+    ours = image_transform(VALIDATION_PROTOCOLS[protocol])
     for image in images_of_many_sizes():
         found = ours(image)
         assert found.shape == (3, 224, 224)
@@ -76,7 +77,7 @@ def test_transform_is_torchvisions_to_the_bit(protocol: str, resize_size: int) -
     """torchvision's preset of a published classifier that resizes bicubically as well."""
     theirs = Swin_T_Weights.IMAGENET1K_V1.transforms(resize_size=resize_size)
     assert theirs.crop_size == [224] and theirs.interpolation.value == "bicubic"
-    ours = image_transform(PROTOCOLS[protocol])
+    ours = image_transform(VALIDATION_PROTOCOLS[protocol])
     for image in images_of_many_sizes():
         assert torch.equal(ours(image), theirs(image)), image.size
 
@@ -89,9 +90,9 @@ def test_the_protocol_is_that_of_the_weights() -> None:
             assert spec.preprocessing.short_side == math.floor(224 / config.crop_pct)
             assert (spec.preprocessing.interpolation, spec.preprocessing.crop) == (config.interpolation, 224)
             assert (spec.preprocessing.mean, spec.preprocessing.std) == (config.mean, config.std)
-            assert spec.preprocessing == PROTOCOLS["timm"]
+            assert spec.preprocessing == VALIDATION_PROTOCOLS["timm"]
         elif spec.task == "classification":
-            assert spec.preprocessing == PROTOCOLS["official"]
+            assert spec.preprocessing == VALIDATION_PROTOCOLS["official"]
 
 
 # Totals
@@ -116,7 +117,7 @@ def run(samples: list[Sample], batch_size: int = 3, num_workers: int = 0, amp: t
     return score(
         KnownAnswers(),
         samples,
-        PROTOCOLS["official"],
+        VALIDATION_PROTOCOLS["official"],
         device=CPU,
         batch_size=batch_size,
         num_workers=num_workers,
@@ -143,11 +144,11 @@ def test_totals_by_hand(tmp_path: Path, batch_size: int, num_workers: int) -> No
 
 def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
     samples = gray_samples(tmp_path, [(10, 10), (20, 21)])
-    with pytest.raises(td.TwinsError, match="outputs are not finite"):
+    with pytest.raises(td.TwinsError, match="outputs of the classifier are not finite"):
         score(
             lambda images: torch.full((len(images), 1000), math.nan),
             samples,
-            PROTOCOLS["official"],
+            VALIDATION_PROTOCOLS["official"],
             device=CPU,
             batch_size=1,
             num_workers=0,
@@ -171,7 +172,7 @@ def test_classes(tmp_path: Path) -> None:
 
 
 def tensor_of(path: Path) -> Tensor | str:
-    item = LabelledImages([(path, 0)], PROTOCOLS["official"])[0]
+    item = LabelledImages([(path, 0)], VALIDATION_PROTOCOLS["official"])[0]
     return item if isinstance(item, str) else item[0]
 
 
@@ -180,7 +181,7 @@ def test_gray_and_cmyk_become_rgb(tmp_path: Path) -> None:
         path = save(noise(300, 260, mode), tmp_path / f"{mode}.jpg")
         with Image.open(path) as file:
             assert file.mode == mode
-            expected = image_transform(PROTOCOLS["official"])(file.convert("RGB"))
+            expected = image_transform(VALIDATION_PROTOCOLS["official"])(file.convert("RGB"))
         found = tensor_of(path)
         assert isinstance(found, Tensor) and torch.equal(found, expected)
 
@@ -216,7 +217,7 @@ def test_broken_images_are_named_and_left_out(tmp_path: Path, num_workers: int) 
     assert result.counts.sum(0).tolist() == [3, 1, 2] and result.counts[7].tolist() == [0, 0, 0]
     assert len(result.unreadable) == 6
     for path, line in zip([path for path, _ in broken], result.unreadable, strict=True):
-        assert line.startswith(f"{path} can't be read (") and "\n" not in line
+        assert line.startswith(f"{path} cannot be read (") and "\n" not in line
     with pytest.raises(td.TwinsError, match=r"none of the 6 images can be read; the first: .*cut.jpg"):
         run(broken)
 
@@ -258,7 +259,7 @@ def test_missing_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["n00000001", "train", "N01440764"])
 def test_extra_folders(tmp_path: Path, name: str) -> None:
     make_tree(tmp_path, [WNIDS[0], name])
-    with pytest.raises(td.TwinsError, match=rf"has 1 folders \({name}\) that are no class of ImageNet-1k"):
+    with pytest.raises(td.TwinsError, match=rf"has 1 folders \({name}\) that are not classes of ImageNet-1k"):
         read_samples(tmp_path, subset=True)
 
 
@@ -300,14 +301,14 @@ def test_ground_truths(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("490\n361\n171\n", "line '490' is no image's name .*ILSVRC2012_ID"),  # the devkit's own file
+        ("490\n361\n171\n", "line '490' is not an image name .*ILSVRC2012_ID"),  # the devkit's own file
         (GROUND_TRUTHS["wnids"] + f"\n{WNIDS[1]}", "has 4 wnids for 3 images"),
         (GROUND_TRUTHS["caffe"].replace("999", "1000"), r"line 'ILSVRC2012_val_00000003.JPEG 1000'"),
         (GROUND_TRUTHS["caffe"].replace(" 0\n", " n00000001\n"), r"line 'ILSVRC2012_val_00000002.JPEG n00000001'"),
-        (GROUND_TRUTHS["caffe"].replace("3.JPEG", "4.JPEG"), r"says nothing of 1 images \(ILSVRC2012_val_00000003\)"),
+        (GROUND_TRUTHS["caffe"].replace("3.JPEG", "4.JPEG"), r"lacks 1 images \(ILSVRC2012_val_00000003\)"),
         (GROUND_TRUTHS["caffe"] + "more.JPEG 3\n", r"names 1 missing images \(more\)"),
         (GROUND_TRUTHS["caffe"] * 2, "has ILSVRC2012_val_00000001 twice"),
-        ("", "says nothing of 3 images"),
+        ("", "lacks 3 images"),
     ],
 )
 def test_wrong_ground_truths(tmp_path: Path, content: str, expected: str) -> None:
@@ -340,7 +341,7 @@ def test_any_ground_truth_is_read_or_refused(content: str, tmp_path_factory: pyt
 def test_ground_truth_that_can_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     for path in (tmp_path / "missing", tmp_path, tmp_path / "bytes"):
-        with pytest.raises(td.TwinsError, match=r"ground truth .* can't be read"):
+        with pytest.raises(td.TwinsError, match=r"ground truth .* cannot be read"):
             read_ground_truth(path, NAMES)
 
 
@@ -367,7 +368,7 @@ class TestPreparation:
         other = tmp_path / "out" / WNIDS[0] / f"{NAMES[1]}.JPEG"
         other.parent.mkdir(parents=True)
         other.write_text("mine")
-        with pytest.raises(td.TwinsError, match="is another file"):
+        with pytest.raises(td.TwinsError, match="differs from"):
             sort_into_folders(tmp_path / "flat", tmp_path / "truth.csv", tmp_path / "out")
         assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [other]
         assert other.read_text() == "mine"
@@ -379,7 +380,7 @@ class TestPreparation:
         before = sorted((tmp_path / "out").rglob("*"))
         wnids = GROUND_TRUTHS["wnids"].split()
         (tmp_path / "truth.csv").write_text("\n".join([*wnids[1:], wnids[0]]))
-        with pytest.raises(td.TwinsError, match="doesn't belong there"):
+        with pytest.raises(td.TwinsError, match=r"is not where .* puts it"):
             sort_into_folders(tmp_path / "flat", tmp_path / "truth.csv", tmp_path / "out")
         assert sorted((tmp_path / "out").rglob("*")) == before
 
@@ -458,8 +459,8 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
-    assert "7 images of 4 classes, 2 can't be read and are left out" in result.out
-    assert result.err.count("left out: ") == 2 and "cut.JPEG can't be read" in result.err
+    assert "7 images of 4 classes, 2 unreadable images left out" in result.out
+    assert result.err.count("left out: ") == 2 and "cut.JPEG cannot be read" in result.err
     assert [line.partition(",")[0] for line in (out / "svt_small.csv").read_text().splitlines()[1:]] == [
         WNIDS[label] for label in (0, 5, 500, 999)
     ]
