@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from ..errors import TwinsError
-from ..weights.keymap import FORMATS, TASKS
+from ..weights.formats import FORMATS, TASKS
 
 _SUFFIXES = (".pth", ".safetensors")
 
@@ -34,7 +34,7 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
       twins-dense convert epoch_12.pth backbone.pth --to official --dry-run
     """
     from ..atomic import write_atomically
-    from ..weights.download import find_weights, sha256_of
+    from ..weights.download import fetch_weights, sha256_of
     from ..weights.keymap import convert
     from ..weights.load import read_state_dict
 
@@ -43,7 +43,7 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
         raise TwinsError(f"OUT {out!r}: end its name in {' or '.join(_SUFFIXES)}")
     if target.exists():
         raise TwinsError(f"OUT {out!r} exists: name a new file")
-    path = find_weights(source)
+    path = fetch_weights(source)
     state = read_state_dict(source)
     try:
         conversion = convert(state, to=to, task=task)

@@ -32,7 +32,7 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
     from ..deploy.export import FORMATS, export
     from ..factory import load_backbone_with_report
     from ..weights.catalog import CATALOG, published_as
-    from ..weights.download import find_weights, sha256_of
+    from ..weights.download import fetch_weights, sha256_of
     from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 
     target = Path(out)
@@ -49,7 +49,7 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
     else:
         net, report = load_backbone_with_report(variant, weights, out_indices=out_indices, window_padding=padding)
     click.echo(str(report))
-    sha256 = sha256_of(find_weights(weights))
+    sha256 = sha256_of(fetch_weights(weights))
     published = CATALOG.get(weights) or published_as(sha256)
     differences = export(
         net,

@@ -93,7 +93,7 @@ def command(
     from ..factory import load_backbone_with_report
     from ..features import needed_packages, open_features
     from ..features.prepare import Protocol
-    from ..weights.download import find_weights, sha256_of
+    from ..weights.download import fetch_weights, sha256_of
 
     with needed_packages():
         from ..features.extract import extract
@@ -122,7 +122,7 @@ def command(
         found,
         Path(out),
         settings,
-        weights_sha256=sha256_of(find_weights(weights)),
+        weights_sha256=sha256_of(fetch_weights(weights)),
         device=target,
         num_workers=workers,
         compiled=compiled,

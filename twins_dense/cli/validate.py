@@ -70,7 +70,7 @@ def command(
     from ..distributed import joined_processes
     from ..imagenet import scoring as classification
     from ..imagenet.folders import read_samples
-    from ..weights.download import find_weights, sha256_of
+    from ..weights.download import fetch_weights, sha256_of
 
     if onnx is not None:
         if variant or weights or reproduce or amp or compiled or device not in (None, "cpu"):
@@ -129,7 +129,7 @@ def command(
             row = {
                 "variant": name,
                 "weights": file,
-                "sha256": sha256_of(find_weights(file)),
+                "sha256": sha256_of(fetch_weights(file)),
                 "report": report,
                 "protocol": protocol,
                 "images": score.num_images,
