@@ -481,7 +481,7 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     # The images of each process in the same batches, because the last digits of a loss depend on the batch.
     net, samples = td.create_classifier("svt_small", weights=weights).eval(), read_samples(tree, subset=True)
     halves = [
-        score(net, samples[rank::2], PROTOCOLS["official"], device=CPU, batch_size=2, num_workers=0)
+        score(net, samples[rank::2], VALIDATION_PROTOCOLS["official"], device=CPU, batch_size=2, num_workers=0)
         for rank in range(2)
     ]
     assert two.pop("loss") == pytest.approx(sum(half.loss * half.num_images for half in halves) / 7, rel=1e-6)

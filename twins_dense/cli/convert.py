@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..weights.keymap import FORMATS, TASKS
+from ..weights.formats import FORMATS, TASKS
 
 
 @click.command("convert")
@@ -30,7 +30,7 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
       twins-dense convert epoch_12.pth backbone.pth --to official --dry-run
     """
     from ..weights.convert import convert_file
-    from ..weights.download import find_weights, sha256_of
+    from ..weights.download import fetch_weights, sha256_of
 
     conversion = convert_file(source, out, to=to, task=task, dry_run=dry_run)
     num_values = sum(value.numel() for value in conversion.state.values())
@@ -42,7 +42,7 @@ def command(source: str, out: str, to: str, task: str | None, dry_run: bool) -> 
     )
     if conversion.norm_eps:
         click.echo(f"{conversion.source} computes with LayerNorm {conversion.norm_eps}")
-    for path in [find_weights(source)] if dry_run else [find_weights(source), Path(out)]:
+    for path in [fetch_weights(source)] if dry_run else [fetch_weights(source), Path(out)]:
         click.echo(f"{sha256_of(path)}  {path}")
     if dry_run:
         click.echo("dry run: nothing was written")

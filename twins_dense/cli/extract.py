@@ -98,7 +98,7 @@ def command(
     from ..factory import load_backbone_with_report
     from ..features import open_features, optional_packages
     from ..features.prepare import Protocol
-    from ..weights.download import find_weights, sha256_of
+    from ..weights.download import fetch_weights, sha256_of
 
     with optional_packages():
         from ..features.extract import extract
@@ -128,7 +128,7 @@ def command(
         found,
         Path(out),
         settings,
-        weights_sha256=sha256_of(find_weights(weights)),
+        weights_sha256=sha256_of(fetch_weights(weights)),
         device=target,
         num_workers=workers,
         compiled=compiled,

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 from .image_files import UNREADABLE, check_image, exif_orientation
 
 NUM_THREADS = 8  # the check waits for the disk, not for the processor
@@ -219,12 +219,12 @@ def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations",
     except FileNotFoundError:
         raise TwinsError(f"{ann_file}: no such file; looked for annotations in COCO format (JSON) there") from None
     except OSError as error:
-        raise TwinsError(f"{ann_file}: can't be read ({_one_line(error)})") from error
+        raise TwinsError(f"{ann_file}: can't be read ({one_line(error)})") from error
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise TwinsError(f"{ann_file}: broken JSON at {where} ({error.msg}); write or download it again") from error
     except UnicodeDecodeError as error:
-        raise TwinsError(f"{ann_file}: is not JSON text ({_one_line(error)}); give the annotation file") from error
+        raise TwinsError(f"{ann_file}: is not JSON text ({one_line(error)}); give the annotation file") from error
     if not isinstance(content, dict):
         raise TwinsError(f"{ann_file}: holds a JSON {type(content).__name__}; COCO format needs an object")
     for key in keys:
@@ -275,13 +275,13 @@ def _check_images(image_dir: Path, entries: list[dict[str, Any]], refuse_rotated
 def _image_problem(path: Path, width: int, height: int) -> str | None:
     """What is wrong with an image file that is annotated as (width, height)."""
     if not path.is_file():
-        return f"image {_one_line(path)} is missing"
+        return f"image {one_line(path)} is missing"
     try:
         stored = check_image(path)
     except UNREADABLE as error:
-        return f"image {_one_line(path)} can't be read ({_one_line(error)})"
+        return f"image {one_line(path)} can't be read ({one_line(error)})"
     if stored != (width, height):
-        return f"image {_one_line(path)} is {stored[0]}x{stored[1]} pixels, but its entry says {width}x{height}"
+        return f"image {one_line(path)} is {stored[0]}x{stored[1]} pixels, but its entry says {width}x{height}"
     return None
 
 
@@ -291,7 +291,7 @@ def _orientation_problem(path: Path) -> str | None:
     if orientation == 1:
         return None
     return (
-        f"image {_one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies while boxes count "
+        f"image {one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies while boxes count "
         "stored pixels: remove it from the file"
     )
 
@@ -307,7 +307,7 @@ def _annotation_problem(
     if not _is_key(annotation.get("image_id"), image_by_id):
         return f"{name} is of an unknown image id {reprlib.repr(annotation.get('image_id'))}"
     image = image_by_id[annotation["image_id"]]
-    name += f" of image {_one_line(image['file_name'])}"
+    name += f" of image {one_line(image['file_name'])}"
     if type(annotation.get("id")) is not int:
         return f"{name} has an id that is no whole number"
     if annotation["id"] in seen_ids:
@@ -408,7 +408,3 @@ def _are_finite_numbers(values: list[Any]) -> bool:
 def _is_key(value: Any, keys: Any) -> bool:
     """Whether a value from JSON is an id among these: 1.0 and true are not the id 1, and a list can't be looked up."""
     return type(value) is int and value in keys
-
-
-def _one_line(value: object) -> str:
-    return " ".join(str(value).split())

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 
 # What Pillow raises for a file that it can't read; which one depends on the format and on where the damage is.
 UNREADABLE = (
@@ -53,9 +53,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
     try:
         return np.array(decode_image(path, upright=upright))  # a copy: Pillow's own buffer is read-only
     except UNREADABLE as error:
-        raise TwinsError(
-            f"{path}: can't be read as an image ({' '.join(str(error).split())}); replace the file"
-        ) from error
+        raise TwinsError(f"{path}: can't be read as an image ({one_line(error)}); replace the file") from error
 
 
 def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 from .coco import read_image_names
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -88,7 +88,7 @@ def _read_list(file: Path, image_dir: str | None) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise TwinsError(f"list {str(file)!r} can't be read ({' '.join(str(error).split())})") from None
+        raise TwinsError(f"list {str(file)!r} can't be read ({one_line(error)})") from None
     if not names:
         raise TwinsError(f"list {str(file)!r} is empty: write a path a line")
     folder = file.parent if image_dir is None else Path(image_dir)

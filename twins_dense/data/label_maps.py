@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 from .coco import NUM_THREADS
 from .image_files import UNREADABLE, check_image
 
@@ -127,7 +127,7 @@ def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
         with Image.open(image) as opened:
             size = opened.size[::-1] if opened.getexif().get(0x0112) in _LYING else opened.size
     except UNREADABLE as error:
-        return Problem("image that can't be read", str(image), " ".join(str(error).split()))
+        return Problem("image that can't be read", str(image), one_line(error))
     try:
         with Image.open(label) as opened:
             if opened.mode == "P":
@@ -136,7 +136,7 @@ def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
                 return Problem("label that is not 8-bit gray", str(label), f"mode {opened.mode}")
             label_size, found = opened.size, np.bincount(np.asarray(opened).ravel(), minlength=256) > 0
     except UNREADABLE as error:
-        return Problem("label that can't be read", str(label), " ".join(str(error).split()))
+        return Problem("label that can't be read", str(label), one_line(error))
     if label_size != size:
         sizes = [f"{width}x{height}" for width, height in (label_size, size)]
         return Problem("label of another size than its image", str(label), f"{sizes[0]} for {sizes[1]}")

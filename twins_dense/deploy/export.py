@@ -21,7 +21,7 @@ from ..models.backbone import TwinsBackbone, describe_backbone
 from ..models.classifier import TwinsClassifier
 from ..models.layers import WindowPadding
 from ..weights.catalog import CATALOG, published_as
-from ..weights.download import find_weights, sha256_of
+from ..weights.download import fetch_weights, sha256_of
 from ..weights.load import LoadReport, load_weights
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING, Preprocessing
 
@@ -83,7 +83,7 @@ def load_trained(
         net, report = load_backbone_with_report(
             variant, weights, out_indices=out_indices, window_padding=window_padding
         )
-    sha256 = sha256_of(find_weights(weights))
+    sha256 = sha256_of(fetch_weights(weights))
     published = CATALOG.get(weights) or published_as(sha256)
     return TrainedModel(net, report, published.preprocessing if published else OFFICIAL_PREPROCESSING, sha256)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TwinsError, one_line
-from ..weights import describe_misfit
+from ..weights.load import describe_misfit
 
 _NUM_SHOWN = 4
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..atomic import write_atomically
 from ..errors import TwinsError
 from ..weights.catalog import CATALOG
-from ..weights.download import find_weights, sha256_of
+from ..weights.download import fetch_weights, sha256_of
 from .folders import Sample
 from .scoring import score, write_classes
 from .transforms import VALIDATION_PROTOCOLS
@@ -99,7 +99,7 @@ class Validation:
         metrics = {
             "variant": variant,
             "weights": weights,
-            "sha256": sha256_of(find_weights(weights)),
+            "sha256": sha256_of(fetch_weights(weights)),
             "report": report,
             "protocol": self.protocol,
             "images": result.num_images,

@@ -26,7 +26,7 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
 from ...errors import TwinsError, one_line
-from ...weights import read_checkpoint
+from ...weights.read import read_checkpoint
 from .. import checks, metrics_file
 from ..checks import config_errors
 from ..divergence import diverged

@@ -11,7 +11,7 @@ from ...errors import TwinsError
 from ...factory import create_backbone
 from ...models.backbone import TwinsBackbone
 from ...models.spec import TwinsSpec
-from ...weights import load_weights
+from ...weights.load import load_weights
 
 
 def build_backbone(

@@ -22,7 +22,9 @@ from torch import nn
 
 from ...atomic import write_atomically
 from ...errors import TwinsError
-from ...weights import describe_misfit, find_weights, fit_segmentor, read_checkpoint
+from ...weights.download import fetch_weights
+from ...weights.load import describe_misfit, fit_segmentor
+from ...weights.read import read_checkpoint
 from ..checks import check_checkpoint
 from .config import building, without_initial_weights
 
@@ -95,7 +97,7 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
         TwinsError: if the file cannot be read, is not a checkpoint of a training run, or does not fit.
     """
     model = unwrapped(model)
-    checkpoint = read_checkpoint(find_weights(path))
+    checkpoint = read_checkpoint(fetch_weights(path))
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
         raise TwinsError(
             f"checkpoint {str(path)!r} is not one of a training run: give an epoch_N.pth or iter_N.pth of "

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from ...factory import create_backbone
 from ...models.backbone import TwinsBackbone
 from ...models.spec import get_spec
-from ...weights import load_weights
+from ...weights.load import load_weights
 from . import enable_mmseg
 
 
