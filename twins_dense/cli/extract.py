@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..distributed import is_first_process
 from ..errors import TwinsError
 from ..features import DTYPES, EXTRACTION_PROTOCOLS
-from . import is_first_process
 from .options import (
     backbone_options,
     check_window_padding,

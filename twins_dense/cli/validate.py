@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from ..distributed import is_first_process
 from ..errors import TwinsError
 from ..models.spec import get_spec
-from . import is_first_process
 from .options import device_option, find_device, workers_option
 
 _TITLES = f"{'weights':28}{'top-1':>8}{'published':>11}{'top-5':>9}{'published':>11}{'loss':>9}{'images/s':>10}"
