@@ -1,4 +1,4 @@
-"""`twins-dense convert`: what it writes, what it says, and what it refuses."""
+"""`twins-dense convert` writes the converted weights, prints a summary, and refuses bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import twins_dense as td
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> dict[str, Tensor]:
-    """Also saved as in.pth."""
+    """State dict of a classifier, which is also saved as in.pth."""
     state = randomise(td.create_classifier(SLIM_SVT, num_classes=11), seed=3).state_dict()
     torch.save({"model": state, "epoch": 3}, tmp_path / "in.pth")
     return state
