@@ -160,7 +160,7 @@ def _draw_predictions(model: Any, dataset: Any, path: Path) -> None:
     from torchvision.transforms.v2.functional import resize
     from torchvision.utils import make_grid
 
-    from ..data.coco import decode_segmentation
+    from ..data.coco_masks import decode_segmentation
     from ..data.drawing import draw_instances
 
     scale = 3
