@@ -140,7 +140,7 @@ DAMAGES: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
     ),
     "truncated image": (
         lambda case: cut(case.data / "train2017" / "000000000003.jpg"),
-        ("000000000003.jpg can't be read", "--skip-bad"),
+        ("000000000003.jpg cannot be read", "--skip-bad"),
     ),
     "missing validation image": (
         lambda case: (case.data / "val2017" / "000000000009.jpg").unlink(),

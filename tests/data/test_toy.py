@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from twins_dense.data.coco import CocoData, decode_segmentation, load_coco
+from twins_dense.data.coco import CocoData, load_coco
+from twins_dense.data.coco_masks import decode_segmentation
 from twins_dense.data.image_files import read_image
 from twins_dense.data.toy import _draw_image, _segmentation, make_toy_coco
 from twins_dense.errors import TwinsError

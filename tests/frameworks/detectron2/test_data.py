@@ -26,7 +26,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 import twins_dense as td
-from twins_dense.data.coco import decode_segmentation
+from twins_dense.data.coco_masks import decode_segmentation
 from twins_dense.frameworks.detectron2.data import build_train_loader, coco_dataset
 
 pytestmark = MARKS

@@ -89,7 +89,7 @@ DAMAGES: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
     ),
     "truncated image": (
         lambda case: cut(case.data / "train2017" / "000000000003.jpg"),
-        ("000000000003.jpg can't be read",),
+        ("000000000003.jpg cannot be read",),
     ),
     "missing validation image": (
         lambda case: (case.data / "val2017" / "000000000009.jpg").unlink(),

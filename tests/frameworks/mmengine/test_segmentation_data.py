@@ -103,7 +103,7 @@ class TestBadData:
     def test_a_cut_file(self, data: Path, folder: str) -> None:
         path = data / folder / "2.png"
         path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(TwinsError, match=r"1 × (image|label) that can't be read: \S+2\.png"):
+        with pytest.raises(TwinsError, match=r"1 × (image|label) that cannot be read: \S+2\.png"):
             dataset(data)
 
     def test_several_kinds_at_once(self, data: Path) -> None:

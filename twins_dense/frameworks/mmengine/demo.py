@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid
 
-from ...data.coco import decode_segmentation
+from ...data.coco_masks import decode_segmentation
 from ...data.drawing import draw_instances
 from ...data.toy import make_toy_coco
 from ...errors import TwinsError

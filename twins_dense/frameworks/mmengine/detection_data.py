@@ -14,7 +14,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ...data.coco import decode_segmentation, is_instance, load_coco, training_images
+from ...data.coco import is_instance, load_coco, training_images
+from ...data.coco_masks import decode_segmentation
 from ...data.image_files import read_image
 from ...errors import TwinsError, one_line
 from .samplers import SeededItems
