@@ -271,6 +271,10 @@ class TestCheckpoint:
         (checkpoint,) = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         assert checkpoint.backend_args == {"backend": "atomic"}
 
+    def test_the_log_has_no_notices_about_mmengine_itself(self, tiny_run: Run) -> None:
+        (log,) = tiny_run.work_dir.glob("*/*.log")
+        assert "Checkpoints will be saved to" in log.read_text() and "will be deprecated" not in log.read_text()
+
     def test_histories_survive(self) -> None:
         """The hook's form of logged values and back."""
         history = HistoryBuffer([1.5, 2.5, 3.5], [1, 2, 1])
