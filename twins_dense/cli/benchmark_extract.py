@@ -22,7 +22,7 @@ _NUM_CHUNKS = 4  # chunks on which each stage is measured alone
 @click.option("--num-images", type=click.IntRange(1), help="Repeat the images until there are this many.")
 @click.option("--size", default=448, show_default=True, help="Side of the square in pixels.")
 @click.option("--pool", type=click.Choice(["none", "mean"]), default="none", help="mean: write vectors, not maps.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Written type.")
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Type of the features.")
 @click.option("--chunk", default=16, show_default=True, type=click.IntRange(min=1), help="Images per chunk.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(min=0), help="Data loader workers.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Pairs of runs.")

@@ -17,10 +17,9 @@ from .options import backbone_options, check_window_padding, parse_levels
 def command(out: str, variant: str, weights: str, levels: str, window_padding: str, classifier: bool) -> None:
     """Export a trained backbone or classifier to OUT: NAME.onnx, or NAME.pt2 for a torch.export program.
 
-    The file takes any batch size, and any height and width from 64 up, in multiples of 32. It also says how images have
-    to be prepared: like for the published weights, or by the official protocol for all other weights. Before the file
-    appears, its outputs are compared with those of the model at several sizes: with onnxruntime for an ONNX file, and
-    as a loaded program for a .pt2 file.
+    The file takes any batch size, and any height and width from 64 up, in multiples of 32. It also says how to
+    prepare images: as in the catalog for published weights, and by the official protocol for all other weights. The
+    file appears only after its outputs were compared with those of the model at several sizes.
 
     \b
     Examples:
@@ -29,11 +28,11 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
       twins-dense export classifier.onnx --classifier --variant pcpvt_small --weights pcpvt_small.in1k-official
       twins-dense export svt_small.pt2 --variant svt_small --weights alt_gvt_small.pth
     """
-    from ..deploy.export import FORMATS, export, load_trained
+    from ..deploy.export import EXPORT_SUFFIXES, export, load_trained
 
     target = Path(out)
-    if target.suffix not in FORMATS:
-        raise TwinsError(f"OUT {out!r}: end its name in {' or '.join(FORMATS)}")
+    if target.suffix not in EXPORT_SUFFIXES:
+        raise TwinsError(f"OUT {out!r}: end its name in {' or '.join(EXPORT_SUFFIXES)}")
     if target.exists():
         raise TwinsError(f"OUT {out!r} exists: name a new file")
     model = load_trained(

@@ -25,7 +25,7 @@ from ..weights.download import fetch_weights, sha256_of
 from ..weights.load import LoadReport, load_weights
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING, Preprocessing
 
-FORMATS = (".onnx", ".pt2")
+EXPORT_SUFFIXES = (".onnx", ".pt2")
 METADATA = "twins_dense.json"
 # Largest accepted difference from the model, relative to the largest magnitude of each output.
 TOLERANCE = 1e-4
@@ -117,8 +117,8 @@ def export(
         TwinsError: if the suffix is unknown, a package is missing, or the file and the model differ.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise TwinsError(f"{str(path)!r}: give a name that ends in {' or '.join(FORMATS)}")
+    if path.suffix not in EXPORT_SUFFIXES:
+        raise TwinsError(f"{str(path)!r}: give a name that ends in {' or '.join(EXPORT_SUFFIXES)}")
     write, read = (_write_onnx, _read_onnx) if path.suffix == ".onnx" else (_write_program, _read_program)
     metadata = json.dumps(_describe(net, preprocessing, weights_sha256))
     with atomic_path(path) as temporary, _without_gradients(net):
@@ -245,11 +245,12 @@ def _compare(
 def _describe(net: TwinsBackbone, preprocessing: Preprocessing | None, weights_sha256: str | None) -> dict[str, Any]:
     from .. import __version__
 
-    is_classifier = isinstance(net, TwinsClassifier)
+    kind: dict[str, Any] = {"kind": "backbone"}
+    if isinstance(net, TwinsClassifier):
+        kind = {"kind": "classifier", "num_classes": net.head.out_features}
     return {
         **describe_backbone(net),
-        "kind": "classifier" if is_classifier else "backbone",
-        **({"num_classes": net.head.out_features} if isinstance(net, TwinsClassifier) else {}),
+        **kind,
         "colour": "RGB",
         "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
         "size_step": _SIZE_STEP,

@@ -96,7 +96,9 @@ def sort_into_folders(flat: str | Path, ground_truth: str | Path, out: str | Pat
     for folder in out.iterdir() if out.is_dir() else ():
         for image in images_in_folder(folder, required=False) if folder.is_dir() else ():
             if image not in known:
-                raise TwinsError(f"{image} is not where {str(ground_truth)!r} puts it: choose an empty folder")
+                raise TwinsError(
+                    f"{image} does not belong there according to {str(ground_truth)!r}: choose an empty folder"
+                )
     for file, target in zip(files, tqdm(targets, desc="sorting", unit=" images", disable=None), strict=True):
         if target.exists():
             continue

@@ -14,7 +14,7 @@ from ..errors import TwinsError
 from .keymap import Conversion, convert
 from .load import read_state_dict
 
-SUFFIXES = (".pth", ".safetensors")
+_SUFFIXES = (".pth", ".safetensors")
 
 
 def convert_file(
@@ -36,8 +36,8 @@ def convert_file(
         TwinsError: if the source cannot be read or converted, or `out` exists or has another suffix.
     """
     out = Path(out)
-    if out.suffix not in SUFFIXES:
-        raise TwinsError(f"OUT {str(out)!r}: end its name in {' or '.join(SUFFIXES)}")
+    if out.suffix not in _SUFFIXES:
+        raise TwinsError(f"OUT {str(out)!r}: end its name in {' or '.join(_SUFFIXES)}")
     if out.exists():
         raise TwinsError(f"OUT {str(out)!r} exists: name a new file")
     state = read_state_dict(source)
