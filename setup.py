@@ -28,7 +28,7 @@ RUNTIME = [
 HUB = ["huggingface-hub>=0.23"]
 FEATURES = ["zarr>=3.1.3; python_version >= '3.11'", "pyarrow>=17"]  # zarr 3 needs Python 3.11
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-TEST = ["pytest>=8.2", "hypothesis>=6.100", "timm>=1.0.15", *HUB, *FEATURES, *EXPORT]
+TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", *HUB, *FEATURES, *EXPORT]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
 
 setup(
