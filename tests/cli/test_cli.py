@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 import twins_dense as td
+from twins_dense.frameworks.mmengine.demo import demo_config
 
 VERBS = (
     "demo",
@@ -537,7 +538,15 @@ class TestBenchmark:
         assert_error(twins("benchmark", *arguments), part)
 
 
-def test_demo(tmp_path: Path) -> None:
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo itself, but for a limit of detections: a model that has learned nothing yet gives the most of all."""
+
+    def with_few_detections(data: Path, epochs: int) -> dict[str, Any]:
+        config = demo_config(data, epochs)
+        config["model"]["options"]["box_detections_per_img"] = 10
+        return config
+
+    monkeypatch.setattr("twins_dense.frameworks.mmengine.demo.demo_config", with_few_detections)
     result = twins("demo", "--out", tmp_path / "demo", "--epochs", 1, "--num-train", 8)
     assert result.code == 0, result.err
     out = tmp_path / "demo"
