@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detection_fixtures import child_environment, run_python
+import pytest
+from detection_fixtures import Run, child_environment, run_python
+from mmengine.config import Config
+
+from twins_dense.errors import TwinsError
+from twins_dense.frameworks.mmengine.engine import load_config
 
 # Stops after an iteration and waits to be killed.
 HALT_HOOK = """
@@ -95,3 +102,21 @@ def steps(records: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
         if "loss" in record:
             kept[record["step"]] = {name: value for name, value in record.items() if name == "lr" or "loss" in name}
     return kept
+
+
+def one_line_of(caught: pytest.ExceptionInfo[TwinsError], *parts: str) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+_numbers = itertools.count()
+
+
+def config_of(run: Run, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run under a name of its own: MMEngine tells runs in one process apart by name and second."""
+    config = load_config(run.config, overrides)
+    config.experiment_name = f"test_engine_{next(_numbers)}"
+    return config
