@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from detection_fixtures import child_environment, run_python
+from detection_fixtures import child_environment
 
 # Stops after an iteration and waits to be killed.
 HALT_HOOK = """
@@ -54,12 +54,6 @@ class DumpHook(Hook):
         with open(f"rank_{get_rank()}.json", "w") as file:
             json.dump(content, file)
 """
-
-
-def train(config: Path, work_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run_python(
-        "-m", "twins_dense", "train", str(config), "--work-dir", str(work_dir), *options, cwd=config.parent
-    )
 
 
 def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
