@@ -53,7 +53,7 @@ $(RUNTIME): setup.py constraints.txt
 	    exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); }
 	@echo 'Installing into $(VENV): downloads about 3 GB once; this takes some minutes.'
-	@$(PIP) install -q -c constraints.txt -e .
+	@$(PIP) install -q -c constraints.txt -e '.[all]'
 	$(ensure_cv2)
 	@touch $@
 

@@ -103,12 +103,12 @@ def write_lazy(
     return path
 
 
-def read_metrics(work_dir: Path) -> dict[int, list[dict[str, float]]]:
+def read_metrics(work_dir: Path, name: str = "metrics.jsonl") -> dict[int, list[dict[str, float]]]:
     """By iteration, what each start of a run has logged: the learning rate and the losses. The end may be half-written.
 
     Values of a run started by `exact_twins.py` are those of the iteration; otherwise they are medians over 20.
     """
-    path = work_dir / "metrics.json"
+    path = work_dir / name
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found: dict[int, list[dict[str, float]]] = {}
     for line in lines:

@@ -114,14 +114,14 @@ param_scheduler = [
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 default_hooks = dict(
     logger=dict(type="LoggerHook", interval=1),
-    checkpoint=dict(type="CheckpointHook", interval=1, backend_args=dict(backend="atomic")),
+    checkpoint=dict(type="CheckpointHook", interval=1),
 )
 # The value of each iteration; MMEngine's default is the mean over the last 10. That mean stands beside it, because
 # it needs the history of the values.
 log_processor = dict(
     window_size=1, custom_cfg=[dict(data_src="loss", log_name="mean_loss", method_name="mean", window_size=10)]
 )
-custom_hooks = [dict(type="IterationSeedHook"), dict(type="PlainCheckpointHook"), dict(type="MetricsFileHook")]
+custom_hooks = []
 randomness = dict(seed=0)
 """
 

@@ -6,6 +6,7 @@ python tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint
 
 from twins_dense.cli import run
 from twins_dense.errors import TwinsError
+from twins_dense.frameworks.shipped_configs import find_config
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     options = args.opts
     if options and not any("=" in option for option in options):  # KEY VALUE KEY VALUE, as CfgNode's users write
         options = [f"{key}={value}" for key, value in zip(options[::2], options[1::2], strict=False)]
-    config = engine.load_config(args.config_file, options)
+    config = engine.load_config(find_config(args.config_file), options)
     launch = {key: getattr(args, key) for key in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
     folder, checkpoint = engine.default_work_dir(config), config.train.init_checkpoint
     if not args.eval_only:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .models.backbone import TwinsBackbone
     from .models.classifier import TwinsClassifier
     from .models.spec import PyramidSpec, StageSpec, TwinsSpec, get_spec, list_variants
-    from .weights import LoadReport, convert_state_dict, load_segmentor, load_weights
+    from .weights.keymap import convert_state_dict
+    from .weights.load import LoadReport, load_segmentor, load_weights
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,8 @@ _MODULES = {
     "models.backbone": ("TwinsBackbone",),
     "models.classifier": ("TwinsClassifier",),
     "models.spec": ("PyramidSpec", "StageSpec", "TwinsSpec", "get_spec", "list_variants"),
-    "weights": ("LoadReport", "convert_state_dict", "load_segmentor", "load_weights"),
+    "weights.keymap": ("convert_state_dict",),
+    "weights.load": ("LoadReport", "load_segmentor", "load_weights"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -12,11 +12,12 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename what is written there to `path` at the end.
 
-    For libraries that write to a path themselves. The temporary name keeps the suffix, because some of them choose the
-    format by it. If the block raises, the temporary file is removed and `path` stays as it was.
+    For libraries that write to a path themselves. If the block raises, the temporary file is removed and `path` stays
+    as it was. The temporary name begins with a dot and does not keep the suffix, so that a file that a kill has left
+    behind is not taken for a whole one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)

@@ -13,7 +13,7 @@ from .models.backbone import TwinsBackbone
 from .models.classifier import TwinsClassifier
 from .models.layers import PartialPatches, WindowPadding
 from .models.spec import TwinsSpec, get_spec
-from .weights import LoadReport, load_weights
+from .weights.load import LoadReport, load_weights
 
 _logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
 r"""RetinaNet, svt_small, 3x schedule, COCO 2017, ImageNet weights.
 
-twins-dense train configs/detectron2/retinanet_svt_small_3x.py --num-gpus 8 --data-root data/coco --skip-bad \
+twins-dense train detectron2/retinanet_svt_small_3x --num-gpus 8 --data-root data/coco --skip-bad \
     model.backbone.bottom_up.net.weights=FILE
 
-Not trained by us yet: no score to expect and no duration measured.
+We have not trained it yet, so there is no score to expect and no measured duration.
 """
 
 from .common.retinanet_3x import dataloader, lr_multiplier, model, optimizer, train

@@ -1,10 +1,10 @@
 r"""Semantic FPN, pcpvt_small, 80k iterations, ADE20K at 512x512, ImageNet weights.
 
-torchrun --nproc_per_node=8 -m twins_dense train configs/mmseg/semantic_fpn_pcpvt_small_80k.py \
+torchrun --nproc_per_node=8 -m twins_dense train mmseg/semantic_fpn_pcpvt_small_80k \
     --data-root data/ade/ADEChallengeData2016 model.backbone.weights=FILE
 
-mmsegmentation's run of this recipe: mIoU 43.26 / 44.11 (one scale / six scales and flip; its model zoo). Not trained by
-us yet: no duration measured.
+mIoU of mmsegmentation's run of this recipe: 43.26 / 44.11 (one scale / six scales and flip; its model zoo). We have not
+trained it yet, so there is no measured duration.
 """
 
 _base_ = "_base_/semantic_fpn_80k.py"

@@ -1,10 +1,10 @@
-r"""Semantic FPN, svt_small, from scratch on a data set of one's own: here 60 street photos of CamVid, 11 classes.
+r"""Semantic FPN, svt_small, trained from scratch on your own data set: here 60 street photos of CamVid, 11 classes.
 
-twins-dense train configs/mmseg/semantic_fpn_svt_small_camvid.py --data-root data/camvid
+twins-dense train mmseg/semantic_fpn_svt_small_camvid --data-root data/camvid
 
 The folder holds images/{training,validation}/*.png and annotations/{training,validation}/*.png, whose values are 0 for
-what belongs to no class and 1 to 11 for the classes in the order below. For data of your own change the names, the
-suffix and the number of classes. It is sized for two CPU cores: crops of 192, batches of 6, 800 iterations.
+pixels of no class and 1 to 11 for the classes in the order below. For your own data, change the names, the suffix and
+the number of classes. The settings suit two CPU cores: crops of 192 pixels, a batch size of 6, 800 iterations.
 """
 
 _base_ = "_base_/semantic_fpn_80k.py"
@@ -20,7 +20,7 @@ _DATASET = dict(
             *("sky", "building", "pole", "road", "pavement", "tree"),
             *("sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
         ),
-        # Red, green, blue of each class in pictures; without a palette, colours are drawn at random.
+        # Red, green and blue of each class in pictures; without a palette, colours are random.
         palette=[
             *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
             *([192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]),

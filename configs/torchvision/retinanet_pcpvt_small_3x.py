@@ -1,9 +1,9 @@
 r"""RetinaNet, pcpvt_small, 3x schedule, COCO 2017, ImageNet weights.
 
-torchrun --nproc_per_node=8 -m twins_dense train configs/torchvision/retinanet_pcpvt_small_3x.py \
+torchrun --nproc_per_node=8 -m twins_dense train torchvision/retinanet_pcpvt_small_3x \
     --data-root data/coco --skip-bad model.backbone.weights=FILE
 
-Not trained by us yet: no score to expect and no duration measured.
+We have not trained it yet, so there is no score to expect and no measured duration.
 """
 
 _base_ = "_base_/retinanet_3x.py"

@@ -22,7 +22,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 import twins_dense as td
-from twins_dense.cli.demo import demo_config
+from twins_dense.frameworks.mmengine.demo import demo_config
 
 VERBS = (
     "demo",
@@ -141,7 +141,7 @@ DAMAGES: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
     ),
     "truncated image": (
         lambda case: cut(case.data / "train2017" / "000000000003.jpg"),
-        ("000000000003.jpg can't be read", "--skip-bad"),
+        ("000000000003.jpg cannot be read", "--skip-bad"),
     ),
     "missing validation image": (
         lambda case: (case.data / "val2017" / "000000000009.jpg").unlink(),
@@ -546,7 +546,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config["model"]["options"]["box_detections_per_img"] = 10
         return config
 
-    monkeypatch.setattr("twins_dense.cli.demo.demo_config", with_few_detections)
+    monkeypatch.setattr("twins_dense.frameworks.mmengine.demo.demo_config", with_few_detections)
     result = twins("demo", "--out", tmp_path / "demo", "--epochs", 1, "--num-train", 8)
     assert result.code == 0, result.err
     out = tmp_path / "demo"

@@ -1,4 +1,4 @@
-"""The challenge's archive is unpacked whole or not at all, and checked."""
+"""The archive of the ADE20K challenge is unpacked completely or not at all, and checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW = {"training": 3, "validation": 2}
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """An archive of the challenge's tree with five images, values 0 and 150 among the labels'."""
+    """Archive with the folders of the challenge and five images. The labels hold the values 0 and 150."""
     source = tmp_path / "source" / "ADEChallengeData2016"
     for split, count in FEW.items():
         for kind in ("images", "annotations"):

@@ -24,9 +24,8 @@ from cli_fixtures import assert_error, twins
 from contracts import SLIM_SVT, VARIANTS, randomise, without_initialisation
 
 import twins_dense as td
-from twins_dense.weights import catalog
-from twins_dense.weights.catalog import CATALOG, WeightsSpec
-from twins_dense.weights.download import download, find_weights, sha256_of
+from twins_dense.weights.catalog import CATALOG, WeightsSpec, cache_dir
+from twins_dense.weights.download import download, fetch_weights, sha256_of
 
 NAME = "svt_small.in1k-mmpretrain"
 
@@ -386,9 +385,9 @@ def test_the_catalog_is_complete() -> None:
 
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TWINS_DENSE_HOME")
-    assert catalog.home() == Path.home() / ".cache" / "twins_dense"
+    assert cache_dir() == Path.home() / ".cache" / "twins_dense"
     monkeypatch.setenv("TWINS_DENSE_HOME", "~/weights")
-    assert catalog.home() == Path.home() / "weights"
+    assert cache_dir() == Path.home() / "weights"
 
 
 def test_names_work_where_paths_do(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -409,12 +408,12 @@ def test_names_work_where_paths_do(server: Server, monkeypatch: pytest.MonkeyPat
 def test_a_file_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(NAME).write_bytes(b"")
-    assert find_weights(NAME) == Path(NAME)
+    assert fetch_weights(NAME) == Path(NAME)
 
 
 def test_near_misses_are_named() -> None:
     with pytest.raises(td.TwinsError, match=r"no such file; check the path.*did you mean 'svt_small.in1k-mmpretrain'"):
-        find_weights("svt_small.in1k-mmpretran")
+        fetch_weights("svt_small.in1k-mmpretran")
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
 import twins_dense as td
-from twins_dense.weights import read_checkpoint
+from twins_dense.weights.read import read_checkpoint
 
 State = dict[str, Tensor]
 CLASSIFIER_END = ("head.bias", "head.weight", "norm.bias", "norm.weight")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ _VERBS = (
     "eval",
     "predict",
     "check-data",
+    "configs",
     "validate",
     "weights",
     "convert",
@@ -49,11 +49,6 @@ def group() -> None:
       twins-dense demo
       twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco
     """
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one to print; torchrun starts several."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def main() -> None:

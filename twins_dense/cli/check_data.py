@@ -18,13 +18,8 @@ def command(config: str, overrides: tuple[str, ...], data_root: str | None, skip
       twins-dense check-data configs/mmseg/semantic_fpn_svt_small_80k.py --data-root data/ade/ADEChallengeData2016
       twins-dense check-data CONFIG --data-root my_data --skip-bad
     """
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
 
-    engine = engine_of(config)
-    loaded = engine.load_config(config, overrides)
-    if data_root is not None:
-        engine.set_data_root(loaded, data_root)
-    if skip_bad:
-        engine.set_skip_bad(loaded)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     for line in engine.check_data(loaded):
         click.echo(line)

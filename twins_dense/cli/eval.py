@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from . import is_first_process
+from ..distributed import is_first_process
 from .options import launch_options
 
 
@@ -45,16 +45,11 @@ def command(
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
       twins-dense eval configs/detectron2/mask_rcnn_svt_small_1x.py work_dirs/a/model_final.pth --data-root data/coco
     """
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
 
-    engine = engine_of(config)
-    loaded = engine.load_config(config, overrides)
-    if data_root is not None:
-        engine.set_data_root(loaded, data_root)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     if tta:
         engine.set_tta(loaded)
-    if skip_bad:
-        engine.set_skip_bad(loaded)
     if work_dir is None:
         run = Path(os.path.abspath(engine.default_work_dir(loaded)))
         run = run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S")

@@ -39,7 +39,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from ..atomic import write_atomically
     from ..data.image_files import read_image
     from ..data.image_lists import find_images
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
     from ..frameworks.prediction import SegmentationPrediction
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
@@ -47,9 +47,9 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     files = find_images([argument for argument in images if argument not in overrides], out=folder)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise TwinsError(f"output {out!r} is not empty: choose another --out")
-    engine = engine_of(config)
+    engine, loaded = open_config(config, overrides)
     files, left_out = _readable(files, skip_bad)
-    predictor = engine.load_predictor(engine.load_config(config, overrides), checkpoint, score)
+    predictor = engine.load_predictor(loaded, checkpoint, score)
 
     results: list[dict[str, Any]] = []
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from . import is_first_process
+from ..distributed import is_first_process
 from .options import launch_options
 
 
@@ -45,16 +45,11 @@ def command(
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
       twins-dense train configs/detectron2/mask_rcnn_svt_small_1x.py --num-gpus 8 --data-root data/coco --skip-bad
     """
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
 
-    engine = engine_of(config)
-    loaded = engine.load_config(config, overrides)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     if amp:
         engine.set_amp(loaded)
-    if data_root is not None:
-        engine.set_data_root(loaded, data_root)
-    if skip_bad:
-        engine.set_skip_bad(loaded)
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in launch.items() if v is not None})
     if is_first_process():

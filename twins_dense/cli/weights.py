@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ..errors import TwinsError
-from ..weights.catalog import CATALOG, WeightsSpec, get_weights_spec, home, published_as
+from ..weights.catalog import CATALOG, WeightsSpec, cache_dir, get_weights_spec, published_as
 
 
 @click.group("weights")
@@ -90,7 +90,7 @@ def verify_command(names_or_files: tuple[str, ...]) -> None:
         raise TwinsError(f"weights {lost!r}: no such file; check the path")
     specs = [spec for spec in _chosen(names) if names or spec.path.exists()] if names or not files else []
     if not specs and not files:
-        click.echo(f"nothing is downloaded to {home()}")
+        click.echo(f"nothing is downloaded to {cache_dir()}")
     wrong = []
     for spec in specs:
         if not spec.path.exists():

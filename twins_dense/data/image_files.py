@@ -1,4 +1,4 @@
-"""Read image files: which errors say that one is bad, whether it is whole, its pixels in RGB."""
+"""Read and check image files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 
-# What Pillow raises for a file that it can't read; which one depends on the format and on where the damage is.
+NUM_THREADS = 8  # checks of many files wait for the disk, not for the processor
+# Exceptions that Pillow raises for a bad file. The type depends on the format and on the damage.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -22,10 +23,11 @@ UNREADABLE = (
     struct.error,
     Image.DecompressionBombError,
 )
-# The last bytes of a complete file. A file without them may still be whole (cameras append data), so it is decoded.
+# Markers at the end of a complete file. A file without one may still be complete, because cameras append data, so it is
+# decoded.
 _END_MARKERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 _EXIF_ORIENTATION = 0x0112
-# What makes a stored image upright, by its orientation; the others are upright.
+# Transformation from a stored image to an upright one, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,48 +37,49 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_PIXELS = 2**27  # of a resized image: 400 MB
-_TAIL_SIZE = 64  # bytes; the marker is the end of the file, or is followed by a few bytes of padding
+_MAX_PIXELS = 2**27  # in a resized image, which then takes 400 MB
+_TAIL_SIZE = 64  # bytes, because a few bytes of padding may follow the end marker
 
 
 def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
-    """Read an image as uint8 RGB (height, width, 3), contiguous, converted from gray (8, 16 bits), palette, RGBA, CMYK.
+    """Read an image as RGB. Gray (8 and 16 bits), palette, RGBA and CMYK images are converted.
 
     Args:
-        path: The image file.
-        upright: Apply the EXIF orientation, as viewers do. Boxes and masks in COCO format count pixels as they are
-            stored, so data sets are read without it.
+        path: Path of the image file.
+        upright: Whether to apply the EXIF orientation, as image viewers do. Boxes and masks in COCO format count pixels
+            as they are stored, so data sets are read without it.
+
+    Returns:
+        Contiguous and writable uint8 array (height, width, 3).
 
     Raises:
-        TwinsError: where the file is missing, unreadable or cut.
+        TwinsError: If the file is missing, unreadable or truncated.
     """
     try:
         return np.array(decode_image(path, upright=upright))  # a copy: Pillow's own buffer is read-only
     except UNREADABLE as error:
-        raise TwinsError(
-            f"{path}: can't be read as an image ({' '.join(str(error).split())}); replace the file"
-        ) from error
+        raise TwinsError(f"{path}: cannot be read as an image ({one_line(error)}); replace the file") from error
 
 
 def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
-    """An image in RGB, as `read_image` reads it; one of UNREADABLE where it can't be read."""
+    """Return an image in RGB, as `read_image` does, but raise one of `UNREADABLE` if it cannot be read."""
     with Image.open(source) as file:
-        # Not ImageOps.exif_transpose: it writes all of the EXIF anew, and fails at entries that nobody asked for.
+        # ImageOps.exif_transpose would write all EXIF data again, and fail at invalid entries that do not matter here.
         turn = _UPRIGHT.get(exif_orientation(file)) if upright else None
         image = file if turn is None else file.transpose(turn)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would cut at 255
+        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip values at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """How EXIF would turn an image: 2 to 8, or 1 for not at all."""
+    """Return the EXIF orientation of an image, 2 to 8, or 1 if it is upright or has no valid orientation."""
     orientation = image.getexif().get(_EXIF_ORIENTATION)
     return orientation if orientation in _UPRIGHT else 1
 
 
 def check_proportions(image: Image.Image, short_side: int) -> None:
-    """ValueError, one of UNREADABLE, for an image so long and narrow that resizing it would take gigabytes."""
+    """Raise ValueError, one of `UNREADABLE`, for an image so long and narrow that resizing it would take gigabytes."""
     if short_side**2 * max(image.size) / min(image.size) > _MAX_PIXELS:
         raise ValueError(
             f"{image.width}x{image.height} pixels are too long and narrow for a short side of {short_side}"
@@ -84,10 +87,10 @@ def check_proportions(image: Image.Image, short_side: int) -> None:
 
 
 def check_image(path: Path) -> tuple[int, int]:
-    """The (width, height) of an image that is whole; decoded only where its end leaves doubt.
+    """Check that an image file is complete, and return its (width, height) in pixels.
 
-    Raises:
-        One of UNREADABLE, where the file is missing, unreadable or cut.
+    The image is decoded only if the end of the file does not show that it is complete. One of `UNREADABLE` is raised if
+    the file is missing, unreadable or truncated.
     """
     with Image.open(path) as image:
         marker = _END_MARKERS.get(image.format or "")
@@ -97,7 +100,6 @@ def check_image(path: Path) -> tuple[int, int]:
 
 
 def _tail(path: Path) -> bytes:
-    """The last bytes of a file."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_SIZE), os.SEEK_SET)
         return file.read()

@@ -1,4 +1,4 @@
-"""Which images a command is to work on."""
+"""Lists of images, from files, folders, globs, text files or COCO files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 from .coco import read_image_names
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
@@ -15,12 +15,13 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images to work on, in a fixed order.
+    """Images to process, in a fixed order.
 
     Attributes:
-        ids: of each image, unique: its path as it was given or found, or the image id of a COCO file.
-        paths: of each image.
-        upright: whether photos are turned as their EXIF orientation says; COCO's annotations count pixels as stored.
+        ids: Unique id of each image: its path as it was given or found, or its id in the COCO file.
+        paths: Path of each image.
+        upright: Whether to apply the EXIF orientation. It is false for COCO files, whose annotations count pixels as
+            they are stored.
     """
 
     ids: Sequence[str]
@@ -29,21 +30,21 @@ class ImageList:
 
 
 def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: Path | None = None) -> ImageList:
-    """The images that files, folders, globs and lists name, or those of one COCO file.
+    """Return the images given as files, folders, globs and text files, or those of one COCO file.
 
     Args:
-        arguments: as `find_images` takes them, or text files (.txt) with a path a line; or one COCO file (.json).
-        image_dir: what the names in lists and the COCO file are relative to; `None` takes the folder of the list, and
-            for ROOT/annotations/instances_NAME.json the folder ROOT/NAME.
-        out: where results go: pictures below it are not found in folders.
+        arguments: Image files, folders, globs, and text files (.txt) with one path per line; or one COCO file (.json).
+        image_dir: Folder that the paths in text files and the COCO file are relative to. `None` means the folder of the
+            text file, and the folder ROOT/NAME for a COCO file ROOT/annotations/instances_NAME.json.
+        out: Folder of results, which is skipped when folders are searched.
 
     Raises:
-        TwinsError: for an argument that names no image.
+        TwinsError: If an argument matches no image.
     """
     coco_files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
     if coco_files:
         if len(arguments) > 1:
-            raise TwinsError(f"images {str(coco_files[0])!r}: give a COCO file alone, without other images")
+            raise TwinsError(f"images {str(coco_files[0])!r}: give a COCO file without other images")
         names = read_image_names(coco_files[0])
         folder = Path(image_dir) if image_dir is not None else _coco_image_dir(coco_files[0])
         return ImageList([str(i) for i in names], [str(folder / name) for name in names.values()], upright=False)
@@ -57,12 +58,12 @@ def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: 
 
 
 def find_images(arguments: Sequence[str], *, out: Path | None = None) -> list[Path]:
-    """The image files that files, folders and globs name, each once, sorted within an argument.
+    """Return the image files given as files, folders and globs, each once, sorted within each argument.
 
-    Those below `out`, where results go, are not found in folders.
+    Folders are searched recursively, except for `out`, the folder of results.
 
     Raises:
-        TwinsError: for an argument that names none.
+        TwinsError: If an argument matches no image.
     """
     files: dict[Path, None] = {}
     for argument in arguments:
@@ -88,9 +89,9 @@ def _read_list(file: Path, image_dir: str | None) -> list[str]:
     try:
         names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise TwinsError(f"list {str(file)!r} can't be read ({' '.join(str(error).split())})") from None
+        raise TwinsError(f"list {str(file)!r} cannot be read ({one_line(error)}); give a text file") from None
     if not names:
-        raise TwinsError(f"list {str(file)!r} is empty: write a path a line")
+        raise TwinsError(f"list {str(file)!r} is empty: write one path per line")
     folder = file.parent if image_dir is None else Path(image_dir)
     return [str(folder / name) for name in names]
 
@@ -99,4 +100,4 @@ def _coco_image_dir(ann_file: Path) -> Path:
     folder = ann_file.parent.parent / ann_file.stem.partition("_")[2]
     if ann_file.parent.name == "annotations" and folder.is_dir():
         return folder
-    raise TwinsError(f"{ann_file}: don't know where its images are; name their folder with --image-dir")
+    raise TwinsError(f"{ann_file}: the folder of its images is unknown; give it with --image-dir")

@@ -1,4 +1,4 @@
-"""Check data in ADE20K's format: a folder of images, and for each a PNG of its size whose values are classes."""
+"""Check data in ADE20K format: images, and for each image a PNG of the same size whose values are classes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import TwinsError
-from .coco import NUM_THREADS
-from .image_files import UNREADABLE, check_image
+from ..errors import TwinsError, one_line
+from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation
 
-# EXIF orientations that swap height and width; mmcv turns images upright when it reads them.
-_LYING = (5, 6, 7, 8)
+# EXIF orientations that swap height and width. mmcv applies them when it reads an image.
+_SWAPS_SIDES = (5, 6, 7, 8)
 _SHOWN = 5
-# Of the challenge's archive, and what is in it.
+# Folder in the archive of the challenge, its number of images per split, and its number of classes.
 _ADE20K = "ADEChallengeData2016"
 _ADE20K_IMAGES = {"training": 20210, "validation": 2000}
 _ADE20K_CLASSES = 150
@@ -30,12 +29,12 @@ _ADE20K_CLASSES = 150
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """What keeps a pair of an image and its label from being used.
+    """Reason why an image and its label cannot be used.
 
     Attributes:
-        kind: equal for problems of one sort.
-        file: the image or the label, whichever is wrong.
-        detail: what is wrong with this one, where `kind` doesn't say all of it.
+        kind: Kind of the problem; `summarise` groups by it.
+        file: Path of the image or the label, whichever is wrong.
+        detail: Details about this file, if any.
     """
 
     kind: str
@@ -50,22 +49,22 @@ def find_problems(pairs: Sequence[tuple[str, str]], values: Collection[int]) -> 
     """Check images and their labels.
 
     Args:
-        pairs: paths of an image and its label.
-        values: those that may stand in a label: the classes, and what is ignored.
+        pairs: Paths of the image and its label, for each image.
+        values: Values allowed in labels: the classes and the ignored value.
 
     Returns:
-        For each pair its first problem, or `None`.
+        The first problem of each pair, or `None` if it has none.
     """
     allowed = np.zeros(256, dtype=bool)
     allowed[list(values)] = True
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         found = pool.map(lambda pair: _problem(Path(pair[0]), Path(pair[1]), allowed), pairs)
-        # The bar is for large data sets only: it shows after two seconds, and only on a terminal.
+        # The progress bar appears on a terminal after two seconds, so only for large data sets.
         return list(tqdm(found, desc="checking labels", total=len(pairs), unit=" images", delay=2, disable=None))
 
 
 def summarise(problems: Sequence[Problem]) -> Iterator[str]:
-    """For each kind of problem a line with its number and its first five files."""
+    """Yield one line per kind of problem, with the number of files and the first five of them."""
     for kind, group in groupby(sorted(problems), key=lambda problem: problem.kind):
         files = [f"{problem.file}{problem.detail and f' ({problem.detail})'}" for problem in group]
         more = ", …" if len(files) > _SHOWN else ""
@@ -73,18 +72,18 @@ def summarise(problems: Sequence[Problem]) -> Iterator[str]:
 
 
 def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapping[str, int] = _ADE20K_IMAGES) -> Path:
-    """Unpack the challenge's archive into `out_dir`, unless that is done, and check what is there.
+    """Unpack the archive of the ADE20K challenge, unless that was done before, and check its images and labels.
 
     Args:
-        archive: ADEChallengeData2016.zip.
-        out_dir: gets the folder ADEChallengeData2016, whole or not at all.
-        num_images: of each split.
+        archive: Path of ADEChallengeData2016.zip.
+        out_dir: Folder in which ADEChallengeData2016 is created. An interrupted call leaves no partial folder.
+        num_images: Number of images per split.
 
     Returns:
-        The folder, which is the `data_root` of the configs.
+        Path of the folder ADEChallengeData2016, which is the `data_root` of the configs.
 
     Raises:
-        TwinsError: for an archive that is broken or another one, and for missing or wrong images and labels.
+        TwinsError: If the archive is broken or a different one, or if images or labels are missing or wrong.
     """
     folder = Path(out_dir) / _ADE20K
     if not folder.exists():
@@ -99,24 +98,24 @@ def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapp
         pairs = [(str(image), str(folder / "annotations" / split / f"{image.stem}.png")) for image in images]
         problems = [problem for problem in find_problems(pairs, range(_ADE20K_CLASSES + 1)) if problem is not None]
         if problems:
-            raise TwinsError(f"{folder}: {'; '.join(summarise(problems))}. Fetch and unpack the archive again")
+            raise TwinsError(f"{folder}: {'; '.join(summarise(problems))}. Download and unpack the archive again")
     return folder
 
 
 def _unpack(archive: Path, folder: Path) -> None:
     if not archive.is_file():
-        raise TwinsError(f"archive {str(archive)!r}: no such file; datasets/README.md says where to get it")
+        raise TwinsError(f"archive {str(archive)!r}: no such file; see datasets/README.md for its source")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryDirectory(dir=folder.parent) as temporary, zipfile.ZipFile(archive) as opened:
             members = [name for name in opened.namelist() if name.startswith(f"{_ADE20K}/")]
             if not members:
-                raise TwinsError(f"archive {str(archive)!r} holds no folder {_ADE20K}: give the challenge's archive")
+                raise TwinsError(f"archive {str(archive)!r} has no folder {_ADE20K}: give the archive of the challenge")
             for name in tqdm(members, desc="unpacking", unit=" files", disable=None):
                 opened.extract(name, temporary)
             (Path(temporary) / _ADE20K).replace(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise TwinsError(f"archive {str(archive)!r} is broken ({error}): fetch it again") from None
+        raise TwinsError(f"archive {str(archive)!r} is broken ({one_line(error)}): download it again") from None
 
 
 def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
@@ -125,18 +124,18 @@ def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
     try:
         check_image(image)
         with Image.open(image) as opened:
-            size = opened.size[::-1] if opened.getexif().get(0x0112) in _LYING else opened.size
+            size = opened.size[::-1] if exif_orientation(opened) in _SWAPS_SIDES else opened.size
     except UNREADABLE as error:
-        return Problem("image that can't be read", str(image), " ".join(str(error).split()))
+        return Problem("image that cannot be read", str(image), one_line(error))
     try:
         with Image.open(label) as opened:
             if opened.mode == "P":
-                return Problem("label with a palette, save plain 8-bit gray values", str(label))
+                return Problem("label with a palette (save plain 8-bit gray values)", str(label))
             if opened.mode not in ("L", "1"):
                 return Problem("label that is not 8-bit gray", str(label), f"mode {opened.mode}")
             label_size, found = opened.size, np.bincount(np.asarray(opened).ravel(), minlength=256) > 0
     except UNREADABLE as error:
-        return Problem("label that can't be read", str(label), " ".join(str(error).split()))
+        return Problem("label that cannot be read", str(label), one_line(error))
     if label_size != size:
         sizes = [f"{width}x{height}" for width, height in (label_size, size)]
         return Problem("label of another size than its image", str(label), f"{sizes[0]} for {sizes[1]}")

@@ -41,7 +41,7 @@ class WeightsSpec:
     def path(self) -> Path:
         """Where the file lies once it is downloaded."""
         suffix = ".safetensors" if self.url.endswith(".safetensors") else ".pth"
-        return home() / f"{self.name}{suffix}"
+        return cache_dir() / f"{self.name}{suffix}"
 
 
 _ADE20K_PREPROCESSING = Preprocessing(short_side=512, long_side=2048, crop=None, interpolation="bilinear")
@@ -115,7 +115,7 @@ _ADE20K = {
 }
 
 
-def home() -> Path:
+def cache_dir() -> Path:
     """The folder of downloaded files: `TWINS_DENSE_HOME`, else ~/.cache/twins_dense."""
     return Path(os.environ.get("TWINS_DENSE_HOME") or "~/.cache/twins_dense").expanduser()
 

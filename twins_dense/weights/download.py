@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..errors import TwinsError, did_you_mean
+from ..errors import TwinsError, did_you_mean, one_line
 from .catalog import CATALOG, WeightsSpec
 from .keymap import recognise, unwrap
 from .read import check_start, read_checkpoint
@@ -28,7 +28,7 @@ _HUGGING_FACE = re.compile(r"https://huggingface\.co/(?P<repository>[^/]+/[^/]+)
 _logger = logging.getLogger(__name__)
 
 
-def find_weights(source: str | os.PathLike[str]) -> Path:
+def fetch_weights(source: str | os.PathLike[str]) -> Path:
     """A file's path as it is; of a name of the catalog the downloaded file, fetched first where it is not here yet.
 
     Raises:
@@ -45,7 +45,7 @@ def find_weights(source: str | os.PathLike[str]) -> Path:
 
 
 def download(spec: WeightsSpec) -> Path:
-    """The file of a catalog entry in `home()`, fetched where it is not there; a broken download is gone on with.
+    """The file of a catalog entry in `cache_dir()`, fetched where it is not there; a broken download is gone on with.
 
     Processes that want the same file wait for the first of them.
 
@@ -148,7 +148,7 @@ def _fetch_from_hub(spec: WeightsSpec, part: Path) -> str:
 
 
 def _unreachable(spec: WeightsSpec, part: Path, reason: Any) -> TwinsError:
-    reason = " ".join(str(getattr(reason, "reason", None) or reason or type(reason).__name__).split())
+    reason = one_line(getattr(reason, "reason", None) or reason or type(reason).__name__)
     kept = f"; {part.stat().st_size} bytes are kept, and a second call goes on there" if part.exists() else ""
     return TwinsError(
         f"{spec.url} can't be fetched ({reason}){kept}. Check the network (HTTPS_PROXY sets a proxy), "

@@ -5,82 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..errors import TwinsError, did_you_mean
 from ..models.spec import TwinsSpec, get_spec, list_variants
-
-# {s}: a stage, {last}: the last one. {b}: a block "stage.index", {g}: one of global attention, {l}: one of local
-# attention. {p}: weight or bias. mmseg stacks the rows of q, k and v in one matrix: ":q" and ":kv" are parts of it.
-_TABLE = (
-    # official, timm               mmpretrain                             mmseg
-    ("patch_embeds.{s}.proj.{p}", "patch_embeds.{s}.projection.{p}", "patch_embeds.{s}.projection.{p}"),
-    ("patch_embeds.{s}.norm.{p}", "patch_embeds.{s}.norm.{p}", "patch_embeds.{s}.norm.{p}"),
-    ("blocks.{b}.norm1.{p}", "stages.{b}.norm1.{p}", "layers.{b}.norm1.{p}"),
-    ("blocks.{l}.attn.qkv.{p}", "stages.{l}.attn.qkv.{p}", "layers.{l}.attn.qkv.{p}"),
-    ("blocks.{l}.attn.proj.{p}", "stages.{l}.attn.proj.{p}", "layers.{l}.attn.proj.{p}"),
-    ("blocks.{g}.attn.q.{p}", "stages.{g}.attn.q.{p}", "layers.{g}.attn.attn.in_proj_{p}:q"),
-    ("blocks.{g}.attn.kv.{p}", "stages.{g}.attn.kv.{p}", "layers.{g}.attn.attn.in_proj_{p}:kv"),
-    ("blocks.{g}.attn.proj.{p}", "stages.{g}.attn.proj.{p}", "layers.{g}.attn.attn.out_proj.{p}"),
-    ("blocks.{g}.attn.sr.{p}", "stages.{g}.attn.sr.{p}", "layers.{g}.attn.sr.{p}"),
-    ("blocks.{g}.attn.norm.{p}", "stages.{g}.attn.norm.{p}", "layers.{g}.attn.norm.{p}"),
-    ("blocks.{b}.norm2.{p}", "stages.{b}.norm2.{p}", "layers.{b}.norm2.{p}"),
-    ("blocks.{b}.mlp.fc1.{p}", "stages.{b}.ffn.layers.0.0.{p}", "layers.{b}.ffn.layers.0.0.{p}"),
-    ("blocks.{b}.mlp.fc2.{p}", "stages.{b}.ffn.layers.1.{p}", "layers.{b}.ffn.layers.1.{p}"),
-    ("pos_block.{s}.proj.0.{p}", "position_encodings.{s}.proj.{p}", "position_encodings.{s}.proj.{p}"),
-    ("norm_list.{s}.{p}", None, "norm_list.{s}.{p}"),
-    ("norm.{p}", "norm_after_stage{last}.{p}", "norm.{p}"),  # in mmseg: in its ImageNet files, unused by its models
-    ("head.{p}", "head.fc.{p}", None),
-)
-_COLUMNS = {"official": 0, "timm": 0, "mmpretrain": 1, "mmseg": 2}
-# What each project has a model for, and where the backbone stands in its state dict. `head` always stands outside.
-_PREFIXES = {
-    "official": {"backbone": "", "classifier": "", "segmentor": "backbone."},
-    "timm": {"backbone": "", "classifier": ""},
-    "mmpretrain": {"backbone": "", "classifier": "backbone."},
-    "mmseg": {"backbone": "", "segmentor": "backbone."},
-}
-FORMATS = tuple(_COLUMNS)
-TASKS = ("backbone", "classifier", "segmentor")
-
-
-class NormEps(NamedTuple):
-    """Epsilon of LayerNorm: in blocks (and on levels, before the head), in patch embeddings, and on the reduced map."""
-
-    blocks: float
-    patch_embeds: float
-    reduced_maps: float
-
-    def differences(self, other: NormEps, place: str) -> str:
-        """Where another model, at `place`, computes otherwise; empty where nowhere."""
-        return ", ".join(
-            f"eps {ours:g} in {part.replace('_', ' ')} ({place} {theirs:g})"
-            for part, ours, theirs in zip(self._fields, self, other, strict=True)
-            if ours != theirs
-        )
-
-
-# As the published configs of each project compute: PCPVT, SVT.
-_NORM_EPS = {
-    "official": (NormEps(1e-6, 1e-5, 1e-5), NormEps(1e-6, 1e-5, 1e-5)),
-    "timm": (NormEps(1e-6, 1e-5, 1e-5), NormEps(1e-6, 1e-5, 1e-5)),
-    "mmpretrain": (NormEps(1e-6, 1e-5, 1e-6), NormEps(1e-5, 1e-5, 1e-5)),
-    "mmseg": (NormEps(1e-5, 1e-5, 1e-5), NormEps(1e-5, 1e-5, 1e-5)),
-}
-
-# Where training code puts the state dict inside a checkpoint, looked up in this order: an averaged copy comes first.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# What may stand before every name: DistributedDataParallel, our torchvision detectors.
-_SHELLS = ("module.", "detector.")
-# Where models put the backbone: MMEngine's and detectron2's.
-_PARENTS = ("backbone.", "bottom_up.", "net.")
-# What stands beside the backbone in such models.
-_COMPANIONS = (
-    *("neck", "decode_head", "auxiliary_head"),  # mmseg
-    *("rpn_head", "roi_head", "bbox_head", "mask_head"),  # mmdet
-    *("proposal_generator", "roi_heads", "head", "rpn"),  # detectron2, torchvision
+from .formats import (
+    COLUMNS,
+    COMPANIONS,
+    FORMATS,
+    KEY_TABLE,
+    NORM_EPS,
+    PARENTS,
+    PREFIXES,
+    SHELLS,
+    TASKS,
+    WRAPPERS,
+    NormEps,
 )
 
 
@@ -91,7 +33,7 @@ class RecognisedState:
     Attributes:
         format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
         variant: its variant, or what it is instead.
-        model: backbone, `norm` and `head` under official names; unknown names of the backbone stay as they are.
+        state: backbone, `norm` and `head` under official names; unknown names of the backbone stay as they are.
         norm_eps: with which the project that uses this format computes.
         companions: the model around the backbone (`neck.*`, `decode_head.*`), as it was.
     """
@@ -99,7 +41,7 @@ class RecognisedState:
     format: str
     variant: str
     norm_eps: NormEps
-    model: dict[str, Any]
+    state: dict[str, Any]
     companions: dict[str, Any]
 
 
@@ -126,10 +68,10 @@ class Conversion:
 
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
     """The state dict inside a checkpoint: a mapping of names to values, at the top or under known wrappers."""
-    for _ in _WRAPPERS:  # nested at most once each, so that a mapping that holds itself ends too
+    for _ in WRAPPERS:  # nested at most once each, so that a mapping that holds itself ends too
         if not isinstance(checkpoint, Mapping):
             break
-        inner = next((key for key in _WRAPPERS if checkpoint.get(key) is not None), None)
+        inner = next((key for key in WRAPPERS if checkpoint.get(key) is not None), None)
         if inner is None:
             break
         checkpoint = checkpoint[inner]
@@ -144,7 +86,7 @@ def recognise(state: Mapping[str, Any]) -> RecognisedState:
     Raises:
         TwinsError: where it is no Twins model's, or holds something else than tensors.
     """
-    for shell in _SHELLS:
+    for shell in SHELLS:
         if all(key.startswith(shell) for key in state):
             state = {key.removeprefix(shell): value for key, value in state.items()}
     anchor = re.compile(r"(?P<parents>.*?)(?P<name>patch_embeds\.0\.(proj|projection)\.weight)")
@@ -194,10 +136,10 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
     found = recognise(state)
     has = {
         "backbone": True,
-        "classifier": "head.weight" in found.model,
+        "classifier": "head.weight" in found.state,
         "segmentor": any(key.startswith("decode_head.") for key in found.companions),
     }
-    possible = [name for name in _PREFIXES[to] if has[name]]
+    possible = [name for name in PREFIXES[to] if has[name]]
     task = task or possible[-1]
     if task not in possible:
         raise TwinsError(
@@ -205,21 +147,21 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
             f"choose {' or '.join(possible)}, or another format"
         )
 
-    names = _names(found.model, "official", to)
-    kept = {key: value for key, value in found.model.items() if task == "classifier" or not _of_classifier(key)}
+    names = _names(found.state, "official", to)
+    kept = {key: value for key, value in found.state.items() if task == "classifier" or not _of_classifier(key)}
     stuck = next((key for key in kept if key not in names), None)
     if stuck is not None:
         raise TwinsError(f"{stuck} has no place in {to} format: choose another format, or weights without it")
-    prefix = _PREFIXES[to][task]
+    prefix = PREFIXES[to][task]
     converted = {
         name if name.startswith("head.") else prefix + name: value for name, value in _rename(kept, names).items()
     }
-    dropped = [key for key in found.model if key not in kept]
+    dropped = [key for key in found.state if key not in kept]
     if task == "segmentor":
         converted.update(found.companions)
     else:
         dropped += found.companions
-    norm_eps = found.norm_eps.differences(_norm_eps(to, found.model), to)
+    norm_eps = found.norm_eps.differences(_norm_eps(to, found.state), to)
     return Conversion(found.format, found.variant, task, converted, tuple(dropped), norm_eps)
 
 
@@ -242,7 +184,7 @@ def _names(state: Mapping[str, Any], source: str, to: str = "official") -> dict[
     }
     return {
         theirs.format(p=p, **place): ours.format(p=p, **place)
-        for theirs, ours in ((row[_COLUMNS[source]], row[_COLUMNS[to]]) for row in _TABLE)
+        for theirs, ours in ((row[COLUMNS[source]], row[COLUMNS[to]]) for row in KEY_TABLE)
         if theirs is not None and ours is not None and not (to == "timm" and ours.startswith("norm_list."))
         for place in _places_of(theirs + ours, places)
         for p in ("weight", "bias")
@@ -285,7 +227,7 @@ def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
 
 
 def _norm_eps(format: str, state: Mapping[str, Any]) -> NormEps:
-    return _NORM_EPS[format][_has_local_attention(state)]
+    return NORM_EPS[format][_has_local_attention(state)]
 
 
 def _of_classifier(key: str) -> bool:
@@ -294,12 +236,12 @@ def _of_classifier(key: str) -> bool:
 
 def _is_companion(key: str, parents: str) -> bool:
     """Whether an entry outside the backbone belongs to the model around it: a known part, or the pyramid above it."""
-    return parents.startswith("backbone.") and key.partition(".")[0] in ("backbone", *_COMPANIONS)
+    return parents.startswith("backbone.") and key.partition(".")[0] in ("backbone", *COMPANIONS)
 
 
 def _made_of_parents(prefix: str) -> bool:
     while prefix:
-        part = next((part for part in _PARENTS if prefix.startswith(part)), None)
+        part = next((part for part in PARENTS if prefix.startswith(part)), None)
         if part is None:
             return False
         prefix = prefix.removeprefix(part)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import TwinsError
 from ..models.spec import TwinsSpec
-from .download import find_weights
-from .keymap import NormEps, RecognisedState, convert, recognise, unwrap
+from .download import fetch_weights
+from .formats import NormEps
+from .keymap import RecognisedState, convert, recognise, unwrap
 from .read import read_checkpoint
 
 _SHOWN = 3
@@ -76,7 +77,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         name, found = "state dict", recognise(unwrap(source))
     else:
         name, found = str(source), _recognise_file(source)
-    state, target = found.model, net.state_dict()
+    state, target = found.state, net.state_dict()
     spec = getattr(net, "spec", None)
 
     missing = sorted(target.keys() - state.keys())
@@ -175,7 +176,7 @@ def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
     Raises:
         TwinsError: for a file that can't be read, or has tensors that are not plain.
     """
-    checkpoint = read_checkpoint(find_weights(source))
+    checkpoint = read_checkpoint(fetch_weights(source))
     try:
         state = unwrap(checkpoint)
     except TwinsError as error:

@@ -18,8 +18,8 @@ from detectron2.modeling.roi_heads import (
 
 from .backbone import bottom_up, pixels
 
-_CHANNELS = 256  # of every level of the pyramid
-_LEVELS = ["p2", "p3", "p4", "p5"]  # that regions are pooled from
+_CHANNELS = 256  # of each pyramid level
+_LEVELS = ["p2", "p3", "p4", "p5"]  # regions are pooled from these
 _SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 model = L(GeneralizedRCNN)(
@@ -42,7 +42,7 @@ model = L(GeneralizedRCNN)(
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
         batch_size_per_image=256,
         positive_fraction=0.5,
-        # In training, in evaluation.
+        # For training and for evaluation.
         pre_nms_topk=[2000, 1000],
         post_nms_topk=[1000, 1000],
         nms_thresh=0.7,

@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
 from .backbone import bottom_up, pixels
 
-_CHANNELS = 256  # of every level of the pyramid
+_CHANNELS = 256  # of each pyramid level
 _STRIDES = [8, 16, 32, 64, 128]
 
 bottom_up.net.out_indices = [1, 2, 3]
@@ -20,7 +20,7 @@ model = L(RetinaNet)(
         bottom_up=bottom_up,
         in_features=["res3", "res4", "res5"],
         out_channels=_CHANNELS,
-        # Experiments give the channels of their variant's c5.
+        # Experiments set the channels of c5 of their variant.
         top_block=L(LastLevelP6P7)(in_channels=None, out_channels=_CHANNELS, in_feature="res5"),
     ),
     head=L(RetinaNetHead)(

@@ -1,4 +1,4 @@
-"""ADE20K, 150 classes; datasets/README.md says what the folder holds, `--data-root` names another one."""
+"""ADE20K with 150 classes. datasets/README.md describes the folder; `--data-root` chooses another one."""
 
 _TRAIN_PIPELINE = [
     dict(type="LoadImageFromFile"),
@@ -9,14 +9,14 @@ _TRAIN_PIPELINE = [
     dict(type="PhotoMetricDistortion"),
     dict(type="PackSegInputs"),
 ]
-# Labels are loaded after the image is resized: they are scored at their own size.
+# Label maps are loaded after the image is resized, because predictions are scored at the original size.
 _TEST_PIPELINE = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# `twins-dense eval --tta`: six sizes, each as it is and flipped.
+# For `twins-dense eval --tta`: six sizes, each with and without a flip.
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
@@ -35,7 +35,7 @@ tta_pipeline = [
 tta_model = dict(type="SegTTAModel")
 
 train_dataloader = dict(
-    batch_size=4,  # a GPU; the recipes use 8 GPUs
+    batch_size=4,  # per GPU; the recipes use 8 GPUs
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type="SeededInfiniteSampler", shuffle=True),
@@ -64,7 +64,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], collect_device="gpu")  # "gpu": by the process group
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], collect_device="gpu")  # "gpu" gathers by the process group
 test_evaluator = val_evaluator
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

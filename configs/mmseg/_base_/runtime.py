@@ -1,4 +1,4 @@
-"""What every run does: log, save whole checkpoints, seed so that a resumed run goes on as if it had not stopped."""
+"""Logging, checkpoints and seeds."""
 
 default_scope = "mmseg"
 custom_imports = dict(imports=["twins_dense.frameworks.mmengine.segmentors"], allow_failed_imports=False)
@@ -11,10 +11,11 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
+# `twins-dense train` adds these and the backend above itself; they are listed for mmsegmentation's own tools.
 custom_hooks = [dict(type="IterationSeedHook"), dict(type="PlainCheckpointHook"), dict(type="MetricsFileHook")]
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
 log_processor = dict(by_epoch=False)
-sync_bn = "torch"  # BatchNorm becomes SyncBatchNorm where several GPUs train
+sync_bn = "torch"  # BatchNorm becomes SyncBatchNorm if several GPUs train
 randomness = dict(seed=0)
 log_level = "INFO"
 load_from = None

@@ -1,6 +1,7 @@
-"""160,000 iterations, AdamW without decay on norms and PEGs, linear warm-up over 1,500, then linear decay to zero.
+"""160,000 iterations: AdamW, linear warm-up over 1,500, then linear decay to zero.
 
-At a batch of 16 that is 127 times ADE20K's 20,210 training images.
+Norms and positional encodings have no weight decay. At a batch size of 16 that is 127 times ADE20K's 20,210 training
+images.
 """
 
 train_cfg = dict(type="ResumableIterLoop", max_iters=160000, val_interval=16000)

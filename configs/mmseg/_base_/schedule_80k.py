@@ -1,4 +1,7 @@
-"""80,000 iterations, AdamW, polynomial decay; at a batch of 32 that is 127 times ADE20K's 20,210 training images."""
+"""80,000 iterations: AdamW, polynomial decay.
+
+At a batch size of 32 that is 127 times ADE20K's 20,210 training images.
+"""
 
 train_cfg = dict(type="ResumableIterLoop", max_iters=80000, val_interval=8000)
 optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-4, weight_decay=1e-4))

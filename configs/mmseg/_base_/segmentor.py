@@ -1,4 +1,4 @@
-"""What both segmentors share: a Twins pyramid computed as mmsegmentation computes it, so that its checkpoints fit."""
+"""The common part of both segmentors: a Twins pyramid as mmsegmentation computes it, so that its checkpoints fit."""
 
 model = dict(
     type="EncoderDecoder",
@@ -9,14 +9,14 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(512, 512),  # of the training crops
+        size=(512, 512),  # size of the training crops
     ),
     backbone=dict(
         type="twins_dense.TwinsBackbone",
         variant=None,
-        # As the published segmentors were trained; "mask" hides all padding, see docs/segmentation.md.
+        # The published segmentors were trained with this; "mask" hides all padding, see docs/segmentation.md.
         window_padding="upstream_mask",
-        # mmsegmentation's; the official repository's UPerNet checkpoints take "drop" and None.
+        # mmsegmentation's values; UPerNet checkpoints of the official repository need "drop" and None.
         partial_patches="pad",
         norm_eps=1e-5,
         level_norm=None,

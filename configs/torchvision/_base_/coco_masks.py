@@ -1,7 +1,7 @@
-"""COCO 2017 with boxes and masks, as stored; `--data-root` or `*.dataset.data_root=` name another folder."""
+"""COCO 2017 with boxes and masks; `--data-root` chooses another folder."""
 
 train_dataloader = dict(
-    batch_size=2,  # a GPU; the recipes use 8 GPUs
+    batch_size=2,  # per GPU; the recipes use 8 GPUs
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type="SeededSampler", shuffle=True),

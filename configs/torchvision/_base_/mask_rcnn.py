@@ -1,4 +1,4 @@
-"""Mask R-CNN on a Twins pyramid; experiments name the variant."""
+"""Mask R-CNN on a Twins pyramid; experiments choose the variant."""
 
 model = dict(
     type="TwinsMaskRCNN",

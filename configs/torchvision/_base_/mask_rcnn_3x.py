@@ -2,6 +2,6 @@
 
 _base_ = ["coco_masks.py", "mask_rcnn.py", "schedule_3x.py", "runtime.py"]
 
-# Training draws one of the short sides an image, evaluation takes the last.
+# Training draws one short side per image; evaluation uses the last.
 model = dict(min_size={{_base_._SHORT_SIDES}})
 train_dataloader = dict(dataset=dict(transforms={{_base_._MULTI_SCALE_CROP}}))

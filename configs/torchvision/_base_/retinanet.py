@@ -1,4 +1,4 @@
-"""RetinaNet on a Twins pyramid; experiments name the variant."""
+"""RetinaNet on a Twins pyramid; experiments choose the variant."""
 
 model = dict(
     type="TwinsRetinaNet",

@@ -1,6 +1,6 @@
-"""1x: 12 epochs, learning rate / 10 after epochs 8 and 11, linear warm-up over 500 iterations from x 0.001.
+"""1x: 12 epochs, a tenth of the learning rate after epochs 8 and 11, linear warm-up over 500 iterations from x 0.001.
 
-At a batch of 16, COCO's 117,266 images with instances are 7,330 iterations an epoch, 87,960 in all.
+At a batch size of 16, COCO's 117,266 images with instances are 7,330 iterations per epoch, 87,960 in all.
 """
 
 train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)

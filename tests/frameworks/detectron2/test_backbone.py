@@ -18,7 +18,7 @@ from torch import nn
 
 import twins_dense as td
 from twins_dense.frameworks.detectron2.backbone import D2Twins, add_twins_config, build_net, optimizer_params
-from twins_dense.weights import load_weights
+from twins_dense.weights.load import load_weights
 
 pytestmark = MARKS
 SLIM = pytest.mark.parametrize("spec", [SLIM_PCPVT, SLIM_SVT], ids=["pcpvt", "svt"])

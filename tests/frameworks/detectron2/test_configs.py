@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import twins_dense as td
+from twins_dense.frameworks.detectron2.config import multi_step_lr
 from twins_dense.models.spec import get_spec
 
 pytestmark = MARKS
@@ -371,7 +372,7 @@ def test_schedules_of_any_length(
     max_iter: int, milestones: list[float], warmup_iters: int, data: st.DataObject
 ) -> None:
     """Above 0 and at most 1; after the warm-up, divided by 10 for each step passed, and no step is passed within it."""
-    multiplier = engine.multi_step_lr(max_iter, milestones=milestones, warmup_iters=warmup_iters)
+    multiplier = multi_step_lr(max_iter, milestones=milestones, warmup_iters=warmup_iters)
     steps = {round(milestone * max_iter) for milestone in milestones} - {0, max_iter}
     drawn = data.draw(st.lists(st.integers(0, max_iter - 1), min_size=1, max_size=20))
     for iteration in {*drawn, *steps, *(step - 1 for step in steps)}:
@@ -385,4 +386,4 @@ def test_schedules_of_any_length(
 @pytest.mark.parametrize("max_iter", [0, -5])
 def test_a_run_without_iterations(max_iter: int) -> None:
     with pytest.raises(td.TwinsError, match=f"^train.max_iter={max_iter}: "):
-        engine.multi_step_lr(max_iter, milestones=[0.5], warmup_iters=5)
+        multi_step_lr(max_iter, milestones=[0.5], warmup_iters=5)

@@ -15,7 +15,6 @@ from d2_fixtures import (
     MARKS,
     augmenting_mapper,
     clean_detectron2,  # noqa: F401  (a fixture)
-    engine,
     integration_log,
     toy_files,
 )
@@ -27,7 +26,8 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 import twins_dense as td
-from twins_dense.data.coco import decode_segmentation
+from twins_dense.data.coco_masks import decode_segmentation
+from twins_dense.frameworks.detectron2.data import build_train_loader, coco_dataset
 
 pytestmark = MARKS
 CLASSES = ["circle", "rectangle", "triangle"]  # of the toy data, whose ids are 1, 2 and 5
@@ -69,7 +69,7 @@ def mixed(tmp_path: Path) -> dict[str, str]:
 
 class TestCocoDataset:
     def test_records(self, mixed: dict[str, str]) -> None:
-        records = engine.coco_dataset("mixed", training=False, **mixed)
+        records = coco_dataset("mixed", training=False, **mixed)
         assert [record["image_id"] for record in records] == [1, 2, 3]
         assert [(record["height"], record["width"]) for record in records] == [(40, 60), (60, 40), (50, 50)]
         assert all(Path(record["file_name"]).is_file() for record in records)
@@ -85,7 +85,7 @@ class TestCocoDataset:
         assert "segmentation" not in second[0] and third == []
 
     def test_catalogs(self, mixed: dict[str, str]) -> None:
-        records = engine.coco_dataset("mixed", training=True, **mixed)
+        records = coco_dataset("mixed", training=True, **mixed)
         assert DatasetCatalog.get("mixed") == records
         metadata = MetadataCatalog.get("mixed")
         assert metadata.thing_classes == ["four", "nine"]
@@ -95,18 +95,18 @@ class TestCocoDataset:
         assert Path(metadata.image_root) == Path(mixed["data_root"]) / "images"
 
     def test_training_leaves_out_images_without_an_instance(self, mixed: dict[str, str]) -> None:
-        records = engine.coco_dataset("mixed", training=True, **mixed)
+        records = coco_dataset("mixed", training=True, **mixed)
         assert [record["image_id"] for record in records] == [1, 2]
-        records = engine.coco_dataset("mixed", training=True, filter_empty=False, **mixed)
+        records = coco_dataset("mixed", training=True, filter_empty=False, **mixed)
         assert [record["image_id"] for record in records] == [1, 2, 3]
 
     def test_masks_are_asked_for(self, mixed: dict[str, str]) -> None:
         with pytest.raises(td.TwinsError, match=r"annotation 4 has no segmentation"):
-            engine.coco_dataset("mixed", training=True, with_masks=True, **mixed)
-        engine.coco_dataset("mixed", training=True, with_masks=True, indices=1, **mixed)
+            coco_dataset("mixed", training=True, with_masks=True, **mixed)
+        coco_dataset("mixed", training=True, with_masks=True, indices=1, **mixed)
 
     def test_the_first_images_alone(self, toy_data: Path) -> None:
-        records = engine.coco_dataset("toy", training=False, indices=2, **toy_files(toy_data, "val"))
+        records = coco_dataset("toy", training=False, indices=2, **toy_files(toy_data, "val"))
         assert [record["image_id"] for record in records] == [NUM_TRAIN + 1, NUM_TRAIN + 2]
         truth = json.loads(Path(MetadataCatalog.get("toy").json_file).read_text())
         assert [image["id"] for image in truth["images"]] == [NUM_TRAIN + 1, NUM_TRAIN + 2]
@@ -117,11 +117,11 @@ class TestCocoDataset:
         files = toy_files(tmp_path / "toy", "val")
         (tmp_path / "toy" / "val2017" / "000000000010.jpg").unlink()
         with pytest.raises(td.TwinsError) as caught:
-            engine.coco_dataset("toy", training=False, **files)
+            coco_dataset("toy", training=False, **files)
         assert "000000000010.jpg is missing" in str(caught.value) and "--skip-bad" in str(caught.value)
         assert "toy" not in DatasetCatalog
         with integration_log() as log:
-            records = engine.coco_dataset("toy", training=False, skip_bad=True, **files)
+            records = coco_dataset("toy", training=False, skip_bad=True, **files)
         assert [record["image_id"] for record in records] == [9, 11, 12, 13]
         (line,) = log
         assert line.startswith("Left out, 1 in all:\n") and "000000000010.jpg is missing" in line
@@ -136,16 +136,16 @@ class TestCocoDataset:
                 ("'coco_2017_vall'", "did you mean 'coco_2017_val'?", "ann_file and image_dir"),
             ),
             ({"name": "mine"}, ("'mine'", "register_coco_instances")),
-            ({"name": "ade20k_sem_seg_val"}, ("'ade20k_sem_seg_val'", "none of COCO format")),
-            ({"name": "mine", "ann_file": "a.json"}, ("'mine'", "ann_file='a.json'", "give both or none")),
-            ({"name": "mine", "image_dir": "a"}, ("'mine'", "image_dir='a'", "give both or none")),
+            ({"name": "ade20k_sem_seg_val"}, ("'ade20k_sem_seg_val'", "not a COCO-format one")),
+            ({"name": "mine", "ann_file": "a.json"}, ("'mine'", "ann_file='a.json'", "give both or neither")),
+            ({"name": "mine", "image_dir": "a"}, ("'mine'", "image_dir='a'", "give both or neither")),
             ({"name": "mine", "ann_file": "no.json", "image_dir": "no"}, ("no.json: no such file",)),
             ({"name": "coco_2017_val", "data_root": "nowhere"}, ("nowhere/annotations/instances_val2017.json",)),
         ],
     )
     def test_errors(self, arguments: Entry, parts: tuple[str, ...]) -> None:
         with pytest.raises(td.TwinsError) as caught:
-            engine.coco_dataset(training=False, **arguments)
+            coco_dataset(training=False, **arguments)
         assert "\n" not in str(caught.value)
         for part in parts:
             assert part in str(caught.value)
@@ -159,9 +159,9 @@ class TestNames:
     ) -> None:
         (tmp_path / "coco").symlink_to(toy_data)
         code = (
-            "import json, twins_dense.frameworks.detectron2.engine as engine\n"
+            "import json; from twins_dense.frameworks.detectron2.data import coco_dataset\n"
             "for name in ('train', 'val'):\n"
-            "    records = engine.coco_dataset(f'coco_2017_{name}', training=name == 'train')\n"
+            "    records = coco_dataset(f'coco_2017_{name}', training=name == 'train')\n"
             "    print(json.dumps([record['file_name'] for record in records]))\n"
         )
         monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
@@ -174,7 +174,7 @@ class TestNames:
     @pytest.mark.parametrize("training", [True, False])
     def test_below_a_data_root(self, toy_data: Path, training: bool) -> None:
         for _ in range(2):  # the second time, the name is in the catalog with the files of the first
-            records = engine.coco_dataset("coco_2017_val", training=training, data_root=str(toy_data))
+            records = coco_dataset("coco_2017_val", training=training, data_root=str(toy_data))
             assert [record["image_id"] for record in records] == [9, 10, 11, 12, 13]
 
     @pytest.mark.parametrize("training", [True, False])
@@ -183,7 +183,7 @@ class TestNames:
             "my_toy", {}, str(toy_data / "annotations" / "instances_val2017.json"), str(toy_data / "val2017")
         )
         for _ in range(2):
-            records = engine.coco_dataset("my_toy", training=training)
+            records = coco_dataset("my_toy", training=training)
             assert [record["image_id"] for record in records] == [9, 10, 11, 12, 13]
         assert MetadataCatalog.get("my_toy").thing_classes == CLASSES
 
@@ -191,16 +191,16 @@ class TestNames:
         register_coco_instances(
             "my_toy", {}, str(toy_data / "annotations" / "instances_val2017.json"), str(toy_data / "val2017")
         )
-        engine.coco_dataset("my_toy", training=False, indices=2)
-        assert len(engine.coco_dataset("my_toy", training=True)) == NUM_VAL
+        coco_dataset("my_toy", training=False, indices=2)
+        assert len(coco_dataset("my_toy", training=True)) == NUM_VAL
 
     def test_a_second_data_set_under_a_name(self, toy_data: Path, mixed: dict[str, str]) -> None:
-        engine.coco_dataset("mine", training=False, **toy_files(toy_data, "val"))
+        coco_dataset("mine", training=False, **toy_files(toy_data, "val"))
         assert MetadataCatalog.get("mine").thing_classes == CLASSES
         MetadataCatalog.get("mine").thing_colors = [(1, 2, 3)] * 3
-        engine.coco_dataset("mine", training=False, **toy_files(toy_data, "val"))
+        coco_dataset("mine", training=False, **toy_files(toy_data, "val"))
         assert MetadataCatalog.get("mine").thing_colors == [(1, 2, 3)] * 3  # of the same classes
-        records = engine.coco_dataset("mine", training=False, **mixed)
+        records = coco_dataset("mine", training=False, **mixed)
         metadata = MetadataCatalog.get("mine")
         assert metadata.thing_classes == ["four", "nine"]
         assert metadata.thing_dataset_id_to_contiguous_id == {4: 0, 9: 1}
@@ -217,7 +217,7 @@ class TestNames:
         files = write_coco(
             tmp_path / "coco", images, [{"image_id": 1, "category_id": 90, "bbox": [1, 1, 9, 9]}], categories
         )
-        (record,) = engine.coco_dataset("coco_2017_val", training=False, **files)
+        (record,) = coco_dataset("coco_2017_val", training=False, **files)
         assert record["annotations"][0]["category_id"] == 79
         assert MetadataCatalog.get("coco_2017_val").thing_colors == colours
 
@@ -225,11 +225,11 @@ class TestNames:
 class TestMapping:
     @pytest.fixture
     def records(self, mixed: dict[str, str]) -> list[Entry]:
-        return engine.coco_dataset("mixed", training=True, with_masks=True, indices=1, **mixed)
+        return coco_dataset("mixed", training=True, with_masks=True, indices=1, **mixed)
 
     def load(self, records: list[Entry], **changes: Any) -> Entry:
         mapper = augmenting_mapper(**{"augmentations": [], **changes})
-        ((entry,),) = islice(engine.build_train_loader(records, mapper=mapper, total_batch_size=1), 1)
+        ((entry,),) = islice(build_train_loader(records, mapper=mapper, total_batch_size=1), 1)
         return entry
 
     def test_bitmasks(self, records: list[Entry], mixed: dict[str, str]) -> None:
@@ -288,7 +288,7 @@ def score_of_truth(name: str, records: list[Entry], *, with_masks: bool = True) 
 class TestEvaluation:
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_toy_ground_truth_is_perfect(self, toy_data: Path, split: str) -> None:
-        records = engine.coco_dataset("toy", training=False, **toy_files(toy_data, split))
+        records = coco_dataset("toy", training=False, **toy_files(toy_data, split))
         found = score_of_truth("toy", records)
         for kind in ("bbox", "segm"):
             assert [found[kind][name] for name in ("AP", "AP50", "AP75")] == pytest.approx([100, 100, 100])
@@ -297,7 +297,7 @@ class TestEvaluation:
     @pytest.mark.skipif(not COCO_MINI.is_dir(), reason=NO_PHOTOS)
     @pytest.mark.parametrize("split", ["train", "val"])
     def test_real_ground_truth_is_perfect(self, split: str) -> None:
-        records = engine.coco_dataset("real", training=False, **toy_files(COCO_MINI, split))
+        records = coco_dataset("real", training=False, **toy_files(COCO_MINI, split))
         assert any(annotation["iscrowd"] for record in records for annotation in record["annotations"])
         found = score_of_truth("real", records)
         for kind in ("bbox", "segm"):
@@ -305,25 +305,25 @@ class TestEvaluation:
 
     def test_custom_annotations(self, mixed: dict[str, str]) -> None:
         """Without area, mostly without iscrowd, with an uncompressed mask, and with a box alone."""
-        records = engine.coco_dataset("mixed", training=False, **mixed)
+        records = coco_dataset("mixed", training=False, **mixed)
         found = score_of_truth("mixed", records, with_masks=False)
         assert [found["bbox"][name] for name in ("AP", "AP-four", "AP-nine")] == pytest.approx([100, 100, 100])
 
     def test_custom_masks(self, mixed: dict[str, str]) -> None:
-        records = engine.coco_dataset("mixed", training=False, indices=1, **mixed)
+        records = coco_dataset("mixed", training=False, indices=1, **mixed)
         found = score_of_truth("mixed", records)
         assert (found["bbox"]["AP"], found["segm"]["AP"]) == pytest.approx((100, 100))
 
     def test_what_is_left_out_does_not_count(self, toy_data: Path, tmp_path: Path) -> None:
         shutil.copytree(toy_data, tmp_path / "toy")
         (tmp_path / "toy" / "val2017" / "000000000010.jpg").unlink()
-        records = engine.coco_dataset("toy", training=False, skip_bad=True, **toy_files(tmp_path / "toy", "val"))
+        records = coco_dataset("toy", training=False, skip_bad=True, **toy_files(tmp_path / "toy", "val"))
         assert score_of_truth("toy", records)["bbox"]["AP"] == pytest.approx(100)
-        records = engine.coco_dataset("toy", training=False, indices=2, **toy_files(toy_data, "val"))
+        records = coco_dataset("toy", training=False, indices=2, **toy_files(toy_data, "val"))
         assert score_of_truth("toy", records)["bbox"]["AP"] == pytest.approx(100)
 
     def test_it_can_be_less(self, toy_data: Path) -> None:
-        records = engine.coco_dataset("toy", training=False, **toy_files(toy_data, "val"))
+        records = coco_dataset("toy", training=False, **toy_files(toy_data, "val"))
         for annotation in (annotation for record in records for annotation in record["annotations"]):
             annotation["category_id"] = (annotation["category_id"] + 1) % 3
         assert score_of_truth("toy", records)["bbox"]["AP"] < 10
@@ -344,12 +344,12 @@ def test_pixels_are_counted_as_they_are_stored(tmp_path: Path, orientation: int 
     if orientation in (3, 6):
         for training in (True, False):
             with pytest.raises(td.TwinsError) as caught:
-                engine.coco_dataset("bar", training=training, **files)
+                coco_dataset("bar", training=training, **files)
             assert "2.png has the EXIF orientation" in str(caught.value) and "\n" not in str(caught.value)
-    records = engine.coco_dataset("bar", training=True, skip_bad=True, **files)
+    records = coco_dataset("bar", training=True, skip_bad=True, **files)
     assert [record["image_id"] for record in records] == ([1] if orientation in (3, 6) else [1, 2])
     mapper = augmenting_mapper(augmentations=[], use_instance_mask=False)
-    for (entry,) in islice(engine.build_train_loader(records, mapper=mapper, total_batch_size=1), len(records)):
+    for (entry,) in islice(build_train_loader(records, mapper=mapper, total_batch_size=1), len(records)):
         ((x1, y1, x2, y2),) = entry["instances"].gt_boxes.tensor.long().tolist()
         assert (entry["image"][:, y1:y2, x1:x2] == 255).all()
         assert entry["image"].long().sum() == 255 * 3 * 24 * 12

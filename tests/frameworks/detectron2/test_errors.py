@@ -89,7 +89,7 @@ DAMAGES: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
     ),
     "truncated image": (
         lambda case: cut(case.data / "train2017" / "000000000003.jpg"),
-        ("000000000003.jpg can't be read",),
+        ("000000000003.jpg cannot be read",),
     ),
     "missing validation image": (
         lambda case: (case.data / "val2017" / "000000000009.jpg").unlink(),
@@ -142,7 +142,7 @@ class TestErrorsOfTraining:
             (["train.auto_scale_lr.base_batch_size=0"], ("base_batch_size=0",)),
             (["train.amp.dtype=half"], ("'half'", "bfloat16")),
             (["train.ddp=3"], ("train.ddp", "broadcast_buffers")),
-            (["dataloader.train.dataset.ann_file=null"], ("give both or none",)),
+            (["dataloader.train.dataset.ann_file=null"], ("give both or neither",)),
         ],
     )
     def test_bad_settings(self, case: Case, overrides: list[str], parts: tuple[str, ...]) -> None:

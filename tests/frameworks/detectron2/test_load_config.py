@@ -223,8 +223,8 @@ class TestOverrides:
             ("SOLVER.WEIGHT_DECAY_NORM=0.1", "SOLVER.WEIGHT_DECAY_NORM=0.1"),
             ("SOLVER.BIAS_LR_FACTOR=2.0", "SOLVER.BIAS_LR_FACTOR=2.0"),
             ("TEST.PRECISE_BN.ENABLED=True", "TEST.PRECISE_BN.ENABLED=True"),
-            ("DATASETS.TRAIN=('a', 'b')", "give one each"),
-            ("DATASETS.TEST=()", "give one each"),
+            ("DATASETS.TRAIN=('a', 'b')", "name one data set each"),
+            ("DATASETS.TEST=()", "name one data set each"),
             ("SOLVER.MAX_ITER=0", "MAX_ITER"),
         ],
     )
@@ -272,12 +272,12 @@ class TestEngineOf:
         content, expected = ENGINES[name]
         (tmp_path / name).write_text(content)
         for path in (tmp_path / name, str(tmp_path / name)):
-            assert engine_of(path).__name__ == f"twins_dense.frameworks.{expected}"
+            assert engine_of(path).__name__ == f"twins_dense.frameworks.{expected}.engine"
 
     @pytest.mark.parametrize(("folder", "expected"), [("detectron2", "detectron2"), ("torchvision", "mmengine")])
     def test_ours(self, folder: str, expected: str) -> None:
         found = {engine_of(path).__name__ for path in (ROOT / "configs" / folder).glob("*.*")}
-        assert found == {f"twins_dense.frameworks.{expected}"}
+        assert found == {f"twins_dense.frameworks.{expected}.engine"}
 
     @pytest.mark.parametrize("content", [b"model = (\n", b"\xff\xfe\x00", b"def f(:\n", b"a = '\x00'\n"])
     def test_broken_files(self, tmp_path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import twins_dense as td
-from twins_dense.frameworks.detectron2.data import PositionSampler
+from twins_dense.frameworks.detectron2.data import PositionSampler, build_train_loader, coco_dataset
 from twins_dense.seeds import derived_seed
 
 pytestmark = MARKS
@@ -110,8 +110,8 @@ class TestPositionSampler:
 
 
 def toy_loader(toy_data: Path, **settings: Any) -> Any:
-    records = engine.coco_dataset("toy", training=True, with_masks=True, **toy_files(toy_data, "train"))
-    return engine.build_train_loader(records, mapper=augmenting_mapper(), total_batch_size=2, **settings)
+    records = coco_dataset("toy", training=True, with_masks=True, **toy_files(toy_data, "train"))
+    return build_train_loader(records, mapper=augmenting_mapper(), total_batch_size=2, **settings)
 
 
 def assert_same_batches(found: Iterator[list[Entry]], expected: list[list[Entry]]) -> None:
@@ -180,7 +180,7 @@ class TestLoader:
     def test_batch_sizes_that_do_not_fit(
         self, toy_data: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, world_size: int
     ) -> None:
-        records = engine.coco_dataset("toy", training=True, **toy_files(toy_data, "train"))
+        records = coco_dataset("toy", training=True, **toy_files(toy_data, "train"))
         as_rank(monkeypatch, 0, world_size)
-        with pytest.raises(td.TwinsError, match=rf"total_batch_size={batch_size}: .* {world_size} processes$"):
-            engine.build_train_loader(records, mapper=augmenting_mapper(), total_batch_size=batch_size)
+        with pytest.raises(td.TwinsError, match=rf"total_batch_size={batch_size} .* {world_size} processes$"):
+            build_train_loader(records, mapper=augmenting_mapper(), total_batch_size=batch_size)

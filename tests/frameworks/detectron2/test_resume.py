@@ -34,7 +34,7 @@ from pathlib import Path
 
 from detectron2.utils.events import JSONWriter, get_event_storage
 
-JSONWriter.__init__.__defaults__ = (1,)  # the value of each iteration in metrics.json, not the median over 20
+JSONWriter.__init__.__defaults__ = (1,)  # the value of each iteration in metrics.jsonl, not the median over 20
 log = JSONWriter.write
 
 
@@ -206,19 +206,19 @@ class TestKilled:
 
     def test_resuming_a_finished_run_changes_nothing(self, runs: Runs, tmp_path: Path) -> None:
         shutil.copytree(runs.whole, tmp_path / "run")
-        kept = ("*.pth", "last_checkpoint", "metrics.json")
+        kept = ("*.pth", "last_checkpoint", "metrics.json", "metrics.jsonl")
         before = {path.name: path.read_bytes() for pattern in kept for path in (tmp_path / "run").glob(pattern)}
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.syspath_prepend(runs.config.parent)
             result = twins("train", runs.config, "--work-dir", tmp_path / "run", "--resume")
         assert result.code == 0, result.err
         after = {path.name: path.read_bytes() for pattern in kept for path in (tmp_path / "run").glob(pattern)}
-        assert after == before and len(before) == 6
+        assert after == before and len(before) == 7
 
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder for runs in this process, with exact values in metrics.json and the modules of the configs."""
+    """A folder for runs in this process, with exact values in metrics.jsonl and the modules of the configs."""
     monkeypatch.setattr(JSONWriter.__init__, "__defaults__", (1,))
     monkeypatch.syspath_prepend(folder_with_programs(tmp_path))
     monkeypatch.delitem(sys.modules, "mappers", raising=False)
@@ -272,7 +272,7 @@ class TestInThisProcess:
         before = snapshot(exact / "run")
         option = "dataloader.train.total_batch_size=1"
         result = twins("train", runs.config, "--work-dir", exact / "run", "--resume", "train.max_iter=99", option)
-        assert_error(result, "total_batch_size=1", "has had 2")
+        assert_error(result, "total_batch_size=1", "has used 2")
         after = snapshot(exact / "run")
         assert all(after[name] == content for name, content in before.items() if name.endswith(".pth"))
 
@@ -281,7 +281,7 @@ class TestInThisProcess:
         for content in ("model_0000099.pth", ""):
             (exact / "run" / "last_checkpoint").write_text(content)
             result = twins("train", runs.config, "--work-dir", exact / "run", "--resume", "train.max_iter=99")
-            assert_error(result, str(exact / "run" / "last_checkpoint"), repr(content), "not there")
+            assert_error(result, str(exact / "run" / "last_checkpoint"), repr(content), "does not exist")
 
     def test_old_checkpoints_are_removed_after_a_resume_too(self, exact: Path, toy_data: Path) -> None:
         more = "train.checkpointer.update(period=1, max_to_keep=2)\n"
@@ -297,8 +297,8 @@ class TestWholeCheckpoints:
     @pytest.mark.parametrize(
         ("where", "call", "newest", "named"),
         [
-            ("write", 5, 1, 1),  # in the middle of the third checkpoint
-            ("replace", 6, 2, 1),  # it is there, and `last_checkpoint` is not yet changed
+            ("write", 7, 1, 1),  # in the middle of the third checkpoint
+            ("replace", 8, 2, 1),  # it is there, and `last_checkpoint` is not yet changed
         ],
     )
     def test_a_kill_while_one_is_written(
@@ -355,7 +355,7 @@ class TestWholeCheckpoints:
 class TestNotFinite:
     def fails(self, config: Path, work_dir: Path, *options: object) -> Result:
         result = twins("train", config, "--work-dir", work_dir, "train.checkpointer.period=1", *options)
-        assert_error(result, "not finite", "checkpoints written before stay", "optimizer.lr")
+        assert_error(result, "not finite", "checkpoints written so far are kept", "optimizer.lr")
         return result
 
     def test_one_image(self, exact: Path, toy_data: Path) -> None:

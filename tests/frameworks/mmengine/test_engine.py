@@ -18,6 +18,7 @@ import torch
 from cli_fixtures import snapshot
 from detection_fixtures import CONFIGS, Run, read_scalars, write_config
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -100,7 +101,7 @@ class TestLoadConfig:
         path.write_text(text)
         with pytest.raises(TwinsError) as caught:
             load_config(path)
-        one_line(caught, str(path), "can't be read", words)
+        one_line(caught, str(path), "cannot be read", words)
 
     def test_unknown_key(self, tmp_path: Path) -> None:
         path = tmp_path / "typo.py"
@@ -259,6 +260,21 @@ class TestCheckpoint:
         resolved = load_config(tiny_run.work_dir / "tiny.py")
         assert resolved.model == load_config(tiny_run.config).model
 
+    @pytest.mark.parametrize("listed", [False, True])
+    def test_every_run_has_the_hooks_that_it_needs_once(self, toy_data: Path, tmp_path: Path, listed: bool) -> None:
+        needed = ["IterationSeedHook", "PlainCheckpointHook", "MetricsFileHook"]
+        more = f"custom_hooks = {[{'type': name} for name in needed] if listed else None}\n"
+        config = load_config(write_config(tmp_path / "own.py", toy_data, more=more), ["train_cfg.max_epochs=1"])
+        runner = engine.train(config, tmp_path / "run")
+        names = [type(hook).__name__ for hook in runner.hooks]
+        assert [names.count(name) for name in (*needed, "FiniteLossHook", "ProgressBarHook")] == [1] * 5
+        (checkpoint,) = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+        assert checkpoint.backend_args == {"backend": "atomic"}
+
+    def test_the_log_has_no_notices_about_mmengine_itself(self, tiny_run: Run) -> None:
+        (log,) = tiny_run.work_dir.glob("*/*.log")
+        assert "Checkpoints will be saved to" in log.read_text() and "will be deprecated" not in log.read_text()
+
     def test_histories_survive(self) -> None:
         """The hook's form of logged values and back."""
         history = HistoryBuffer([1.5, 2.5, 3.5], [1, 2, 1])
@@ -335,7 +351,7 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("override", "parts"),
         [
-            ("train_dataloader.batch_size=1", ("batch_size=1 in 1 processes", "2 images at a time")),
+            ("train_dataloader.batch_size=1", ("batch_size=1: ", "2 images per iteration")),
             ("train_cfg.max_epochs=1", ("train_cfg.max_epochs=1", "has done 2")),
         ],
     )
@@ -369,7 +385,7 @@ class TestTrain:
         )
         with pytest.raises(TwinsError) as caught:
             engine.train(config, tmp_path / "run")
-        one_line(caught, "iteration 1: not finite: ", "loss_", "checkpoints written before stay", "optimizer.lr")
+        one_line(caught, "iteration 1: not finite: ", "loss_", "checkpoints written so far are kept", "optimizer.lr")
         (checkpoint,) = (tmp_path / "run").glob("iter_*.pth")
         assert checkpoint.name == "iter_1.pth"
         state = torch.load(checkpoint, weights_only=True)["state_dict"]

@@ -103,7 +103,7 @@ class TestBadData:
     def test_a_cut_file(self, data: Path, folder: str) -> None:
         path = data / folder / "2.png"
         path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(TwinsError, match=r"1 × (image|label) that can't be read: \S+2\.png"):
+        with pytest.raises(TwinsError, match=r"1 × (image|label) that cannot be read: \S+2\.png"):
             dataset(data)
 
     def test_several_kinds_at_once(self, data: Path) -> None:
@@ -287,4 +287,4 @@ class TestCheckData:
         text = config.read_text().replace("twins_dense.SegmentationDataset", "mmseg.BaseSegDataset")
         config.write_text(text.replace("    skip_bad=False,\n", ""))
         line = assert_error(twins("train", config, "--work-dir", tmp_path / "work"))
-        assert "'mmseg.BaseSegDataset' doesn't check its files: use" in line
+        assert "'mmseg.BaseSegDataset' does not check its files: use" in line

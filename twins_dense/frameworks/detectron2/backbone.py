@@ -1,4 +1,4 @@
-"""A Twins backbone for detectron2: an adapter for LazyConfig users, registered builders for CfgNode users."""
+"""The Twins backbone for detectron2: an adapter for LazyConfigs, and registered builders for CfgNode configs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import TwinsError
 from ...factory import create_backbone
 from ...models.backbone import TwinsBackbone
 from ...models.spec import TwinsSpec
-from ...weights import load_weights
+from ...weights.load import load_weights
 
 try:
     from detectron2.config import CfgNode
@@ -29,18 +29,18 @@ except ModuleNotFoundError as error:
         "(its own guide: https://detectron2.readthedocs.io/tutorials/install.html)"
     ) from None
 
-# Below detectron2's logger, so that what stands here appears in a run's log.
+# A child of detectron2's logger, so that its messages appear in the log of a run.
 logger = logging.getLogger("detectron2.twins_dense")
 
-# detectron2's names of the levels c2 to c5.
+# detectron2's names for the levels c2 to c5.
 _FEATURES = ["res2", "res3", "res4", "res5"]
 
 
 class D2Twins(Backbone):
-    """Gives detectron2 the levels of a Twins backbone under its names: `res2` (stride 4) to `res5` (stride 32).
+    """A Twins backbone with detectron2's names for its levels: `res2` (stride 4) to `res5` (stride 32).
 
     Args:
-        net: from `create_backbone` or `build_net`; its `out_indices` decide on the levels.
+        net: From `create_backbone` or `build_net`; its `out_indices` choose the levels.
     """
 
     def __init__(self, net: TwinsBackbone) -> None:
@@ -49,16 +49,23 @@ class D2Twins(Backbone):
         self._names = tuple(_FEATURES[index] for index in net.out_indices)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W), RGB, normalised, H and W multiples of 32, to (B, C, H / stride, W / stride) a level."""
+        """Compute the levels.
+
+        Args:
+            images: (B, 3, H, W), RGB, normalised; H and W are multiples of 32.
+
+        Returns:
+            (B, C, H / stride, W / stride) for each level, by name.
+        """
         return dict(zip(self._names, self.net(images), strict=True))
 
     @property
     def size_divisibility(self) -> int:
-        """Input pixels: the stride of the architecture's last stage, so that no stage drops cells."""
+        """Return the stride of the last stage in pixels; images of multiples of it lose no cells in any stage."""
         return self.net.spec.strides[-1]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride by name."""
+        """Return the channels and the stride of each level, by name."""
         levels = zip(self._names, self.net.pyramid.channels, self.net.pyramid.strides, strict=True)
         return {name: ShapeSpec(channels=channels, stride=stride) for name, channels, stride in levels}
 
@@ -66,12 +73,14 @@ class D2Twins(Backbone):
 def build_net(
     variant: str | Mapping[str, Any], *, weights: str | PathLike[str] | None = None, **options: Any
 ) -> TwinsBackbone:
-    """What `create_backbone` builds, from values that a config file can hold; the load report goes to detectron2's log.
+    """Build a backbone as `create_backbone` does, from values that a config file can hold.
+
+    The report on loaded weights goes to detectron2's log.
 
     Args:
-        variant: one of `list_variants()`, or the arguments of `TwinsSpec.from_columns`.
-        weights: checkpoint file that `load_weights` reads.
-        options: further arguments of `create_backbone`.
+        variant: One of `list_variants()`, or the arguments of `TwinsSpec.from_columns`.
+        weights: A file or a catalog name, see `load_weights`.
+        options: Further arguments of `create_backbone`.
     """
     spec = TwinsSpec.from_columns(**variant) if isinstance(variant, Mapping) else variant
     net = create_backbone(spec, **options)
@@ -81,9 +90,9 @@ def build_net(
 
 
 def optimizer_params(model: nn.Module, *, no_decay: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser: weight decay is 0 where a parameter's name holds one of `no_decay`.
+    """Return parameter groups for an optimiser, without weight decay for names that contain one of `no_decay`.
 
-    The published 3x recipes name `pos_block` (the positional encodings) and `norm`.
+    The published 3x recipes exempt `pos_block` (the positional encodings) and `norm`.
     """
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in model.named_parameters():
@@ -102,23 +111,23 @@ def add_twins_config(cfg: CfgNode) -> None:
     cfg.MODEL.TWINS.VARIANT = "svt_small"
     cfg.MODEL.TWINS.OUT_FEATURES = list(_FEATURES)
     cfg.MODEL.TWINS.WINDOW_PADDING = "zeros"
-    # None: the family's dense default.
+    # None chooses the default of the family in dense models: with norms for SVT, without for PCPVT.
     cfg.MODEL.TWINS.LEVEL_NORM = None
     cfg.MODEL.TWINS.DROP_PATH_RATE = 0.2
     cfg.MODEL.TWINS.CHECKPOINTING = False
-    # Of the backbone, in any format of `load_weights`; MODEL.WEIGHTS is for detectron2 checkpoints of whole models.
+    # Backbone weights in any format of `load_weights`; MODEL.WEIGHTS is for detectron2 checkpoints of whole models.
     cfg.MODEL.TWINS.WEIGHTS = ""
-    # For `optimizer_params`, which AdamW needs here; detectron2's own build_optimizer makes SGD.
+    # For `optimizer_params` and AdamW; detectron2's own build_optimizer makes SGD.
     cfg.SOLVER.NO_DECAY = []
 
 
 @BACKBONE_REGISTRY.register()
 def build_twins_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Twins:
-    """The backbone of `cfg.MODEL.TWINS`."""
+    """Build the backbone that `cfg.MODEL.TWINS` describes."""
     twins = cfg.MODEL.TWINS
     for name in twins.OUT_FEATURES:
         if name not in _FEATURES:
-            raise TwinsError(f"MODEL.TWINS.OUT_FEATURES has {name!r}: give some of {', '.join(_FEATURES)}")
+            raise TwinsError(f"MODEL.TWINS.OUT_FEATURES has {name!r}: choose from {', '.join(_FEATURES)}")
     net = build_net(
         twins.VARIANT,
         out_indices=[_FEATURES.index(name) for name in twins.OUT_FEATURES],
@@ -133,13 +142,13 @@ def build_twins_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Twins:
 
 @BACKBONE_REGISTRY.register()
 def build_twins_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """With an FPN and a pooled p6, for Mask R-CNN."""
+    """Build the backbone with an FPN and a pooled p6, for Mask R-CNN."""
     return _build_fpn(cfg, build_twins_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_twins_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """With an FPN, p6 from res5 and p7, for RetinaNet."""
+    """Build the backbone with an FPN, p6 from res5, and p7, for RetinaNet."""
     bottom_up = build_twins_backbone(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
     return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

@@ -1,4 +1,4 @@
-"""Reading LazyConfig files, YAML files and `key=value` overrides, with typing errors found before anything starts."""
+"""Read LazyConfig files, YAML files and `key=value` overrides, so that typing errors show before anything starts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ...errors import TwinsError, did_you_mean
+from ...errors import TwinsError, did_you_mean, one_line
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
 
-# What detectron2's own tools/lazyconfig_train_net.py reads.
+# The parts that detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
-# What detectron2's own configs needn't have.
+# Settings that detectron2's own configs need not have.
 _TRAIN = {"seed": 0, "amp": {"dtype": "bfloat16"}, "auto_scale_lr": {"enabled": False, "base_batch_size": 16}}
-# What a CfgNode may say and the LazyConfig made of it doesn't.
+# Settings of a CfgNode that the LazyConfig made from it cannot express.
 _UNREAD = (
     "DATALOADER.SAMPLER_TRAIN",
     "MODEL.KEYPOINT_ON",
@@ -52,15 +52,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """Read a LazyConfig file, or a YAML file of CfgNode with `add_twins_config`, and apply overrides.
 
     Args:
-        path: a `.py` or `.yaml` file.
-        overrides: `key=value` each. Keys of a LazyConfig are dotted (`optimizer.lr`) and must exist, or be an argument
-            of what the node calls; keys of a YAML file are CfgNode's (`SOLVER.BASE_LR`).
+        path: A `.py` or `.yaml` file.
+        overrides: `key=value` each. Keys of a LazyConfig are dotted (`optimizer.lr`), and must exist or be an argument
+            of the object that the node builds. Keys of a YAML file are those of CfgNode (`SOLVER.BASE_LR`).
 
     Returns:
         A LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
 
     Raises:
-        TwinsError: for a missing or broken file, an unknown or malformed override.
+        TwinsError: for a missing or broken file, or an unknown or malformed override.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,7 +70,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     try:
         config = LazyConfig.load(str(path))
     except Exception as error:  # a config is a program and can fail in any way
-        raise TwinsError(f"config {str(path)!r} can't be read: {_one_line(error)}") from None
+        raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     missing = [part for part in _PARTS if part not in config]
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: give a config of a whole experiment")
@@ -81,39 +81,39 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def default_work_dir(config: DictConfig) -> Path:
-    """Where a run goes unless it is told: the config's `train.output_dir`; `TwinsError` where it has none."""
+    """Return the default folder of a run, the `train.output_dir` of the config; `TwinsError` if it has none."""
     if not config.train.get("output_dir"):
         raise TwinsError("the config has no train.output_dir: give --work-dir, or a config of a whole experiment")
     return Path(config.train.output_dir)
 
 
 def set_data_root(config: DictConfig, data_root: str | Path) -> None:
-    """Let both data sets of a config lie in the folder `data_root`."""
+    """Make both data sets of a config lie in the folder `data_root`."""
     for dataset in _datasets(config, "data_root"):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: DictConfig) -> None:
-    """Let both data sets of a config leave out what they can't use."""
+    """Make both data sets of a config leave out what they cannot use."""
     for dataset in _datasets(config, "skip_bad"):
         dataset.skip_bad = True
 
 
 def set_amp(config: DictConfig) -> None:
-    """Let a config train in mixed precision, in bfloat16."""
+    """Make a config train in mixed precision (bfloat16)."""
     config.train.amp = {"enabled": True, "dtype": "bfloat16"}
 
 
 def set_tta(config: DictConfig) -> NoReturn:
-    """Refuse: detectron2's detectors are evaluated at one size here."""
-    raise TwinsError("--tta is for mmsegmentation's configs: evaluate this one without it")
+    """Raise `TwinsError`: detectron2's detectors are evaluated at one size."""
+    raise TwinsError("--tta works for mmsegmentation's configs only: evaluate this one without it")
 
 
 def check_settings(config: DictConfig) -> None:
-    """Look at the numbers that detectron2 would trip over in the middle of a run.
+    """Check the numbers that would make detectron2 fail in the middle of a run.
 
     Raises:
-        TwinsError: for one that is of another type, or too small.
+        TwinsError: for a number that has another type or is too small.
     """
     least = {
         "max_iter": 1,
@@ -126,43 +126,43 @@ def check_settings(config: DictConfig) -> None:
     for key, minimum in least.items():
         value = OmegaConf.select(config.train, key)
         if type(value) is not int or value < minimum:
-            raise TwinsError(f"train.{key}={value!r}: give a whole number, {minimum} or more")
+            raise TwinsError(f"train.{key}={value!r}: choose a whole number, {minimum} or more")
     keep = config.train.checkpointer.get("max_to_keep")
     if keep is not None and (type(keep) is not int or keep < 1):
-        raise TwinsError(f"train.checkpointer.max_to_keep={keep!r}: give a whole number, 1 or more, or null for all")
+        raise TwinsError(f"train.checkpointer.max_to_keep={keep!r}: choose a whole number, 1 or more, or null for all")
     if not isinstance(config.train.init_checkpoint, str):
         raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: give a file")
     if config.train.amp.dtype not in ("bfloat16", "float16"):
-        raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: give bfloat16 or float16")
+        raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: choose bfloat16 or float16")
     rate = config.optimizer.get("lr")
     if type(rate) not in (int, float):
         raise TwinsError(f"optimizer.lr={rate!r}: give a number")
 
 
 def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:
-    """The published schedule: linear warm-up from x 0.001, then / 10 at each milestone.
+    """Return the published schedule: linear warm-up from x 0.001, then a tenth of the learning rate at each milestone.
 
     Args:
-        max_iter: iterations of the whole run.
-        milestones: as fractions of the run, rising.
-        warmup_iters: iterations of the warm-up, which ends before the first milestone however short the run is.
+        max_iter: Number of iterations of the whole run.
+        milestones: Fractions of the run, in ascending order.
+        warmup_iters: Number of iterations of the warm-up, which always ends before the first milestone.
 
     Raises:
-        TwinsError: for a run without iterations.
+        TwinsError: if `max_iter` is below 1.
     """
     if max_iter < 1:
-        raise TwinsError(f"train.max_iter={max_iter}: give 1 or more")
-    # In a run of a few iterations, steps may fall together, or on its end.
+        raise TwinsError(f"train.max_iter={max_iter}: choose 1 or more")
+    # In a very short run, milestones may coincide with each other or with the end.
     steps = sorted({round(milestone * max_iter) for milestone in milestones} - {0, max_iter})
     values = [0.1**step for step in range(len(steps) + 1)]
     schedule = MultiStepParamScheduler(values, milestones=[*steps, max_iter])
-    # detectron2 warms up to the rate that the schedule has at the end of the warm-up.
+    # detectron2 warms up to the learning rate that the schedule has at the end of the warm-up.
     warmup_iters = min(warmup_iters, min(steps, default=max_iter) - 1)
     return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=warmup_iters / max_iter)
 
 
 def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
-    """detectron2's `build_model` for a dumped CfgNode with `add_twins_config` and a backbone's weights, on the CPU."""
+    """Call detectron2's `build_model` with a dumped CfgNode and the weights of its backbone, on the CPU."""
     node = _read_dump(cfg)
     node.MODEL.TWINS.WEIGHTS = weights or ""
     node.MODEL.DEVICE = "cpu"
@@ -170,7 +170,7 @@ def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
 
 
 def build_yaml_mapper(cfg: str, is_train: bool) -> DatasetMapper:
-    """detectron2's mapper for a dumped CfgNode."""
+    """Build detectron2's mapper for a dumped CfgNode."""
     return DatasetMapper(_read_dump(cfg), is_train)
 
 
@@ -187,12 +187,12 @@ def _twins_cfg() -> CfgNode:
 
 
 def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
-    """The LazyConfig that says what a CfgNode says."""
+    """Return the LazyConfig that is equivalent to a CfgNode file."""
     cfg = _twins_cfg()
     try:
         cfg.merge_from_file(str(path))
     except Exception as error:  # yacs raises KeyError, ValueError, AssertionError; yaml its own
-        raise TwinsError(f"config {str(path)!r} can't be read: {_one_line(error)}") from None
+        raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -200,16 +200,16 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
         try:
             cfg.merge_from_list([key, value])
         except Exception as error:
-            raise TwinsError(f"override {override!r}: {_one_line(error)}") from None
+            raise TwinsError(f"override {override!r}: {_described(error)}") from None
     for key in _UNREAD:
         value, default = _look_up(cfg, key), _look_up(get_cfg(), key)
         if value != default:
-            raise TwinsError(f"config {str(path)!r}: {key}={value!r} is not read here, only {default!r} is")
+            raise TwinsError(f"config {str(path)!r}: {key}={value!r} is not supported, only {default!r} is")
     if cfg.SOLVER.MAX_ITER < 1:
-        raise TwinsError(f"config {str(path)!r}: SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: give 1 or more")
+        raise TwinsError(f"config {str(path)!r}: SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: choose 1 or more")
     if not len(cfg.DATASETS.TRAIN) == len(cfg.DATASETS.TEST) == 1:
         found = f"{[*cfg.DATASETS.TRAIN]} and {[*cfg.DATASETS.TEST]}"
-        raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {found}: give one each")
+        raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {found}: name one data set each")
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     dumped = cfg.dump()
     dataset = {"data_root": None, "ann_file": None, "image_dir": None, "skip_bad": False, "indices": None}
@@ -271,7 +271,7 @@ def _datasets(config: DictConfig, key: str) -> Iterable[DictConfig]:
     for split in ("train", "test"):
         dataset = config.dataloader[split].dataset
         if key not in dataset:
-            raise TwinsError(f"dataloader.{split}.dataset of the config has no {key!r}: let it call coco_dataset")
+            raise TwinsError(f"dataloader.{split}.dataset of the config has no {key!r}: build it with coco_dataset")
         yield dataset
 
 
@@ -280,11 +280,11 @@ def _apply(config: DictConfig, override: str) -> None:
         (parsed,) = OverridesParser.create().parse_overrides([override])
     except (OverrideParseException, ValueError) as error:
         raise TwinsError(
-            f"override {override!r}: {_one_line(error)}; write key=value, for example train.max_iter=1000, "
+            f"override {override!r}: {_described(error)}; write key=value, for example train.max_iter=1000, "
             "and quote values with special characters"
         ) from None
     if parsed.is_delete():
-        raise TwinsError(f"override {override!r}: nothing can be deleted; write key=value, for example train.seed=1")
+        raise TwinsError(f"override {override!r}: keys cannot be deleted; write key=value, for example train.seed=1")
     parent, node = _check_key(config, parsed.key_or_group, override)
     is_argument = "_target_" in parent and "_target_" not in node if isinstance(node, DictConfig) else True
     if not is_argument and not isinstance(parsed.value(), dict):
@@ -294,13 +294,13 @@ def _apply(config: DictConfig, override: str) -> None:
     try:
         OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
     except (OmegaConfBaseException, ValueError, KeyError) as error:
-        raise TwinsError(f"override {override!r}: {_one_line(error)}") from None
+        raise TwinsError(f"override {override!r}: {_described(error)}") from None
 
 
 def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
-    """The node that has the key, and what it holds.
+    """Return the node that has a key, and its value.
 
-    Every part of the key must be there, or the last one be an argument of what the node calls.
+    Every part of the key must exist, or the last one must be an argument of the object that the node builds.
     """
     node: Any = config
     parent: Any = None
@@ -323,7 +323,7 @@ def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
 
 
 def _arguments(target: Any) -> list[str]:
-    """Names of what a callable takes; of a class, also of what its constructor hands to the next one as `**kwargs`."""
+    """Return the argument names of a callable; for a class, also those that its constructor passes on as `**kwargs`."""
     if isinstance(target, str):
         target = locate(target)
     if target is None or isinstance(target, Mapping):
@@ -341,6 +341,5 @@ def _arguments(target: Any) -> list[str]:
     return names
 
 
-def _one_line(error: BaseException) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return f"{type(error).__name__}: {' '.join(str(text).split())}"
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"

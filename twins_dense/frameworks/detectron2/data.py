@@ -1,4 +1,4 @@
-"""COCO-format data for detectron2: checked like all data here, and the same after a resume."""
+"""COCO-format data for detectron2: checked before training, and in the same order after a resume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ...evaluation.coco import complete_ground_truth
 from ...seeds import derived_seed
 from .backbone import logger
 
-# Ground truth for detectron2's evaluator, one file a data set, as long as the process lives.
+# Ground truth for detectron2's evaluator, one file per data set, kept while the process lives.
 _ground_truth_folder = tempfile.TemporaryDirectory(prefix="twins_dense-")
 
 
@@ -42,24 +42,24 @@ def coco_dataset(
     skip_bad: bool = False,
     indices: int | None = None,
 ) -> list[dict[str, Any]]:
-    """COCO-format data as detectron2's list of dicts, checked by `load_coco` and put into its catalogs.
+    """Return COCO-format data as detectron2's list of dicts, checked by `load_coco`, and register it in the catalogs.
 
     Args:
-        name: in detectron2's catalogs. An entry that is already there tells where the files are (COCO's own names,
-            below the folder in DETECTRON2_DATASETS), unless the files are named here.
-        training: check and filter for training. Otherwise the catalog gets ground truth of exactly the images
-            returned, completed with what custom annotations may lack, for `COCOEvaluator`.
-        with_masks: training needs a segmentation of every instance.
-        data_root: folder of the data set. Relative `ann_file` and `image_dir` start there; without these, it takes the
-            place of the catalog's folder.
-        ann_file: COCO JSON.
-        image_dir: folder of the images.
-        filter_empty: when training, leave out images without an instance.
-        skip_bad: leave out what can't be used and log it, instead of raising.
-        indices: use only the first that many images of the file.
+        name: Name in detectron2's catalogs. If the name is registered already, its entry says where the files are
+            (COCO's own names are below the folder DETECTRON2_DATASETS), unless they are given here.
+        training: Check and filter for training. Otherwise the catalog gets ground truth of exactly the returned
+            images for `COCOEvaluator`, completed with fields that custom annotations may lack.
+        with_masks: Training needs a segmentation of every instance.
+        data_root: Folder of the data set, where relative `ann_file` and `image_dir` start. Without these two, it
+            replaces the folder in the catalog.
+        ann_file: COCO JSON file.
+        image_dir: Folder of the images.
+        filter_empty: For training, leave out images without an instance.
+        skip_bad: Leave out and log what cannot be used, instead of raising an error.
+        indices: Use only this many images, the first ones of the file.
 
     Raises:
-        TwinsError: where files or annotations can't be used.
+        TwinsError: if files or annotations cannot be used.
     """
     ann_path, image_path = _find(name, data_root, ann_file, image_dir)
     data = load_coco(ann_path, image_path, skip_bad=skip_bad, indices=indices, refuse_rotated=True)
@@ -77,17 +77,17 @@ def coco_dataset(
 
 def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str | None) -> tuple[Path, Path]:
     if (ann_file is None) != (image_dir is None):
-        raise TwinsError(f"data set {name!r}: ann_file={ann_file!r}, image_dir={image_dir!r}: give both or none")
+        raise TwinsError(f"data set {name!r}: ann_file={ann_file!r}, image_dir={image_dir!r}: give both or neither")
     if ann_file is not None and image_dir is not None:
         root = Path(data_root or "")
         return root / ann_file, root / image_dir
     metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
     if metadata is None or not metadata.get("json_file") or not metadata.get("image_root"):
         raise TwinsError(
-            f"data set {name!r} is none of COCO format in detectron2's catalog{did_you_mean(name, DatasetCatalog)}; "
+            f"data set {name!r} is not a COCO-format one in detectron2's catalog{did_you_mean(name, DatasetCatalog)}; "
             "register it with register_coco_instances, or give its ann_file and image_dir"
         )
-    # Of an entry of ours, json_file may be the ground truth that was made of the file.
+    # In an entry of ours, json_file may be the ground truth that was made from the file.
     files = Path(metadata.get("ann_file", metadata.json_file)), Path(metadata.image_root)
     if data_root is None:
         return files
@@ -96,7 +96,7 @@ def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str
 
 
 def _record(image: CocoImage, contiguous: dict[int, int]) -> dict[str, Any]:
-    """One image in detectron2's standard format; crowds stay in, its mapper leaves them out."""
+    """Return an image in detectron2's standard format. Crowd regions are kept; its mapper leaves them out."""
     annotations = []
     for annotation in image.annotations:
         entry = {
@@ -130,7 +130,7 @@ def _write_ground_truth(data: CocoData) -> Path:
     )
     handle, path = tempfile.mkstemp(suffix=".json", dir=_ground_truth_folder.name)
     with os.fdopen(handle, "w") as file:
-        json.dump(content, file, default=bytes.decode)  # run-length codes are bytes
+        json.dump(content, file, default=bytes.decode)  # compressed run-length codes are bytes
     return Path(path)
 
 
@@ -142,7 +142,7 @@ def _register(
     image_dir: Path,
     json_file: Path,
 ) -> None:
-    """Enter a data set into detectron2's catalogs, in the place of one that has the name."""
+    """Register a data set in detectron2's catalogs, replacing one of the same name."""
     colors = None
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -171,26 +171,26 @@ def build_train_loader(
     num_workers: int = 0,
     seed: int = 0,
 ) -> DataLoader:
-    """detectron2's training loader, with batches that depend on the seed and the iteration alone.
+    """Build detectron2's training loader, with batches that depend only on the seed and the iteration.
 
-    As in detectron2, batches hold images of one orientation, wide or tall. Iteration i has the same images and the same
-    augmentation whichever worker makes it, and after a resume.
+    As in detectron2, all images of a batch are wide, or all are tall. An iteration has the same images and the same
+    augmentation whichever data loader worker prepares it, and after a resume.
 
     Args:
-        dataset: from `coco_dataset`, or any list in detectron2's standard format with widths and heights.
-        mapper: such as `DatasetMapper`.
-        total_batch_size: images an iteration, over all processes.
-        num_workers: of each process.
-        seed: of the order and of the augmentation.
+        dataset: From `coco_dataset`, or any list in detectron2's standard format with widths and heights.
+        mapper: A mapper such as `DatasetMapper`.
+        total_batch_size: Number of images per iteration, over all processes.
+        num_workers: Number of data loader workers per process.
+        seed: Seed of the order and of the augmentation.
 
     Raises:
-        TwinsError: where the batch size doesn't fit the processes, or the mapper the masks.
+        TwinsError: if the number of processes does not divide the batch size, or the mapper cannot handle the masks.
     """
     world_size = comm.get_world_size()
     if total_batch_size < 1 or total_batch_size % world_size:
         raise TwinsError(
-            f"dataloader.train.total_batch_size={total_batch_size}: give it, or a YAML file's SOLVER.IMS_PER_BATCH, "
-            f"a multiple of the {world_size} processes"
+            f"dataloader.train.total_batch_size={total_batch_size} (in a YAML file SOLVER.IMS_PER_BATCH): "
+            f"choose a multiple of the {world_size} processes"
         )
     check_masks(dataset, mapper)
     is_wide = [record["width"] > record["height"] for record in dataset]
@@ -205,19 +205,19 @@ def build_train_loader(
 
 
 class PositionSampler(Sampler[tuple[int, int]]):
-    """Endless (index, seed) pairs of one process, grouped: each `batch_size` in turn are all wide or all tall.
+    """Endless (index, seed) pairs for one process, grouped so that the images of a batch are all wide or all tall.
 
     Args:
-        is_wide: of each image.
-        batch_size: of this process.
-        seed: of the shuffling; the same in all processes.
+        is_wide: For each image, whether it is wider than tall.
+        batch_size: Number of images per iteration in this process.
+        seed: Seed of the shuffling; the same in all processes.
 
     Attributes:
-        first_iteration: batches to leave out at the start, for a run that goes on.
+        first_iteration: Number of batches to skip at the start, for a run that resumes.
     """
 
     def __init__(self, is_wide: Sequence[bool], batch_size: int, seed: int) -> None:
-        self.is_wide = torch.tensor(is_wide)  # a tensor's memory is shared by worker processes
+        self.is_wide = torch.tensor(is_wide)  # data loader workers share the memory of a tensor
         self.batch_size = batch_size
         self.seed = seed
         self.first_iteration = 0
@@ -244,7 +244,7 @@ class PositionSampler(Sampler[tuple[int, int]]):
 
 
 class _SeededDataset(Dataset):
-    """Maps the record of an (index, seed) pair, with everything random drawn from that seed."""
+    """Maps the record of an (index, seed) pair; everything random is drawn from that seed."""
 
     def __init__(self, records: Dataset, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.records = records
@@ -261,7 +261,7 @@ class _SeededDataset(Dataset):
 
 
 def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
-    """TwinsError for what detectron2's mapper would find out in the middle of a run."""
+    """Raise `TwinsError` for masks that detectron2's mapper would reject in the middle of a run."""
     if not getattr(mapper, "use_instance_mask", False):
         return
     if _crops(mapper.augmentations) and importlib.util.find_spec("shapely") is None:
@@ -272,8 +272,8 @@ def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
         for annotation in filter(is_instance, record.get("annotations", ())):
             if isinstance(annotation.get("segmentation"), dict):
                 raise TwinsError(
-                    f"image {record['file_name']} has a run-length mask, which polygons can't hold: "
-                    "add dataloader.train.mapper.instance_mask_format=bitmask, of a YAML file INPUT.MASK_FORMAT=bitmask"
+                    f"image {record['file_name']} has a run-length mask, which is not a polygon: "
+                    "add dataloader.train.mapper.instance_mask_format=bitmask (YAML: INPUT.MASK_FORMAT=bitmask)"
                 )
 
 

@@ -1,14 +1,14 @@
-"""detectron2's trainer as this package uses it: checked configs and data, exact resuming."""
+"""detectron2's trainer as an `Engine`: configs and data that are checked first, and runs that resume exactly."""
 
 from ...errors import TwinsError
 
 try:
-    from . import backbone as _adapter  # noqa: F401  (says how to install what is missing)
+    from . import backbone as _adapter  # noqa: F401  (its error says how to install detectron2)
 except ImportError as error:
     raise TwinsError(str(error)) from None
 
 from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
-from .predictor import load_predictor
+from .predictors import load_predictor
 from .trainer import check_data, evaluate, train
 
 __all__ = [

@@ -1,9 +1,10 @@
-"""What detectron2's trainer and checkpointer lack for runs that can be killed at any moment."""
+"""Hooks and a checkpointer for detectron2's trainer, so that a run may be killed at any moment."""
 
 from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,23 @@ from torch import nn
 
 from ...atomic import write_atomically
 from ...seeds import derived_seed
+from .. import metrics_file
 from ..divergence import check_finite
 from .data import PositionSampler
 
+_COCO_TASKS = ("bbox", "segm", "keypoints")
 LEARNING_RATE = "optimizer.lr"  # its key in a config
 
 
 class RunCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, writing files that appear whole or not at all.
+    """detectron2's checkpointer, with files that appear whole or not at all.
 
     Args:
-        model: the detector, maybe in DistributedDataParallel.
-        save_dir: the work directory.
-        facts: stored beside the model: `dataset_meta` (`classes` and `category_ids`) for those who predict with it,
-            `total_batch_size` for those who resume.
-        checkpointables: further objects with a state dict, such as the trainer.
+        model: The detector, possibly inside DistributedDataParallel.
+        save_dir: The work directory.
+        facts: Entries to store beside the model: `dataset_meta` (`classes` and `category_ids`), which prediction needs,
+            and `total_batch_size`, which resuming needs.
+        checkpointables: Further objects with a state dict, such as the trainer.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, facts: dict[str, Any], **checkpointables: Any) -> None:
@@ -38,7 +41,7 @@ class RunCheckpointer(DetectionCheckpointer):
         self.facts = facts
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `name`.pth and let `last_checkpoint` name it."""
+        """Write `name`.pth, then its name into `last_checkpoint`."""
         if not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -50,41 +53,42 @@ class RunCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Let `last_checkpoint` name a file."""
+        """Write the name of a file into `last_checkpoint`."""
         write_atomically(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
 
 
 class ExactResume(HookBase):
-    """Lets a resumed run go on as if it had not stopped; to be registered before the checkpointer.
+    """Make a resumed run continue as if it had not stopped; register it before the checkpointer.
 
-    Everything random depends on the run's seed and the iteration. RetinaNet's running mean of its number of positive
-    anchors, an attribute that detectron2 keeps out of its state dict, travels with the checkpoint.
+    Everything random depends on the seed of the run and the iteration. RetinaNet's running mean of the number of
+    positive anchors, an attribute that detectron2 leaves out of its state dict, is stored with the checkpoint.
 
     Args:
-        sampler: of the training loader; None for one of the user's own, which then starts anew.
-        seed: of the run.
-        period: iterations between checkpoints.
+        sampler: Sampler of the training loader; `None` for a loader of the user's own, whose order starts anew.
+        seed: Seed of the run.
+        period: Number of iterations between checkpoints.
     """
 
     def __init__(self, sampler: PositionSampler | None, seed: int, period: int) -> None:
         self.sampler = sampler
         self.seed = seed
         self.period = period
-        self.normalizers: list[float] | None = None  # one a process, from the last checkpoint
+        self.normalizers: list[float] | None = None  # one per process, from the last checkpoint
 
     def before_train(self) -> None:
         if self.sampler is not None:
             self.sampler.first_iteration = self.trainer.start_iter
         if self.normalizers is not None:
             self._model.loss_normalizer = self.normalizers[comm.get_rank() % len(self.normalizers)]
-        # Made now: an iterator draws from torch's generator once, and would do so in the first iteration after a seed.
+        # Making the iterator draws from torch's generator once; do it before the first iteration is seeded. detectron2
+        # has no public name for it.
         iter(self.trainer._data_loader_iter)
 
     def before_step(self) -> None:
         torch.manual_seed(derived_seed(self.seed, self.trainer.iter, comm.get_rank()))
 
     def after_step(self) -> None:
-        # All processes take part here; only the first one saves.
+        # All processes take part here; only the first one saves the checkpoint.
         is_saved = (self.trainer.iter + 1) % self.period == 0 or self.trainer.iter + 1 == self.trainer.max_iter
         if is_saved and hasattr(self._model, "loss_normalizer"):
             self.normalizers = comm.all_gather(float(self._model.loss_normalizer))
@@ -101,9 +105,9 @@ class ExactResume(HookBase):
 
 
 class Evaluation(EvalHook):
-    """detectron2's evaluation during and after training; not after a last iteration that has failed.
+    """detectron2's evaluation during and after training, but not after a last iteration that has failed.
 
-    detectron2 would evaluate then, too, and wait for processes that wait for this one.
+    detectron2 would evaluate even then, and wait for processes that wait for this one.
     """
 
     def after_train(self) -> None:
@@ -111,8 +115,49 @@ class Evaluation(EvalHook):
             super().after_train()
 
 
+class MetricsFile(HookBase):
+    """Write `metrics.json` at each checkpoint, at each evaluation and at the end.
+
+    Args:
+        folder: The work directory.
+        period: Number of iterations between checkpoints.
+    """
+
+    def __init__(self, folder: Path, period: int) -> None:
+        self.folder = folder
+        self.period = period
+        self.metrics: dict[str, float] = {}
+
+    def record(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write the results of an evaluation, which are empty in all processes but the first, and return them."""
+        if results:
+            self.metrics = as_fractions(results)
+            self._write()
+        return results
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter:  # keep those of before the resume
+            self.metrics = metrics_file.read_metrics(self.folder)
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period == 0:
+            self._write()
+
+    def after_train(self) -> None:
+        if sys.exc_info()[0] is None and self.trainer.start_iter < self.trainer.max_iter:
+            self._write()
+
+    def _write(self) -> None:
+        if not comm.is_main_process():
+            return
+        latest = self.trainer.storage.latest()
+        losses = {name: value for name, (value, _) in latest.items() if "loss" in name}
+        iteration = min(self.trainer.iter + 1, self.trainer.max_iter)
+        metrics_file.write_metrics(self.folder, self.metrics, iteration=iteration, losses=losses)
+
+
 class FiniteLosses(HookBase):
-    """Stops a run before a loss that is not finite reaches the parameters, in whichever process it appears."""
+    """Stop a run before a loss that is not finite reaches the parameters, in whichever process it appears."""
 
     def before_train(self) -> None:
         self.trainer.model.register_forward_hook(self._check)
@@ -120,3 +165,19 @@ class FiniteLosses(HookBase):
     def _check(self, model: nn.Module, inputs: Any, losses: Any) -> None:
         if model.training:
             check_finite(losses, self.trainer.iter, LEARNING_RATE)
+
+
+def as_fractions(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the results of an evaluator by the names that MMEngine's runs have, COCO's scores as fractions.
+
+    detectron2's COCOEvaluator gives percentages by task: `{"bbox": {"AP50": 41.2}}` becomes
+    `{"coco/bbox_AP50": 0.412}`. Results of other evaluators keep their values.
+    """
+    metrics = {}
+    for task, values in results.items():
+        for name, value in values.items():
+            if task in _COCO_TASKS:
+                metrics[f"coco/{task}_{name}"] = float(value) / 100
+            else:
+                metrics[f"{task}/{name}"] = float(value)
+    return metrics

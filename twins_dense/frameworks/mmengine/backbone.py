@@ -1,4 +1,4 @@
-"""What the adapters to MMEngine's models share."""
+"""The Twins backbone as MMEngine configs describe it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ...errors import TwinsError
 from ...factory import create_backbone
 from ...models.backbone import TwinsBackbone
 from ...models.spec import TwinsSpec
-from ...weights import load_weights
+from ...weights.load import load_weights
 
 
 def build_backbone(
     variant: str | TwinsSpec | Mapping[str, Any] | None = None, weights: str | None = None, **options: Any
 ) -> TwinsBackbone:
-    """`create_backbone` for configs, which reports loaded weights to the run's log.
+    """Build a backbone as `create_backbone` does, and report loaded weights in the log of the run.
 
     Args:
-        variant: as there, or the arguments of `TwinsSpec.from_columns`.
-        weights: as there.
-        options: the other arguments of `create_backbone`; it refuses what it doesn't know.
+        variant: As in `create_backbone`, or the arguments of `TwinsSpec.from_columns`.
+        weights: As in `create_backbone`.
+        options: The other arguments of `create_backbone`.
     """
     if variant is None:
-        raise TwinsError("model.backbone has no variant: name one, for example model.backbone.variant=svt_small")
+        raise TwinsError("model.backbone has no variant: choose one, for example model.backbone.variant=svt_small")
     if isinstance(variant, Mapping):
         variant = TwinsSpec.from_columns(**variant)
     net = create_backbone(variant, **options)

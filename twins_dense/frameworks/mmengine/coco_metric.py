@@ -8,33 +8,33 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from ...errors import TwinsError
-from ...evaluation.coco import Backend, backend_modules, coco_detections, evaluate_coco
+from ...evaluation.coco import Backend, check_coco_options, coco_detections, evaluate_coco
 
 
 @METRICS.register_module()
 class CocoMetric(BaseMetric):
-    """COCO AP as an MMEngine metric over the images that a loop has shown, named `coco/bbox_AP`, `coco/segm_AP50`, ….
+    """COCO's average precision over the images of a loop, as `coco/bbox_AP`, `coco/segm_AP50`, … in 0..1.
 
-    Predictions are `BaseDataElement`s with the meta of `CocoDetectionDataset` (`image_id`, `height`, `width`,
-    `annotations`) and fields `boxes` (N, 4) x1 y1 x2 y2 in pixels of the stored image, `scores`, `labels` and,
-    for "segm", `masks` bool (N, H, W).
+    Predictions are `BaseDataElement`s with the meta information of `CocoDetectionDataset` (`image_id`, `height`,
+    `width`, `annotations`) and the fields `boxes` (N, 4) as x1 y1 x2 y2 in pixels of the stored image, `scores`,
+    `labels` and, for "segm", `masks` bool (N, H, W).
+
+    Args:
+        iou_types: Some of "bbox" and "segm".
+        backend: See `evaluate_coco`.
     """
 
     default_prefix = "coco"
 
     def __init__(self, iou_types: Sequence[str] = ("bbox",), backend: Backend = "faster-coco-eval") -> None:
-        # "gpu" gathers through the process group, gloo included; "cpu" would write a folder into the working directory.
+        # "gpu" gathers through the process group, gloo included; "cpu" would do so through a folder on disk.
         super().__init__(collect_device="gpu")
-        unknown = set(iou_types) - {"bbox", "segm"}
-        if unknown:
-            raise TwinsError(f"iou_types holds {sorted(unknown)}: choose out of 'bbox' and 'segm'")
-        backend_modules(backend)
+        check_coco_options(iou_types, backend)
         self.iou_types = tuple(iou_types)
         self.backend: Backend = backend
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep one batch as COCO entries; masks are encoded at once, because full-size masks would not fit."""
+        """Keep one batch as COCO entries. Masks are encoded at once: full-size masks would not fit into memory."""
         assert self.dataset_meta is not None
         for sample in data_samples:
             self.results.append(
@@ -46,7 +46,7 @@ class CocoMetric(BaseMetric):
             )
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
-        """AP over all collected images."""
+        """Return the average precision over all collected images."""
         assert self.dataset_meta is not None
         categories = [
             {"id": category, "name": name}

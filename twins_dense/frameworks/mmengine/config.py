@@ -1,11 +1,12 @@
-"""Reading MMEngine config files and `key=value` overrides, with typing errors found before anything starts."""
+"""Read MMEngine config files and `key=value` overrides, so that typing errors show before anything starts."""
 
 from __future__ import annotations
 
 import ast
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Literal
@@ -13,10 +14,11 @@ from typing import Any, Literal
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from ...errors import TwinsError, did_you_mean
+from ...errors import TwinsError, did_you_mean, one_line
+from ..checks import config_errors
 
 _DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
-# Keys that MMEngine reads beside the Runner's own arguments.
+# Top-level keys that MMEngine reads in addition to the arguments of Runner.
 _OTHER_KEYS = {
     "activation_checkpointing",
     "compile",
@@ -34,12 +36,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an MMEngine config file and apply overrides.
 
     Args:
-        path: a Python config.
-        overrides: `key=value` each; keys are dotted (`optim_wrapper.optimizer.lr`, `param_scheduler.0.end`) and must
-            exist in the config, values are Python literals (`1e-4`, `[480, 800]`, `None`) or else strings.
+        path: A Python config file.
+        overrides: `key=value` each. Keys are dotted (`optim_wrapper.optimizer.lr`, `param_scheduler.0.end`) and must
+            exist in the config; values are Python literals (`1e-4`, `[480, 800]`, `None`), or else strings.
 
     Raises:
-        TwinsError: for a missing or broken file, an unknown top-level key, an unknown or malformed override.
+        TwinsError: for a missing or broken file, an unknown top-level key, or an unknown or malformed override.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,10 +49,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.fromfile(path, import_custom_modules=False)
     except Exception as error:  # a config is a program and can fail in any way
-        reason = str(error).strip().splitlines()
-        raise TwinsError(f"config {str(path)!r} can't be read: {type(error).__name__}: {' '.join(reason)}") from None
+        raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    # Test data that is the validation data stays so.
+    # Test settings that equal the validation settings follow their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
         key, value = _parse_override(override)
@@ -62,29 +63,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def default_work_dir(config: Config) -> Path:
-    """Where a run goes unless it is told: the config's `work_dir`, or `work_dirs` and the config's name."""
+    """Return the default folder of a run: the `work_dir` of the config, or `work_dirs/` and the name of the config."""
     return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
 
 
 def set_data_root(config: Config, data_root: str | Path) -> None:
-    """Let the relative paths of every data set of a config start at `data_root`."""
+    """Make the relative paths of every data set of a config start at `data_root`."""
     for dataset in _datasets(config):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: Config) -> None:
-    """Let every data set of a config leave out what it can't use."""
+    """Make every data set of a config leave out what it cannot use."""
     for dataset in _datasets(config):
         dataset.skip_bad = True
 
 
 def set_amp(config: Config) -> None:
-    """Let a config train in mixed precision, in bfloat16."""
+    """Make a config train in mixed precision (bfloat16)."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
 
 
 def set_tta(config: Config) -> None:
-    """Let a config be evaluated on averages over the sizes and flips of its `tta_pipeline`."""
+    """Make a config evaluate averages over the sizes and flips of its `tta_pipeline`."""
     if config.get("tta_model") is None or config.get("tta_pipeline") is None:
         raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
@@ -93,30 +94,54 @@ def set_tta(config: Config) -> None:
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
-    """The config's part for testing, or for validation where it has none."""
+    """Return a part of a config for testing, or the one for validation if it has none for testing."""
     return config.get(f"test_{part}") or config.get(f"val_{part}")
 
 
 def check_settings(config: Config) -> None:
-    """Look at the numbers that MMEngine would trip over in the middle of a run.
+    """Check the numbers that would make MMEngine fail in the middle of a run.
 
     Raises:
-        TwinsError: for one that is of another type, or too small, or that a kill could turn against the run.
+        TwinsError: for a number that has another type, is too small, or would make a killed run impossible to resume.
     """
     for key in ("max_epochs", "max_iters", "val_interval"):
         value = config.train_cfg.get(key, 1) if config.get("train_cfg") else 1
         if type(value) is not int or value < 1:
-            raise TwinsError(f"train_cfg.{key}={value!r}: give a whole number, 1 or more")
+            raise TwinsError(f"train_cfg.{key}={value!r}: choose a whole number, 1 or more")
     if config.get("default_hooks", {}).get("checkpoint", {}).get("max_keep_ckpts") == 1:
         raise TwinsError(
-            "default_hooks.checkpoint.max_keep_ckpts=1: give 2 or more, or -1 for all: the older one is removed before "
-            "the newer one is written, and a run that is killed in between could not go on"
+            "default_hooks.checkpoint.max_keep_ckpts=1: choose 2 or more, or -1 for all: the old checkpoint is removed "
+            "before the new one is written, and a run that is killed in between could not be resumed"
         )
     segments = "decode_head" in config.get("model", {}).get("module", config.get("model", {}))
     for split in ("val", "test") if segments else ():
         batch_size = (config.get(f"{split}_dataloader") or {}).get("batch_size", 1)
         if batch_size != 1:
-            raise TwinsError(f"{split}_dataloader.batch_size={batch_size}: images have different sizes, give 1")
+            raise TwinsError(f"{split}_dataloader.batch_size={batch_size}: images differ in size, so it must be 1")
+
+
+def building(config: Config) -> AbstractContextManager[None]:
+    """Return a context that turns errors raised while a part of a config is built into one line."""
+    return config_errors(f"config {str(config.filename)!r}")
+
+
+def without_initial_weights(config: Config) -> Config:
+    """Return a copy of a config that does not load ImageNet weights, for a model whose checkpoint follows."""
+    config = copy.deepcopy(config)
+    model = config.model.get("module", config.model)
+    if model.get("backbone", {}).get("weights") is not None:
+        model.backbone.weights = None
+    return config
+
+
+def settings_called(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every setting with a name inside a part of a config."""
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in items:
+        if key == name:
+            yield f"{path}.{key}", value
+        else:
+            yield from settings_called(name, value, f"{path}.{key}")
 
 
 def _is_shared(config: Config, part: str) -> bool:
@@ -134,7 +159,7 @@ def _check_keys(config: Config, path: str) -> None:
         if key not in known and not key.startswith("_") and not imported:
             raise TwinsError(
                 f"config {path!r}: unknown key {key!r}{did_you_mean(key, known)}; "
-                "names of your own begin with an underscore"
+                "begin names of your own with an underscore"
             )
     scaling = {"enable", "base_batch_size"}
     for key in config.get("auto_scale_lr") or {}:  # MMEngine would leave the learning rate as it is

@@ -1,31 +1,31 @@
-"""COCO-format data as training and evaluation samples, augmented by torchvision.transforms.v2."""
+"""COCO-format data as MMEngine samples, augmented by torchvision.transforms.v2."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from ...data.coco import CocoImage, decode_segmentation, is_instance, load_coco, training_images
+from ...data.coco import is_instance, load_coco, training_images
+from ...data.coco_masks import decode_segmentation
 from ...data.image_files import read_image
-from ...errors import TwinsError
-from ...seeds import seeded
+from ...errors import TwinsError, one_line
+from .samplers import SeededItems
 
 
 class RandomRangeCrop(v2.RandomCrop):
-    """Crop to a height and a width drawn independently from `min_size`..`max_size` pixels, both included.
+    """Crop to a height and a width drawn independently from `min_size` to `max_size` pixels, both included.
 
-    On an axis where the image is smaller than a bound, its size takes the bound's place: the `absolute_range` crop of
-    the multi-scale recipes (384..600).
+    A bound that exceeds the side of the image is replaced by that side. This is the `absolute_range` crop of the
+    multi-scale recipes (384 to 600 pixels).
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
@@ -42,14 +42,14 @@ class RandomRangeCrop(v2.RandomCrop):
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> v2.Transform:
-    """Build augmentation from config entries such as `dict(type="RandomHorizontalFlip", p=0.5)`.
+    """Build the augmentation from config entries such as `dict(type="RandomHorizontalFlip", p=0.5)`.
 
-    `type` is the name of a class of torchvision.transforms.v2 or `RandomRangeCrop`; an argument called `transforms`
-    is a list of such entries itself (`RandomChoice`, `RandomApply`, `Compose`). Boxes that a crop leaves without area
-    are removed at the end, with their labels and masks.
+    `type` is the name of a class of torchvision.transforms.v2, or `RandomRangeCrop`. An argument called `transforms` is
+    itself a list of such entries (`RandomChoice`, `RandomApply`, `Compose`). Boxes that a crop leaves without area are
+    removed at the end, together with their labels and masks.
 
     Raises:
-        TwinsError: for an unknown type or arguments that it doesn't take.
+        TwinsError: for an unknown type, or arguments that it does not take.
     """
     return v2.Compose([*map(_build_transform, configs), v2.SanitizeBoundingBoxes(min_size=1)])
 
@@ -65,32 +65,40 @@ def _build_transform(config: Mapping[str, Any]) -> v2.Transform:
     try:
         return transform(**arguments)
     except (TypeError, ValueError) as error:
-        raise TwinsError(f"transform {name}: {error}") from None
+        raise TwinsError(f"transform {name}: {one_line(error)}") from None
 
 
-class CocoDetectionDataset(Dataset):
+@DATASETS.register_module()
+class CocoDetectionDataset(SeededItems):
     """Images and instances of a COCO-format annotation file.
 
-    A sample is `dict(inputs=image, data_samples=element)`: the image uint8 (3, H, W) RGB, and a `BaseDataElement` with
+    A sample is `dict(inputs=image, data_samples=element)`: the image is uint8 (3, H, W) RGB, the element a
+    `BaseDataElement` with
 
-    * meta: `image_id`, `file` (path), `height` and `width` of the stored image in pixels, and, unless `training`,
-      `annotations` (the file's own, crowd included, for the metric);
-    * when `training`: `boxes` float32 (N, 4) x1 y1 x2 y2 in pixels, `labels` int64 (N,) in 0..K-1 in the order of the
-      category ids, and with `with_masks` `masks` uint8 (N, H, W). Crowd regions are left out.
+    * meta information: `image_id`, `file` (path), `height` and `width` of the stored image in pixels, and, unless
+      `training`, `annotations` (those of the file, crowd regions included, for the metric);
+    * if `training`: `boxes` float32 (N, 4) as x1 y1 x2 y2 in pixels, `labels` int64 (N,) in 0..K-1 in the order of the
+      category ids, and, if `with_masks`, `masks` uint8 (N, H, W). Crowd regions are left out.
+
+    `metainfo` has the `classes` and `category_ids` in the order of the labels; MMEngine stores it in checkpoints.
 
     Args:
-        ann_file: COCO JSON; relative paths start at `data_root`.
-        image_dir: folder of the images; relative paths start at `data_root`.
-        data_root: start of relative paths.
-        training: give targets and augment; otherwise give images as stored, with their annotations.
-        with_masks: also give instance masks.
-        transforms: augmentation, see `build_transforms`; only with `training`.
-        filter_empty: when training, leave out images without an instance, as the published recipes do.
-        skip_bad: leave out what can't be used and list it, instead of raising; see `load_coco`.
-        indices: use only the first that many images of the file.
+        ann_file: COCO JSON file; a relative path starts at `data_root`.
+        image_dir: Folder of the images; a relative path starts at `data_root`.
+        data_root: Folder at which relative paths start.
+        training: Return augmented images and their targets, instead of images as stored and their annotations.
+        with_masks: Return instance masks, too.
+        transforms: Augmentation for training, see `build_transforms`.
+        filter_empty: For training, leave out images without an instance, as the published recipes do.
+        skip_bad: Leave out and list what cannot be used, instead of raising an error; see `load_coco`.
+        indices: Use only this many images, the first ones of the file.
+
+    Attributes:
+        source: The annotation file, as messages name it.
+        problems: One line for each thing that was left out.
 
     Raises:
-        TwinsError: where files or annotations can't be used.
+        TwinsError: if files or annotations cannot be used.
     """
 
     def __init__(
@@ -107,47 +115,51 @@ class CocoDetectionDataset(Dataset):
         indices: int | None = None,
     ) -> None:
         data = load_coco(Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices)
-        self.source = str(data.ann_file)  # what messages call it
+        self.source = str(data.ann_file)
         self.problems = data.problems
         self.training = training
         self.with_masks = with_masks
         self.transforms = build_transforms(transforms)
         self.category_ids = data.category_ids
         self.class_names = data.class_names
-        images = data.images
+        self._images = data.images
         if training:
-            images = training_images(data, filter_empty=filter_empty, with_masks=with_masks)
-        self._images = _PackedImages(images)
+            self._images = training_images(data, filter_empty=filter_empty, with_masks=with_masks)
+        super().__init__(
+            ann_file=ann_file,
+            metainfo={"classes": data.class_names, "category_ids": data.category_ids},
+            data_root=data_root,
+            data_prefix={"img_path": image_dir},
+            pipeline=[self._sample],
+            test_mode=not training,
+        )
 
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """Class names and category ids in the order of the labels; MMEngine stores it in checkpoints."""
-        return {"classes": self.class_names, "category_ids": self.category_ids}
+    def load_data_list(self) -> list[dict[str, Any]]:
+        """Return one dictionary per image; MMEngine packs them into one array, which data loader workers share."""
+        images, self._images = self._images, ()
+        return [dict(vars(image)) for image in images]
 
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """The sample of an index, or of an (index, seed) pair: then augmentation depends on that seed alone."""
-        if isinstance(key, tuple):
-            with seeded(key[1]):
-                return self[key[0]]
-        source = self._images[key]
-        image = tv_tensors.Image(torch.from_numpy(read_image(source.path)).permute(2, 0, 1))
+    def _sample(self, info: Mapping[str, Any]) -> dict[str, Any]:
+        image = tv_tensors.Image(torch.from_numpy(read_image(info["path"])).permute(2, 0, 1))
         element = BaseDataElement(
-            metainfo={"image_id": source.id, "file": str(source.path), "height": source.height, "width": source.width}
+            metainfo={
+                "image_id": info["id"],
+                "file": str(info["path"]),
+                "height": info["height"],
+                "width": info["width"],
+            }
         )
         if self.training:
-            image, targets = self.transforms(image, self._targets(source))
+            image, targets = self.transforms(image, self._targets(info))
             for name, value in targets.items():
                 element.set_field(value.as_subclass(Tensor), name)
         else:
-            element.set_metainfo({"annotations": list(source.annotations)})
+            element.set_metainfo({"annotations": list(info["annotations"])})
         return {"inputs": image.as_subclass(Tensor), "data_samples": element}
 
-    def _targets(self, source: CocoImage) -> dict[str, Tensor]:
-        size = (source.height, source.width)
-        instances = [annotation for annotation in source.annotations if is_instance(annotation)]
+    def _targets(self, info: Mapping[str, Any]) -> dict[str, Tensor]:
+        size = (info["height"], info["width"])
+        instances = [annotation for annotation in info["annotations"] if is_instance(annotation)]
         boxes = torch.tensor([annotation["bbox"] for annotation in instances], dtype=torch.float32).view(-1, 4)
         boxes = v2.functional.convert_bounding_box_format(
             tv_tensors.BoundingBoxes(boxes, format="XYWH", canvas_size=size),
@@ -164,24 +176,3 @@ class CocoDetectionDataset(Dataset):
                 mask[:] = decode_segmentation(annotation["segmentation"], *size)
             targets["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return targets
-
-
-class _PackedImages:
-    """Images pickled into one array, which the worker processes of a data loader really share.
-
-    Python objects are copied page by page into every worker that merely reads them, because reading changes their
-    reference counts; with COCO's 860,001 annotations that is gigabytes a worker.
-    """
-
-    def __init__(self, images: Sequence[CocoImage]) -> None:
-        pickled = [pickle.dumps(image, protocol=pickle.HIGHEST_PROTOCOL) for image in images]
-        self._ends = np.cumsum([len(item) for item in pickled])
-        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> CocoImage:
-        index = range(len(self))[index]  # negative indices, IndexError
-        start = self._ends[index - 1] if index else 0
-        return pickle.loads(self._bytes[start : self._ends[index]].tobytes())

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN and RetinaNet on a Twins pyramid, as MMEngine models; importing this registers them."""
+"""torchvision's Mask R-CNN and RetinaNet on a Twins pyramid: importing this module registers them in MMEngine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, MODELS
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
@@ -21,22 +21,19 @@ from torchvision.ops.feature_pyramid_network import (
 
 from ...errors import TwinsError, did_you_mean
 from ...models.backbone import TwinsBackbone
-from . import checkpoints, hooks, samplers  # noqa: F401  (importing them registers what configs name)
+from . import checkpoints, coco_metric, detection_data, hooks, samplers  # noqa: F401  (importing them registers what configs name)
 from .backbone import build_backbone
 from .coco_metric import CocoMetric  # noqa: F401
-from .detection_data import CocoDetectionDataset
 
-# Arguments of torchvision's detectors that have arguments of ours, or no use in a config.
+# Arguments of torchvision's detectors that are arguments of ours, or of no use in a config.
 _OUR_ARGUMENTS = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
-
-DATASETS.register_module(module=CocoDetectionDataset)
 
 
 class TwinsFPN(nn.Module):
-    """A Twins backbone and a feature pyramid network (arXiv 1612.03144), as torchvision's detectors take a backbone.
+    """A Twins backbone with a feature pyramid network (arXiv 1612.03144), as torchvision's detectors take a backbone.
 
     Attributes:
-        out_channels: of every level.
+        out_channels: Number of channels of every level.
     """
 
     def __init__(self, bottom_up: TwinsBackbone, out_channels: int, extra_blocks: ExtraFPNBlock) -> None:
@@ -52,14 +49,14 @@ class TwinsFPN(nn.Module):
 
 
 class TorchvisionDetector(BaseModel):
-    """Runs a torchvision detector under MMEngine's Runner.
+    """A torchvision detector as a model of MMEngine's Runner.
 
-    `forward` takes what `CocoDetectionDataset` gives, collated into lists: uint8 RGB images of any sizes and their
-    `BaseDataElement`s. It resizes, normalises (ImageNet mean and std) and pads to multiples of 32 inside, by
-    torchvision's own transform, and gives boxes and masks in pixels of the images it was given.
+    `forward` takes the samples of `CocoDetectionDataset`, collated into lists: uint8 RGB images of any size and their
+    `BaseDataElement`s. The detector resizes them, normalises them (ImageNet mean and std) and pads them to multiples of
+    32 itself, by torchvision's own transform. Boxes and masks are in pixels of the images that were passed in.
     """
 
-    # torchvision's Mask R-CNN keeps label 0 for the background; its RetinaNet has none. Labels outside start at 0.
+    # torchvision's Mask R-CNN keeps label 0 for the background, its RetinaNet has none. Outside, labels start at 0.
     label_offset = 0
 
     def __init__(self, detector: nn.Module, num_classes: int) -> None:
@@ -73,12 +70,12 @@ class TorchvisionDetector(BaseModel):
         data_samples: Sequence[BaseDataElement],
         mode: Literal["loss", "predict"] = "predict",
     ) -> dict[str, Tensor] | list[BaseDataElement]:
-        """Losses by name; or an element an image, on the CPU: its meta, `boxes`, `scores`, `labels`, maybe `masks`."""
+        """Return losses by name, or one element per image, on the CPU: `boxes`, `scores`, `labels`, maybe `masks`."""
         images = [image.float() / 255 for image in inputs]
         if mode == "loss":
             targets = [{**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples]
             losses = self.detector(images, targets)
-            # MMEngine adds up what has "loss" in its name; torchvision's RetinaNet says `classification`.
+            # MMEngine sums the values with "loss" in their name; torchvision's RetinaNet says `classification`.
             return {name if name.startswith("loss") else f"loss_{name}": value for name, value in losses.items()}
         return [
             self._element(sample, output) for sample, output in zip(data_samples, self.detector(images), strict=True)
@@ -91,7 +88,7 @@ class TorchvisionDetector(BaseModel):
         return BaseDataElement(metainfo=sample.metainfo, **{name: value.cpu() for name, value in fields.items()})
 
     def set_score_threshold(self, score: float) -> None:
-        """Drop detections that score less before their masks are made, which at photo size take most of the memory."""
+        """Drop detections with a lower score before their masks are made, which take most of the memory for photos."""
         getattr(self.detector, "roi_heads", self.detector).score_thresh = score
 
 
@@ -100,13 +97,13 @@ class TwinsMaskRCNN(TorchvisionDetector):
     """Mask R-CNN (arXiv 1703.06870) on c2–c5 and a pooled p6.
 
     Args:
-        backbone: arguments of `create_backbone`; `variant` may be the arguments of `TwinsSpec.from_columns`.
-        num_classes: without the background.
-        min_size: short side of the resized image in pixels; of several, training draws one an image and
-            evaluation takes the last.
-        max_size: limit of its long side.
-        fpn_channels: channels of the pyramid's levels.
-        options: further keyword arguments of torchvision's `MaskRCNN`.
+        backbone: Arguments of `create_backbone`; `variant` may be the arguments of `TwinsSpec.from_columns`.
+        num_classes: Number of classes without the background.
+        min_size: Short side of the resized image in pixels. If there are several, training draws one for each image
+            and evaluation uses the last.
+        max_size: Limit of the long side in pixels.
+        fpn_channels: Number of channels of the pyramid levels.
+        options: Further keyword arguments of torchvision's `MaskRCNN`.
     """
 
     label_offset = 1
@@ -130,7 +127,7 @@ class TwinsMaskRCNN(TorchvisionDetector):
 class TwinsRetinaNet(TorchvisionDetector):
     """RetinaNet (arXiv 1708.02002) on c3–c5, with p6 from c5 and p7. Arguments as in `TwinsMaskRCNN`.
 
-    It keeps 100 detections an image, COCO's limit, where torchvision's default is 300.
+    It keeps 100 detections per image, COCO's limit; torchvision's default is 300.
     """
 
     def __init__(
@@ -145,7 +142,7 @@ class TwinsRetinaNet(TorchvisionDetector):
         _check_sizes(min_size, max_size)
         bottom_up = build_backbone(**{"out_indices": (1, 2, 3), **backbone})
         extra_blocks = LastLevelP6P7(bottom_up.pyramid.channels[-1], fpn_channels)
-        # Where c5 happens to have the pyramid's channels, torchvision would read p5 instead.
+        # If c5 happens to have as many channels as the pyramid, torchvision would read p5 instead.
         extra_blocks.use_P5 = False
         fpn = TwinsFPN(bottom_up, fpn_channels, extra_blocks)
         options = {"detections_per_img": 100, **_checked_options(RetinaNet, options)}
@@ -155,16 +152,16 @@ class TwinsRetinaNet(TorchvisionDetector):
 def _check_sizes(min_size: int | Sequence[int], max_size: int) -> None:
     short_sides = [min_size] if isinstance(min_size, int) else min_size
     if not all(isinstance(side, int) and 0 < side <= max_size for side in short_sides):
-        raise TwinsError(f"model.min_size={min_size!r}: give pixels, from 1 to model.max_size={max_size!r}")
+        raise TwinsError(f"model.min_size={min_size!r}: choose 1 to model.max_size={max_size!r} pixels")
 
 
 def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The options, which torchvision would swallow where it doesn't know them."""
+    """Return the options; raise `TwinsError` for unknown ones, which torchvision would ignore."""
     known = [name for name in inspect.signature(detector).parameters if name not in _OUR_ARGUMENTS]
     for name in options or {}:
         if name not in known:
             raise TwinsError(
-                f"model.options has {name!r}, which torchvision's {detector.__name__} doesn't take"
+                f"model.options has {name!r}, which torchvision's {detector.__name__} does not take"
                 f"{did_you_mean(name, known)}"
             )
     return options or {}

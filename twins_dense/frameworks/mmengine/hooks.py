@@ -1,9 +1,7 @@
-"""MMEngine components that make runs repeatable, resumable and readable; registered by importing this module."""
+"""Hooks for MMEngine's Runner that make runs repeatable and readable."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,22 +9,25 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce_params, get_rank, is_main_process, master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from tqdm import tqdm
 
-from ...atomic import write_atomically
 from ...seeds import derived_seed
+from .. import metrics_file
 from ..divergence import check_finite
+from .checkpoints import PlainCheckpointHook, unwrapped
+
+# mmsegmentation's IoUMetric reports these in percent, rounded to two decimals.
+_PERCENT = ("aAcc", "mAcc", "mDice", "mFscore", "mIoU", "mPrecision", "mRecall")
 
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Seed torch before each iteration from the run's seed, the iteration and the rank.
+    """Seed torch before each iteration from the seed of the run, the iteration and the rank.
 
-    Stochastic depth and the sampling of proposals then go on after a resume as they would have without the stop.
+    Stochastic depth and the sampling of proposals then continue after a resume as they would have without the stop.
     """
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -35,20 +36,19 @@ class IterationSeedHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write `metrics.json` into the work directory: after each epoch the last losses, each validation its metrics."""
+    """Write `metrics.json` after each epoch (the last losses) and after each validation (its metrics)."""
 
-    priority = "LOW"  # after LoggerHook's and the evaluator's values are there
+    priority = "LOW"  # after LoggerHook and the evaluator have produced their values
 
     def __init__(self) -> None:
-        self.metrics: dict[str, float | None] = {}
+        self.metrics: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
-        path = Path(runner.work_dir) / "metrics.json"
-        if runner.iter and path.is_file():  # a run that goes on keeps its metrics until there are newer ones
-            self.metrics = json.loads(path.read_bytes()).get("metrics", {})
+        if runner.iter:  # keep those of before the resume
+            self.metrics = metrics_file.read_metrics(Path(runner.work_dir))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = json_numbers(plain_numbers(metrics or {}))
+        self.metrics = as_fractions(metrics or {})
         self._write(runner, runner.epoch)
 
     def after_train_epoch(self, runner: Runner) -> None:
@@ -56,36 +56,40 @@ class MetricsFileHook(Hook):
 
     @master_only
     def _write(self, runner: Runner, epoch: int) -> None:
-        scalars = runner.message_hub.log_scalars
         losses = {
             name.removeprefix("train/"): float(history.current())
-            for name, history in scalars.items()
+            for name, history in runner.message_hub.log_scalars.items()
             if name.startswith("train/") and "loss" in name
         }
-        # Training by iterations is a single epoch to MMEngine.
-        position = {"iter": runner.iter} if _by_iterations(runner) else {"epoch": epoch, "iter": runner.iter}
-        content = {**position, "losses": losses, "metrics": self.metrics}
-        write_atomically(Path(runner.work_dir) / "metrics.json", json.dumps(content, indent=2).encode() + b"\n")
+        metrics_file.write_metrics(
+            Path(runner.work_dir),
+            self.metrics,
+            epoch=None if _by_iterations(runner) else epoch,  # to MMEngine, training by iterations is one epoch
+            iteration=runner.iter,
+            losses=losses,
+        )
 
 
 class FiniteLossHook(Hook):
-    """Stops a run at a loss that is not finite, before it reaches the parameters and the checkpoints."""
+    """Stop a run at a loss that is not finite, before it reaches the parameters and the checkpoints."""
 
     def before_train(self, runner: Runner) -> None:
         def check(model: nn.Module, inputs: Any, outputs: Any) -> None:
             if model.training and isinstance(outputs, Mapping):
-                _, values = _unwrapped(runner).parse_losses(outputs)
-                # Names tell what is a loss; of what is none, such as the accuracy, MMEngine lets anything pass.
+                parse_losses: Any = unwrapped(runner.model).parse_losses
+                _, values = parse_losses(outputs)
+                # MMEngine recognises a loss by its name; other values, such as an accuracy, need not be finite.
                 losses = {name: value for name, value in values.items() if name in outputs and "loss" in name}
                 check_finite(losses, runner.iter, "optim_wrapper.optimizer.lr")
 
         runner.model.register_forward_hook(check)
 
 
-class SyncBuffersHook(Hook):
-    """Let every process have the same buffers after each iteration: BatchNorm's statistics, averaged.
+class AverageBuffersHook(Hook):
+    """Average the buffers of all processes, BatchNorm's statistics, after each iteration.
 
-    What is validated is then what is saved. With SyncBatchNorm they are equal already.
+    MMEngine's SyncBuffersHook does so at the end of an epoch; a checkpoint between two epochs would then differ from
+    the model that is validated. With SyncBatchNorm the buffers are equal already.
     """
 
     priority = "VERY_HIGH"  # before a checkpoint is saved
@@ -94,23 +98,8 @@ class SyncBuffersHook(Hook):
         all_reduce_params([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()], op="mean")
 
 
-class InitialStateHook(Hook):
-    """Start training from a state dict that fits the model, after MMEngine has initialised it.
-
-    MMEngine itself would load what has the same name and shape, and leave out the rest.
-    """
-
-    priority = "VERY_HIGH"
-
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = state
-
-    def before_train(self, runner: Runner) -> None:
-        _unwrapped(runner).load_state_dict(self.state)
-
-
 class ProgressBarHook(Hook):
-    """A bar over the batches of each epoch, or all iterations, on terminals and on the first rank only."""
+    """Show a progress bar over the batches of each epoch, or over all iterations, on terminals and the first rank."""
 
     def __init__(self) -> None:
         self.bars: dict[str, tqdm] = {}
@@ -132,6 +121,7 @@ class ProgressBarHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         self._start("test", "evaluation", len(runner.test_dataloader))
 
+    # All train, val and test callbacks of the base class end in these two, which are meant to be overridden.
     def _after_iter(self, runner: Runner, *args: Any, mode: str = "train", **kwargs: Any) -> None:
         self.bars[mode].update()
 
@@ -139,19 +129,23 @@ class ProgressBarHook(Hook):
         self.bars.pop(mode).close()
 
 
-def plain_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as Python's floats; by way of text, so that mmseg's 59.3 in float32 stays 59.3."""
-    return {name: float(str(value)) for name, value in metrics.items()}
+def register_needed_hooks(runner: Runner) -> None:
+    """Register what every run needs; hooks that the config lists already are not registered twice."""
+    needed = [IterationSeedHook, PlainCheckpointHook, MetricsFileHook, ProgressBarHook, FiniteLossHook]
+    if runner.distributed:
+        needed.append(AverageBuffersHook)
+    for hook in needed:
+        if not any(isinstance(registered, hook) for registered in runner.hooks):
+            runner.register_hook(hook())
 
 
-def json_numbers(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: null stands for a metric of a class without an instance."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def as_fractions(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return metrics as Python floats, with mmsegmentation's percentages as fractions.
 
-
-def _unwrapped(runner: Runner) -> Any:
-    """The model without DistributedDataParallel around it."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    Values are converted by way of their text, so that mmsegmentation's 59.3 in float32 becomes 0.593.
+    """
+    values = {name: float(str(value)) for name, value in metrics.items()}
+    return {name: round(value / 100, 6) if name in _PERCENT else value for name, value in values.items()}
 
 
 def _by_iterations(runner: Runner) -> bool:

@@ -1,7 +1,8 @@
-"""Stands in for `mmcv.ops` where mmcv is installed without its compiled operators (mmcv-lite, the one from PyPI).
+"""A replacement of `mmcv.ops` for mmcv-lite, the edition on PyPI, which has no compiled operators.
 
-mmsegmentation imports two of the operators when it is imported itself; others it only tries, and does without where
-that raises ModuleNotFoundError. So this module has the two, by torch and torchvision, and raises for every other name.
+mmsegmentation imports two operators when it is imported itself. It only tries to import others, and does without them
+if that raises ModuleNotFoundError. So this module has those two, made of torch and torchvision functions, and raises
+that error for every other name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torchvision.ops import sigmoid_focal_loss as focal_loss_of_targets
 
 
 def stand_in() -> None:
-    """Put this module in the place of `mmcv.ops`, unless the real one is there."""
+    """Replace `mmcv.ops` by this module, unless mmcv has its compiled operators."""
     if importlib.util.find_spec("mmcv._ext") is None:
         import mmcv
 
@@ -24,13 +25,13 @@ def stand_in() -> None:
 
 
 def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **options: Any) -> Tensor:
-    """Bilinear samples of a map at points.
+    """Sample a map at points by bilinear interpolation.
 
     Args:
         input: (N, C, H, W).
         points: (N, P, 2) or (N, P, Q, 2), x and y in 0..1 from the upper left to the lower right corner.
-        align_corners: whether 0 and 1 are the middles of the outermost cells, instead of their outer edges.
-        options: further arguments of `torch.nn.functional.grid_sample`.
+        align_corners: Whether 0 and 1 are the centres of the outermost cells, instead of their outer edges.
+        options: Further arguments of `torch.nn.functional.grid_sample`.
 
     Returns:
         (N, C, P) or (N, C, P, Q).
@@ -48,15 +49,15 @@ def sigmoid_focal_loss(
     weight: None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Focal loss (arXiv 1708.02002) of one sigmoid a class.
+    """Return the focal loss (arXiv 1708.02002) with one sigmoid per class.
 
     Args:
         input: (N, C) logits.
-        target: (N,) classes in 0..C; C belongs to none of the sigmoids.
-        gamma: exponent that turns down what is classified well.
-        alpha: weight of the target's own sigmoid; the others have 1 - alpha.
-        weight: of the classes, which mmsegmentation applies itself and never gives.
-        reduction: "none" for (N, C); "sum"; "mean" for the sum over N.
+        target: (N,) classes in 0..C; C stands for the background, which has no sigmoid.
+        gamma: Exponent that reduces the weight of well-classified examples.
+        alpha: Weight of the sigmoid of the target class; the others have 1 - alpha.
+        weight: Weights of the classes; not supported, because mmsegmentation applies them itself.
+        reduction: "none" for (N, C), "sum", or "mean" for the sum divided by N.
     """
     assert weight is None, "the stand-in for mmcv.ops has no class weights"
     num_classes = input.shape[1]
@@ -68,4 +69,4 @@ def sigmoid_focal_loss(
 def __getattr__(name: str) -> NoReturn:
     if name.startswith("__"):
         raise AttributeError(name)
-    raise ModuleNotFoundError(f"mmcv.ops.{name} is not here: mmcv-lite comes without compiled operators", name="mmcv")
+    raise ModuleNotFoundError(f"mmcv.ops.{name} is not available: mmcv-lite has no compiled operators", name="mmcv")

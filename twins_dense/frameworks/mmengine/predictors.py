@@ -1,4 +1,4 @@
-"""Detect on single images with a trained config, or segment them."""
+"""Trained models that are called on single images: detectors and segmentors."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .runner import load_model
 
 
 class DetectionPredictor:
-    """Calls a trained detector on one image at a time.
+    """A trained detector that is called on one image at a time.
 
     Args:
-        config: from `load_config`.
-        checkpoint: of a training run of the config.
-        score: detections that score less are dropped.
+        config: From `load_config`.
+        checkpoint: Checkpoint of a training run of the config.
+        score: Detections with a lower score are dropped.
 
     Raises:
-        TwinsError: where the config or the checkpoint can't be used.
+        TwinsError: if the config or the checkpoint cannot be used.
     """
 
     legend: np.ndarray | None = None
@@ -37,7 +37,7 @@ class DetectionPredictor:
         self.model.set_score_threshold(score)  # type: ignore[operator]
 
     def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Detect on a uint8 RGB (H, W, 3) image; the picture has boxes, masks, names and scores."""
+        """Detect on a uint8 RGB (H, W, 3) image; the picture shows boxes, masks, names and scores."""
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         height, width = image.shape[:2]
         sample = BaseDataElement(metainfo={"image_id": 0, "height": height, "width": width})
@@ -55,23 +55,23 @@ class DetectionPredictor:
 
 
 class SegmentationPredictor:
-    """Calls a trained segmentor on one image at a time, prepared as the config's test data is.
+    """A trained segmentor that is called on one image at a time, prepared like the test data of the config.
 
     Args:
-        config: from `load_config`.
-        checkpoint: of a training run of the config, or a published segmentor.
+        config: From `load_config`.
+        checkpoint: Checkpoint of a training run of the config, or a published segmentor.
 
     Attributes:
-        legend: uint8 RGB picture of the classes' colours, names and values in labels.
+        legend: uint8 RGB picture with the colour, the name and the label value of each class.
 
     Raises:
-        TwinsError: where the config or the checkpoint can't be used.
+        TwinsError: if the config or the checkpoint cannot be used.
     """
 
     def __init__(self, config: Config, checkpoint: str | Path) -> None:
         self.model, meta = load_model(config, checkpoint)
         dataset = test_part(config, "dataloader").dataset
-        # Its classes, without looking for its files.
+        # `lazy_init` gives its classes without looking for its files.
         self.meta = {**DATASETS.build({**dataset, "lazy_init": True}).metainfo, **meta}
         steps = [step for step in dataset.pipeline if not step["type"].startswith("Load")]
         self.prepare = Compose([{"type": "LoadImageFromNDArray"}, *steps])
@@ -93,7 +93,7 @@ class SegmentationPredictor:
 
 
 def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor | SegmentationPredictor:
-    """What `twins-dense predict` calls on each image; `score` is for detectors."""
+    """Load a trained model to be called on single images; `score` is the threshold of detectors."""
     if config.get("default_scope") == "mmseg":
         return SegmentationPredictor(config, checkpoint)
     return DetectionPredictor(config, checkpoint, score)

@@ -1,4 +1,4 @@
-"""mmsegmentation's data sets with what a run needs: checked files, and augmentation that depends on a seed alone."""
+"""mmsegmentation's data sets, with files that are checked first and augmentation that depends on a seed alone."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from mmseg import datasets
 
 from ...data.label_maps import find_problems, summarise
 from ...errors import TwinsError
-from ...seeds import seeded
+from .samplers import SeededItems
 
 
-class SegmentationDataset(datasets.BaseSegDataset):
-    """Images and label maps in ADE20K's layout; arguments as of mmseg's `BaseSegDataset`, and `skip_bad`.
+class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
+    """Images and label maps in ADE20K's layout; takes the arguments of mmseg's `BaseSegDataset`, and `skip_bad`.
 
-    All files are looked at when it is built: an image without its label, a label of another size, with a palette or
-    with values outside the classes raises, or, with `skip_bad`, is left out and listed.
+    All files are checked when the data set is built. An image without a label map, or a label map that has another
+    size, a palette or values outside the classes, raises `TwinsError`, or is left out and listed if `skip_bad` is true.
 
-    Values of labels are classes 0..K-1 and 255, which is ignored; with `reduce_zero_label` they are 1..K, and 0 is
-    ignored as well.
+    Values of label maps are the classes 0..K-1, and 255, which is ignored. With `reduce_zero_label` the classes are
+    1..K, and 0 is ignored as well.
 
     Attributes:
-        source: what messages call it.
-        problems: a line for each thing that was left out.
+        source: The folder of the images, as messages name it.
+        problems: One line for each image that was left out.
     """
 
     def __init__(self, *arguments: Any, skip_bad: bool = False, **options: Any) -> None:
@@ -36,11 +36,11 @@ class SegmentationDataset(datasets.BaseSegDataset):
         return str(self.data_prefix.get("img_path") or self.data_root)
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """The entries whose files can be used, out of the first `indices`."""
+        """Return the entries whose files can be used, out of the first `indices`."""
         entries = super().filter_data()
         if not entries:
             raise TwinsError(
-                f"{self.source} holds no image *{self.img_suffix}: check data_root, data_prefix, img_suffix"
+                f"{self.source} holds no image *{self.img_suffix}: check data_root, data_prefix and img_suffix"
             )
         if isinstance(self._indices, int):
             entries = entries[: self._indices]
@@ -49,37 +49,30 @@ class SegmentationDataset(datasets.BaseSegDataset):
         problems = [problem for problem in found if problem is not None]
         lines = "; ".join(summarise(problems))
         if problems and not self.skip_bad:
-            raise TwinsError(f"{self.source}: {lines}. Mend the files, or add --skip-bad to go on without them")
+            raise TwinsError(f"{self.source}: {lines}. Fix the files, or add --skip-bad to leave them out")
         if len(problems) == len(entries):
             raise TwinsError(f"{self.source}: no image left to use: {lines}")
         self.problems = tuple(map(str, problems))
         return [entry for entry, problem in zip(entries, found, strict=True) if problem is None]
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """As in mmseg, for folders and files that exist."""
-        if not self._metainfo.get("classes"):
+        """Return the entries as mmseg does, but raise `TwinsError` for classes, folders or files that are missing."""
+        if not self.metainfo.get("classes"):
             raise TwinsError(f"the data set {self.source} has no classes: name them in metainfo=dict(classes=(…))")
         paths = [self.data_prefix.get("img_path"), self.data_prefix.get("seg_map_path"), self.ann_file or None]
         for path in filter(None, paths):
             if not os.path.exists(path):
-                raise TwinsError(f"{path}: no such folder or file; check --data-root and the data set's paths")
+                raise TwinsError(f"{path}: no such folder or file; check --data-root and the paths of the data set")
         return super().load_data_list()
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
-        """The sample of an index, or of an (index, seed) pair: then augmentation depends on that seed alone."""
-        if isinstance(key, tuple):
-            with seeded(key[1]):
-                return super().__getitem__(key[0])
-        return super().__getitem__(key)
-
     def _label_values(self) -> set[int]:
-        # With classes picked out of METAINFO's, labels still number all of those.
-        num_classes = len(self.METAINFO["classes"] if self.label_map else self._metainfo["classes"])
+        # If the config picks some of METAINFO's classes, label maps are still numbered by all of them.
+        num_classes = len(self.METAINFO["classes"] if self.label_map else self.metainfo["classes"])
         return {*range(num_classes + self.reduce_zero_label), self.ignore_index}
 
 
 class ADE20KDataset(SegmentationDataset):
-    """ADE20K's 150 classes: labels are 1..150, and 0, everything else, is ignored."""
+    """ADE20K with 150 classes: label maps have the classes as 1..150; 0 stands for everything else and is ignored."""
 
     METAINFO = datasets.ADE20KDataset.METAINFO
 

@@ -1,7 +1,7 @@
-"""Twins in mmsegmentation; importing this makes mmseg work without mmcv's compiled operators and registers ours.
+"""Twins in mmsegmentation: importing this module registers our backbone and data sets.
 
-`enable_mmseg` of this package does the same. In configs, `twins_dense.TwinsBackbone` takes the arguments of
-`create_backbone`, and `twins_dense.SegmentationDataset` those of `segmentation_data.SegmentationDataset`.
+It also makes mmseg work without mmcv's compiled operators. In configs, `twins_dense.TwinsBackbone` takes the arguments
+of `create_backbone`, and `twins_dense.SegmentationDataset` those of `segmentation_data.SegmentationDataset`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .mmcv_ops import stand_in
 
 stand_in()  # before mmseg is imported
 with warnings.catch_warnings():
-    # mmcv says so of an operator that mmcv-lite lacks and that Twins models have no use for.
+    # An operator that mmcv-lite lacks and that Twins models do not use.
     warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
     from mmseg.utils import register_all_modules
 
@@ -26,7 +26,7 @@ from mmseg.registry import DATASETS, MODELS  # noqa: E402
 
 from .segmentation_data import ADE20KDataset, SegmentationDataset  # noqa: E402
 
-# What mmseg warns of in its own use of itself, and of a setting that the published recipes have.
+# mmseg warns about its own use of itself, and about a setting of the published recipes.
 for message in (
     "``build_loss`` would be deprecated",
     "Default ``avg_non_ignore`` is False",
@@ -34,7 +34,7 @@ for message in (
 ):
     warnings.filterwarnings("ignore", message, UserWarning)
 
-# Children of mmseg's registries, which find by `twins_dense.NAME` what is in them.
+# Children of mmseg's registries: their scope makes `twins_dense.NAME` work in configs.
 _models = Registry("model", parent=MODELS, scope="twins_dense")
 _datasets = Registry("dataset", parent=DATASETS, scope="twins_dense")
 _models.register_module(name="TwinsBackbone", module=build_backbone)

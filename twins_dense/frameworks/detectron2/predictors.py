@@ -1,4 +1,4 @@
-"""Detect on single images with a trained config."""
+"""A trained detector that is called on single images."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from .trainer import dataset_meta_of, dataset_name_of, load_model
 
 
 class DetectionPredictor:
-    """Calls a trained detector on one image at a time, resized as the config's test data.
+    """A trained detector that is called on one image at a time, resized like the test data of the config.
 
     Args:
-        config: from `load_config`.
-        checkpoint: a detectron2 checkpoint of the config's model.
-        score: detections that score less are dropped.
+        config: From `load_config`.
+        checkpoint: A detectron2 checkpoint of the model of the config.
+        score: Detections with a lower score are dropped.
 
     Raises:
-        TwinsError: where the config or the checkpoint can't be used.
+        TwinsError: if the config or the checkpoint cannot be used.
     """
 
     legend: np.ndarray | None = None
 
     def __init__(self, config: DictConfig, checkpoint: str | Path, score: float) -> None:
         self.model, content = load_model(config, checkpoint)
-        # Before the masks are made, which at photo size take most of the memory.
+        # Drop them before their masks are made, which take most of the memory for photos.
         heads: Any = getattr(self.model, "roi_heads", self.model)
         getattr(heads, "box_predictor", heads).test_score_thresh = score
         self.mapper = instantiate(config.dataloader.test.mapper)
         name = dataset_name_of(config.dataloader.test)
-        meta = content.get("dataset_meta") or dataset_meta_of(name)  # detectron2's own tools store none
+        meta = content.get("dataset_meta") or dataset_meta_of(name)  # checkpoints of detectron2's own tools have none
         self.classes = meta["classes"] or [str(label) for label in range(heads.num_classes)]
         self.category_ids = meta["category_ids"] or list(range(heads.num_classes))
         known = MetadataCatalog.get(name)
@@ -49,7 +49,7 @@ class DetectionPredictor:
         self.color_mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
 
     def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Detect on a uint8 RGB (H, W, 3) image; the picture is detectron2's drawing."""
+        """Detect on a uint8 RGB (H, W, 3) image; detectron2 draws the picture."""
         height, width = image.shape[:2]
         resized = AugInput(image if self.mapper.image_format == "RGB" else image[:, :, ::-1])
         self.mapper.augmentations(resized)
@@ -69,5 +69,5 @@ class DetectionPredictor:
 
 
 def load_predictor(config: DictConfig, checkpoint: str | Path, score: float) -> DetectionPredictor:
-    """What `twins-dense predict` calls on each image."""
+    """Load a trained model to be called on single images; `score` is the threshold."""
     return DetectionPredictor(config, checkpoint, score)
