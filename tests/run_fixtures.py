@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from detection_fixtures import Run, child_environment, run_python
+from detection_fixtures import Run, child_environment
 from mmengine.config import Config
 
 from twins_dense.errors import TwinsError
@@ -61,12 +61,6 @@ class DumpHook(Hook):
         with open(f"rank_{get_rank()}.json", "w") as file:
             json.dump(content, file)
 """
-
-
-def train(config: Path, work_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run_python(
-        "-m", "twins_dense", "train", str(config), "--work-dir", str(work_dir), *options, cwd=config.parent
-    )
 
 
 def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
