@@ -1,4 +1,4 @@
-"""COCO's average precision: answers known by hand, two implementations compared, ground truth as detections."""
+"""COCO's average precision: answers computed by hand, two implementations compared, ground truth as detections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOTH = pytest.mark.parametrize("backend", ["faster-coco-eval", "pycocotools"])
 
 
 def truth(*annotations: Entry, num_images: int = 1) -> Entry:
-    """The content of an annotation file with images 1, 2, … and categories 3 and 8."""
+    """Content of an annotation file with images 1, 2, … and categories 3 and 8."""
     return {
         "images": [{"id": i + 1, "height": HEIGHT, "width": WIDTH} for i in range(num_images)],
         "annotations": [
@@ -69,7 +69,7 @@ def boxes_only(ground_truth: Entry, detections: list[Entry], backend: Any) -> di
 
 @BOTH
 class TestByHand:
-    """COCO reads precision at 101 recalls: 0, 0.01, …, 1."""
+    """Answers computed by hand. COCO reads precision at 101 recalls: 0, 0.01, …, 1."""
 
     def test_one_hit(self, backend: Any) -> None:
         found = boxes_only(truth({"bbox": [10, 20, 50, 40]}), [detection([10, 20, 50, 40], 0.3)], backend)
@@ -105,11 +105,11 @@ class TestByHand:
         assert (found["AP"], found["AP50"], found["AP75"]) == pytest.approx((0.3, 1, 0))
 
     def test_classes_count_the_same(self, backend: Any) -> None:
-        """One class perfect on three objects, the other missed on one."""
+        """One class is perfect on three objects, the other misses its only object."""
         boxes = [[10, 20, 50, 40], [100, 20, 50, 40], [10, 120, 50, 40]]
         annotations = [{"bbox": box} for box in boxes]
         ground_truth = truth(*annotations, {"bbox": [100, 120, 50, 40], "category_id": 8})
-        # Class 3 in place of 8 is false, but comes last.
+        # The wrong class, 3 instead of 8, is a false detection, but it has the lowest score.
         detections = [*(detection(box, 0.9) for box in boxes), detection([100, 120, 50, 40], 0.1)]
         assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(0.5)
 
@@ -123,7 +123,7 @@ class TestByHand:
         ground_truth = truth({"bbox": [10, 20, 50, 40]}, {"bbox": [100, 100, 90, 90], "iscrowd": 1})
         detections = [detection([10, 20, 50, 40], 0.5), detection([110, 110, 20, 20], 0.9)]
         assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(1)
-        ground_truth["annotations"][1]["iscrowd"] = 0  # then it is: false first, of two objects one is found
+        ground_truth["annotations"][1]["iscrowd"] = 0  # false first, and one of two objects is found
         assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(0.5 * 51 / 101)
 
     def test_on_the_wrong_image(self, backend: Any) -> None:
@@ -137,7 +137,7 @@ class TestByHand:
             assert boxes_only(truth({"bbox": [10, 20, 50, 40]}), detections, backend)["AR100"] == expected
 
     def test_masks_count_by_their_own_overlap(self, backend: Any) -> None:
-        """The box is exact, the mask covers 0.62 of the object."""
+        """The box is exact, but the mask covers only 0.62 of the object."""
         ground_truth = truth({"bbox": [10, 20, 100, 50], "segmentation": rectangle(10, 20, 100, 50), "area": 5000})
         detections = [detection([10, 20, 100, 50], 0.5, segmentation=code(10, 20, 62, 50))]
         found = evaluate_coco(ground_truth, detections, backend=backend)
@@ -145,7 +145,7 @@ class TestByHand:
         assert (found["segm_AP"], found["segm_AP50"], found["segm_AP75"]) == pytest.approx((0.3, 1, 0))
 
     def test_sizes_of_masks_are_their_areas(self, backend: Any) -> None:
-        """A false detection with a medium box and a small mask hurts small masks and medium boxes alone."""
+        """A false detection with a medium box and a small mask lowers only small masks and medium boxes."""
         area = {"area": 900.0}
         small = {"bbox": [10, 20, 30, 30], "segmentation": rectangle(10, 20, 30, 30), **area}
         medium = {"bbox": [100, 20, 40, 40], "segmentation": rectangle(100, 20, 40, 40), "area": 1600.0}
@@ -169,7 +169,7 @@ class TestByHand:
 
     @pytest.mark.parametrize("segmentation", [{}, {"segmentation": None}, {"segmentation": []}])
     def test_box_only_annotations(self, backend: Any, segmentation: Entry) -> None:
-        """Without a segmentation, area or iscrowd; the box stands for the mask."""
+        """Segmentation, area and iscrowd are missing, so that the box stands for the mask."""
         ground_truth = truth({"bbox": [10, 20, 100, 50], **segmentation})
         detections = [detection([10, 20, 100, 50], 0.5, segmentation=code(10, 20, 62, 50))]
         found = evaluate_coco(ground_truth, detections, backend=backend)
@@ -230,7 +230,7 @@ def test_backends_agree(seed: int) -> None:
 
 
 def truth_as_detections(data: CocoData) -> tuple[Entry, list[Entry]]:
-    """All annotations as ground truth and, but for crowds, as detections of score 1; masks made by pycocotools."""
+    """All annotations as ground truth and, except for crowds, as detections of score 1, with masks by pycocotools."""
     detections = []
     for image in data.images:
         for annotation in image.annotations:
@@ -262,7 +262,7 @@ def test_real_ground_truth_is_perfect(split: str, backend: Any) -> None:
 
 
 def element(image_id: int, annotations: list[Entry], boxes: list[list[float]], labels: list[int]) -> BaseDataElement:
-    """A prediction with rectangles as masks, at falling scores."""
+    """A prediction with rectangles as masks, in descending order of scores."""
     masks = torch.zeros(len(boxes), HEIGHT, WIDTH, dtype=torch.bool)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
         mask[int(y1) : int(y2), int(x1) : int(x2)] = True
@@ -292,7 +292,7 @@ ELEMENTS = (
 class TestMetric:
     @BOTH
     def test_two_batches(self, backend: Any) -> None:
-        """Two of two, half found (class 8: 51 points of 101), at an overlap of 0.62 (class 3: 0.3)."""
+        """Class 8 finds one of two objects (51 of 101 points), class 3 finds its object at an overlap of 0.62 (0.3)."""
         evaluator = Evaluator(CocoMetric(iou_types=("bbox", "segm"), backend=backend))
         evaluator.dataset_meta = META
         evaluator.process(list(ELEMENTS[:2]))
@@ -319,7 +319,7 @@ class TestMetric:
         assert set(results[0]) == {f"coco/bbox_{name}" for name in NAMES}
 
     def test_toy_ground_truth_is_perfect(self, toy_data: Path) -> None:
-        """Through the data set and its targets: labels, corners and masks are what the annotations say."""
+        """The targets of the data set have the labels, corners and masks of the annotations."""
         from twins_dense.frameworks.mmengine.detection_data import CocoDetectionDataset
 
         files = {"ann_file": "annotations/instances_val2017.json", "image_dir": "val2017", "data_root": str(toy_data)}
@@ -341,6 +341,8 @@ class TestMetric:
         value = "mask" if "iou_types" in arguments else "mine"
         with pytest.raises(TwinsError, match=rf"^[^\n]*'{value}'[^\n]*choose[^\n]*$"):
             CocoMetric(**arguments)
+        with pytest.raises(TwinsError, match=rf"^[^\n]*'{value}'[^\n]*choose[^\n]*$"):
+            evaluate_coco(truth(), [], **arguments)
 
 
 class TestResultsFile:

@@ -7,9 +7,8 @@ import reprlib
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
-from ..errors import TwinsError
+from ..errors import TwinsError, requires_extra
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -32,6 +31,8 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
     if problem is not None:
         raise TwinsError(f"segmentation {problem}; `load_coco` finds the annotation that it belongs to")
     if isinstance(segmentation, list):
+        with requires_extra("detection"):
+            from pycocotools import mask as mask_utils
         segmentation = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
     lengths = run_lengths(segmentation["counts"])
     # Runs of zeros and ones alternate down the columns. `mask_utils.decode` does the same, but as of pycocotools 2.0.11

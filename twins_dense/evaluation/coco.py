@@ -1,12 +1,11 @@
-"""COCO's average precision, by faster-coco-eval or pycocotools."""
+"""COCO's average precision, computed by faster-coco-eval or pycocotools."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pycocotools import mask as mask_api
@@ -24,36 +23,40 @@ def evaluate_coco(
     iou_types: Sequence[str] = ("bbox", "segm"),
     backend: Backend = "faster-coco-eval",
 ) -> dict[str, float]:
-    """Average precision and recall of detections, as COCO defines them (at most 100 detections an image).
+    """Compute the average precision and recall of detections as COCO defines them.
 
     Args:
-        ground_truth: the content of a COCO annotation file.
-        detections: entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` x y w h in pixels and,
-            for "segm", `segmentation` as compressed RLE.
-        iou_types: out of "bbox" and "segm".
-        backend: who computes it; the two agree.
+        ground_truth: Content of a COCO annotation file.
+        detections: Entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` as x y width height in
+            pixels and, for "segm", `segmentation` as a compressed run-length code. The best 100 of each image count.
+        iou_types: "bbox" for boxes, "segm" for masks, or both.
+        backend: Library that computes the metrics. The two agree.
 
     Returns:
-        `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; -1 where there is no ground truth to average over.
+        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; -1 for a metric without ground truth.
+
+    Raises:
+        TwinsError: For unknown options, or for "segm" if a detection has no mask.
     """
-    coco_module, eval_module = backend_modules(backend)
+    check_coco_options(iou_types, backend)
+    coco_class, evaluation_class = _backend_classes(backend)
     metrics: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = coco_module.COCO()
+        truth = coco_class()
         truth.dataset = complete_ground_truth(ground_truth)
         truth.createIndex()
         for iou_type in iou_types:
             if iou_type == "segm" and any("segmentation" not in detection for detection in detections):
-                raise TwinsError("iou_types holds 'segm', and the detections have no masks: score iou_types=('bbox',)")
+                raise TwinsError("iou_types has 'segm', but the detections have no masks: use iou_types=('bbox',)")
             if detections:
                 found = truth.loadRes(
                     [{key: value for key, value in d.items() if key not in _other_type(iou_type)} for d in detections]
                 )
-            else:  # loadRes looks at the first entry
-                found = coco_module.COCO()
+            else:  # loadRes reads the first entry
+                found = coco_class()
                 found.dataset = {**truth.dataset, "annotations": []}
                 found.createIndex()
-            evaluation = eval_module(truth, found, iou_type)
+            evaluation = evaluation_class(truth, found, iou_type)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
@@ -63,8 +66,23 @@ def evaluate_coco(
     return metrics
 
 
+def check_coco_options(iou_types: Sequence[str], backend: str) -> None:
+    """Raise `TwinsError` if `evaluate_coco` does not know these options."""
+    unknown = set(iou_types) - {"bbox", "segm"}
+    if unknown:
+        raise TwinsError(f"iou_types has {sorted(unknown)}: choose from 'bbox' and 'segm'")
+    if backend not in get_args(Backend):
+        raise TwinsError(f"backend={backend!r}: choose 'faster-coco-eval' or 'pycocotools'")
+
+
 def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's predictions (fields as in `CocoMetric`) as entries of a COCO results file."""
+    """Return the predictions of one image as entries of a COCO results file.
+
+    Args:
+        sample: `image_id`, `boxes` (N, 4) as x1 y1 x2 y2 in pixels, `scores` (N,), `labels` (N,) and, optionally,
+            `masks` (N, height, width).
+        category_ids: Category id of each label.
+    """
     corners = np.asarray(sample["boxes"], dtype=np.float64)
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     detections = [
@@ -81,7 +99,10 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
 
 
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that evaluation needs and custom data sets may lack: id, area, iscrowd and a segmentation as RLE."""
+    """Add the fields that evaluation needs and custom data may lack: unique ids, areas, `iscrowd` and segmentations.
+
+    The box stands for a missing segmentation, and uncompressed run-length codes become compressed ones.
+    """
     images = {image["id"]: image for image in ground_truth["images"]}
     annotations = []
     for index, annotation in enumerate(ground_truth["annotations"], start=1):
@@ -97,17 +118,16 @@ def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_type(iou_type: str) -> tuple[str, ...]:
-    # loadRes computes areas from the box where there is one, and COCO sorts small, medium and large by the mask's area.
+    # loadRes would take the area of a mask from its box, and the area decides whether an object is small or large.
     return ("segmentation",) if iou_type == "bbox" else ("bbox",)
 
 
-def backend_modules(backend: str) -> tuple[ModuleType, Any]:
+def _backend_classes(backend: Backend) -> tuple[Any, Any]:
+    """Return the classes of a backend for the data and for their evaluation."""
     if backend == "faster-coco-eval":
         import faster_coco_eval
 
-        return faster_coco_eval, faster_coco_eval.COCOeval_faster
-    if backend == "pycocotools":
-        from pycocotools import coco, cocoeval
+        return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+    from pycocotools import coco, cocoeval
 
-        return coco, cocoeval.COCOeval
-    raise TwinsError(f"backend={backend!r}: choose 'faster-coco-eval' or 'pycocotools'")
+    return coco.COCO, cocoeval.COCOeval

@@ -8,8 +8,7 @@ from typing import Any
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
-from ...errors import TwinsError
-from ...evaluation.coco import Backend, backend_modules, coco_detections, evaluate_coco
+from ...evaluation.coco import Backend, check_coco_options, coco_detections, evaluate_coco
 
 
 @METRICS.register_module()
@@ -30,10 +29,7 @@ class CocoMetric(BaseMetric):
     def __init__(self, iou_types: Sequence[str] = ("bbox",), backend: Backend = "faster-coco-eval") -> None:
         # "gpu" gathers through the process group, gloo included; "cpu" would do so through a folder on disk.
         super().__init__(collect_device="gpu")
-        unknown = set(iou_types) - {"bbox", "segm"}
-        if unknown:
-            raise TwinsError(f"iou_types holds {sorted(unknown)}: choose from 'bbox' and 'segm'")
-        backend_modules(backend)
+        check_coco_options(iou_types, backend)
         self.iou_types = tuple(iou_types)
         self.backend: Backend = backend
 
