@@ -11,7 +11,7 @@ from ..errors import TwinsError
 def command() -> None:
     """List, show and copy the configs that come with the package.
 
-    The name of a config works wherever a path does; copy one to change more than KEY=VALUE overrides can.
+    The name of a config works wherever a path does. Copy a config to make changes that KEY=VALUE arguments cannot.
 
     \b
     Examples:
@@ -21,10 +21,10 @@ def command() -> None:
     """
 
 
-@command.command("list", short_help="List their names.")
+@command.command("list", short_help="List the names of the configs.")
 @click.argument("pattern", default="*")
 def list_command(pattern: str) -> None:
-    """List the names of the configs; PATTERN (with * and ?) selects some.
+    """List the names of the configs; PATTERN (with * and ?) selects some of them.
 
     \b
     Examples:
@@ -40,7 +40,7 @@ def list_command(pattern: str) -> None:
         click.echo(name)
 
 
-@command.command("show", short_help="Print one.")
+@command.command("show", short_help="Print a config.")
 @click.argument("name")
 def show_command(name: str) -> None:
     """Print the config NAME.
@@ -54,14 +54,14 @@ def show_command(name: str) -> None:
     click.echo(find_config(name).read_text(encoding="utf-8"), nl=False)
 
 
-@command.command("copy", short_help="Copy one into a folder.")
+@command.command("copy", short_help="Copy a config into a folder.")
 @click.argument("name")
 @click.argument("folder")
 def copy_command(name: str, folder: str) -> None:
     """Copy the config NAME, and the files that it inherits from, into FOLDER. Existing files are never overwritten.
 
     \b
-    Example:
+    Examples:
       twins-dense configs copy torchvision/mask_rcnn_svt_small_1x my_configs
       twins-dense train my_configs/mask_rcnn_svt_small_1x.py
     """
