@@ -54,7 +54,7 @@ class TestNotFinite:
             (
                 "mask_rcnn",
                 "model.roi_heads.box_predictor.loss_weight={loss_cls: inf}",
-                "loss_cls=inf (all losses: loss_cls=",
+                "loss_cls=inf (all losses: ",
                 0,
             ),
         ],
