@@ -1,4 +1,4 @@
-"""The command line called in this process, and what its errors have to look like."""
+"""Helpers that run the command line in this process and check its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Result:
 
 
 def twins(*arguments: object) -> Result:
-    """Run the command line in this process, which spares the seconds that importing torch takes."""
+    """Run the command line in this process, which saves the seconds needed to import torch."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     before = sys.argv
     sys.argv = ["twins-dense", *map(str, arguments)]
@@ -36,7 +36,10 @@ def twins(*arguments: object) -> Result:
 
 
 def assert_error(result: Result, *parts: str) -> str:
-    """Exit code 2 and a single line of errors (the log goes to the output) that holds the parts; returns the line."""
+    """Check for exit code 2 and a one-line error that contains the parts, and return the line.
+
+    The log goes to the standard output.
+    """
     assert result.code == 2, result.err
     line = result.err.removesuffix("\n")
     assert line.startswith("error: ") and "\n" not in line
@@ -55,7 +58,7 @@ def cut(path: Path) -> None:
 
 
 class Malicious:
-    """Pickled, it is a command that makes a file."""
+    """Object whose pickle runs a command that creates a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -1,6 +1,6 @@
-"""Tiny detectron2 configs. A test file that imports this is skipped as a whole where detectron2 is not installed.
+"""Tiny detectron2 configs. Test files that import this module are skipped if detectron2 is not installed.
 
-The name of this file sorts before detectron2, so that test files import it before they import that.
+The name of this module sorts before `detectron2`, so that sorted imports in test files import it first.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pytest
 from contracts import VARIANTS
 from detection_fixtures import ROOT, TINY_SVT
 
-pytest.importorskip("detectron2", reason="detectron2 is not installed; docs/detectron2.md says how to")
+pytest.importorskip("detectron2", reason="detectron2 is not installed; see docs/detectron2.md")
 with warnings.catch_warnings():
-    # detectron2 compiles some functions with it while it is imported.
+    # detectron2 uses it during its import.
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
     from detectron2.data import transforms as T
@@ -31,20 +31,20 @@ CONFIGS = ROOT / "configs" / "detectron2"
 HEADS = ("mask_rcnn", "retinanet")
 NAMES = [f"{head}_{variant}_{schedule}" for head in HEADS for variant in VARIANTS for schedule in ("1x", "3x")]
 
-# For `pytestmark`.
+# The value of `pytestmark` in test files.
 MARKS = [
     pytest.mark.detectron2,
-    # <who warns, why we cannot avoid it, what ends it>
-    # detectron2's anchors call torch.meshgrid without `indexing`; ends with a detectron2 that names it.
+    # <who warns, why we cannot avoid it, when the exception can be removed>
+    # detectron2's anchor generator calls torch.meshgrid without `indexing`; remove this once detectron2 passes it.
     pytest.mark.filterwarnings("ignore:torch.meshgrid. in an upcoming release:UserWarning"),
-    # Its evaluator calls logger.warn; ends with a detectron2 that calls logger.warning.
+    # Its evaluator calls logger.warn; remove this once detectron2 calls logger.warning.
     pytest.mark.filterwarnings("ignore:The 'warn' method is deprecated:DeprecationWarning"),
-    # detectron2 draws polygons by pycocotools.mask.decode, which relies on what NumPy 2 deprecates; ends with a
-    # pycocotools that doesn't.
+    # detectron2 draws polygons with pycocotools.mask.decode, which relies on a feature that NumPy 2 deprecates; remove
+    # this once pycocotools does not.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
 ]
 
-# A whole experiment on toy data: one of ours, made small. `{more}` comes last.
+# A complete experiment on toy data: one of our configs with smaller settings. `{more}` comes last.
 LAZY = """\
 from detectron2.config import LazyCall, LazyConfig
 from detectron2.layers import ShapeSpec
@@ -61,7 +61,7 @@ for _split, _name in (("train", "train2017"), ("test", "val2017")):
         image_dir=_name,
     )
 dataloader.train.total_batch_size = 2
-# The last one resizes to what the model gets.
+# The last augmentation resizes to the input size of the model.
 dataloader.train.mapper.augmentations[-1].short_edge_length = [48, 64, 80]
 dataloader.test.mapper.augmentations[-1].short_edge_length = 64
 model.backbone.out_channels = 32
@@ -95,7 +95,7 @@ model.update(num_classes=3, test_score_thresh=0.0, test_topk_candidates=1000, ma
 def write_lazy(
     path: Path, data_root: Path, head: str = "mask_rcnn", *, schedule: str = "1x", more: str = "", **values: Any
 ) -> Path:
-    """Write a LazyConfig that trains a tiny detector on toy data; `more` is Python that may use all of it."""
+    """Write a LazyConfig that trains a tiny detector on toy data; `more` is Python code appended to it."""
     base = CONFIGS / f"{head}_svt_small_{schedule}.py"
     fields: dict[str, Any] = {"base": str(base), "data_root": str(data_root), "variant": TINY_SVT}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,10 @@ def write_lazy(
 
 
 def read_metrics(work_dir: Path, name: str = "metrics.jsonl") -> dict[int, list[dict[str, float]]]:
-    """By iteration, what each start of a run has logged: the learning rate and the losses. The end may be half-written.
+    """Return the logged learning rates and losses by iteration, with one record per start of the run.
 
-    Values of a run started by `exact_twins.py` are those of the iteration; otherwise they are medians over 20.
+    A half-written last line is ignored. Runs started with `program.py` log the values of each iteration; others log
+    medians over 20 iterations.
     """
     path = work_dir / name
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
@@ -119,7 +120,7 @@ def read_metrics(work_dir: Path, name: str = "metrics.jsonl") -> dict[int, list[
 
 
 def toy_files(toy_data: Path, split: str) -> dict[str, str]:
-    """Where the "train" or "val" split is, for `coco_dataset`."""
+    """Return the arguments of `coco_dataset` for the "train" or "val" split."""
     return {
         "data_root": str(toy_data),
         "ann_file": f"annotations/instances_{split}2017.json",
@@ -128,7 +129,7 @@ def toy_files(toy_data: Path, split: str) -> dict[str, str]:
 
 
 def augmenting_mapper(**changes: Any) -> DatasetMapper:
-    """Everything random that the configs have, at a size for toy images."""
+    """Build a mapper with all random augmentations of the configs, at sizes for toy images."""
     augmentations = [
         T.RandomFlip(),
         T.RandomApply(T.AugmentationList([T.RandomCrop("absolute_range", (30, 60))]), prob=0.5),
@@ -140,12 +141,13 @@ def augmenting_mapper(**changes: Any) -> DatasetMapper:
 
 @pytest.fixture(autouse=True)
 def clean_detectron2() -> Iterator[None]:
-    """To be imported where tests run or read data in this process: each gets detectron2's catalogs and loggers anew.
+    """Reset detectron2's catalogs and loggers after each test.
 
-    Otherwise every run would also write into the logs of those before it.
+    Import this fixture in test files that run detectron2 or read data in this process. Otherwise every run would also
+    write to the logs of earlier runs.
     """
     before = [(catalog, dict(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
-    # They write to stderr, where our one line is looked for.
+    # These loggers write to stderr, where the tests expect only our one-line error.
     for name in ("torch.fx._symbolic_trace", "torch.multiprocessing.spawn", "torch.utils.cpp_extension"):
         logging.getLogger(name).disabled = True
     yield
@@ -160,8 +162,8 @@ def clean_detectron2() -> Iterator[None]:
 
 
 @contextmanager
-def integration_log() -> Iterator[list[str]]:
-    """What the integration logs below detectron2's logger, which doesn't hand it on to pytest's."""
+def twins_log() -> Iterator[list[str]]:
+    """Collect the messages of our detectron2 code, whose logger does not propagate to pytest."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]

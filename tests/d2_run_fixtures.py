@@ -1,4 +1,7 @@
-"""Runs of detectron2 in processes of their own, killed or observed on the way; imported after detectron2 was found."""
+"""Helpers that run detectron2 training in separate processes, and kill or observe it.
+
+Import this module after `d2_fixtures`, which checks that detectron2 is installed.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from d2_fixtures import HEADS, MARKS, clean_detectron2, engine, read_metrics, wr
 from detection_fixtures import child_environment
 from detectron2.config import instantiate
 
-# Stands beside the configs and is run in the place of `-m twins_dense`.
+# A script beside the configs that is run instead of `-m twins_dense`.
 PROGRAM = """
 import os
 import signal
@@ -22,12 +25,12 @@ from pathlib import Path
 
 from detectron2.utils.events import JSONWriter, get_event_storage
 
-JSONWriter.__init__.__defaults__ = (1,)  # the value of each iteration in metrics.jsonl, not the median over 20
+JSONWriter.__init__.__defaults__ = (1,)  # log the value of each iteration to metrics.jsonl, not the median over 20
 log = JSONWriter.write
 
 
 def log_and_halt(writer):
-    '''Stop once the iteration HALT_AFTER is logged, and wait to be killed.'''
+    '''Once the iteration HALT_AFTER is logged, stop and wait to be killed.'''
     log(writer)
     if get_event_storage().iter == int(os.environ.get("HALT_AFTER", -1)):
         time.sleep(600)
@@ -49,10 +52,10 @@ def dying(function, dies_in):
     return call
 
 
-if os.environ.get("KILL_IN") == "write":  # after half of the file
+if os.environ.get("KILL_IN") == "write":  # die after half of the file is written
     write_bytes = Path.write_bytes
     Path.write_bytes = dying(write_bytes, lambda path, content: write_bytes(path, content[: len(content) // 2]))
-elif os.environ.get("KILL_IN") == "replace":  # before the file gets its name
+elif os.environ.get("KILL_IN") == "replace":  # die before the file is renamed
     os.replace = dying(os.replace, lambda *paths: None)
 
 if __name__ == "__main__":
@@ -65,7 +68,7 @@ from detectron2.data import DatasetMapper
 
 
 class BadMapper(DatasetMapper):
-    '''Gives one image infinite pixels.'''
+    '''Mapper that gives one image infinite pixels.'''
 
     def __init__(self, bad_id=None, **settings):
         super().__init__(**settings)
@@ -109,7 +112,7 @@ def last_checkpoint(work_dir: Path) -> str | None:
 
 
 def assert_whole(work_dir: Path) -> int:
-    """Every checkpoint can be loaded, safely, and `last_checkpoint` names one of them; returns its iteration."""
+    """Check that all checkpoints can be loaded safely and that `last_checkpoint` names one; return its iteration."""
     contents = {path.name: torch.load(path, weights_only=True) for path in work_dir.glob("*.pth")}
     for content in contents.values():
         assert set(content) == {"model", "trainer", "dataset_meta", "total_batch_size", "iteration"}
@@ -121,6 +124,6 @@ def assert_whole(work_dir: Path) -> int:
 
 
 def ids_by_iteration(config: Path, count: int) -> list[list[int]]:
-    """The images of each of the first iterations."""
+    """Return the image ids of each of the first `count` iterations."""
     loader = instantiate(engine.load_config(config).dataloader.train)
     return [[entry["image_id"] for entry in batch] for batch in islice(loader, count)]

@@ -1,4 +1,4 @@
-"""Small models, data sets and configs of the detection tests, and one tiny training run that they share."""
+"""Small models, data sets and configs for the detection tests, and a tiny training run that they share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs" / "torchvision"
-# 100 + 50 photos of COCO 2017 in COCO's layout, which licences keep out of the repository.
+# 100 training and 50 validation photos of COCO 2017, in COCO's layout. Their licences keep them out of the repository.
 COCO_MINI = Path(os.environ.get("TWINS_DENSE_TEST_DATA", "real-photos")) / "coco_mini"
 NO_PHOTOS = "needs real photos: set TWINS_DENSE_TEST_DATA to the folder that holds coco_mini"
 NUM_TRAIN, NUM_VAL, SIZE = 8, 5, 64
@@ -48,7 +48,7 @@ FEW_CANDIDATES = {"topk_candidates": 50, "detections_per_img": 10, "score_thresh
 
 
 def tiny_model(kind: str = "TwinsMaskRCNN", *, num_classes: int = 3, **settings: Any) -> dict[str, Any]:
-    """The config of a detector that trains in milliseconds, for images of about 64 pixels."""
+    """Return the model config of a detector that trains in milliseconds, for images of about 64 pixels."""
     return {
         "type": kind,
         "backbone": {"variant": TINY_SVT, "drop_path_rate": 0.2, "weights": None},
@@ -69,7 +69,7 @@ def build_tiny(kind: str = "TwinsMaskRCNN", **settings: Any) -> Any:
     return MODELS.build(tiny_model(kind, **settings))
 
 
-# A whole training config that a test can vary by replacing single lines' values.
+# A complete training config, which tests vary by overrides or appended lines.
 CONFIG = """\
 default_scope = "mmengine"
 custom_imports = dict(imports=["twins_dense.frameworks.mmengine.detectors"])
@@ -116,7 +116,7 @@ default_hooks = dict(
     logger=dict(type="LoggerHook", interval=1),
     checkpoint=dict(type="CheckpointHook", interval=1),
 )
-# The value of each iteration; MMEngine's default is the mean over the last 10. That mean stands beside it, because
+# Log the value of each iteration; MMEngine's default is the mean over the last 10. That mean is logged as well, because
 # it needs the history of the values.
 log_processor = dict(
     window_size=1, custom_cfg=[dict(data_src="loss", log_name="mean_loss", method_name="mean", window_size=10)]
@@ -135,7 +135,7 @@ def write_config(path: Path, data_root: Path, *, epochs: int = 1, more: str = ""
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its config file, its data, its work directory and the checkpoint of its last epoch."""
+    """The files of a finished run: config, data, work directory and the checkpoint of the last epoch."""
 
     config: Path
     data: Path
@@ -144,13 +144,13 @@ class Run:
 
 
 def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that all processes of a test run share: the first that asks for it makes it, the others wait."""
+    """Return a folder that all processes of a test run share; the first one to ask creates it while the others wait."""
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
     root = factory.getbasetemp().parent if is_worker else factory.getbasetemp()
     folder, done = root / f"shared_{name}", root / f"shared_{name}.done"
     with FileLock(root / f"shared_{name}.lock"):
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            shutil.rmtree(folder, ignore_errors=True)  # left by a failed attempt
             folder.mkdir()
             make(folder)
             done.touch()
@@ -159,7 +159,7 @@ def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Toy data of 8 training and 5 validation images of 64x64 pixels. Not to be changed: copy it."""
+    """Toy data with 8 training and 5 validation images of 64x64 pixels. Tests must not change it; copy it instead."""
     from twins_dense.data.toy import make_toy_coco
 
     def make(folder: Path) -> None:
@@ -170,7 +170,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
-    """A tiny Mask R-CNN after 2 epochs of 4 iterations, trained by the command line. Not to be changed."""
+    """A tiny Mask R-CNN after 2 epochs of 4 iterations, trained by the command line. Tests must not change it."""
 
     def make(folder: Path) -> None:
         config = write_config(folder / "tiny.py", toy_data, epochs=2)
@@ -182,13 +182,13 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that a test starts: as many threads as here (see conftest.py), and no GPU."""
+    """Return the environment for a child process: the same number of threads (see conftest.py) and no GPU."""
     kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     return {**kept, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def run_python(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run this Python with arguments, on the CPU, and wait for it."""
+    """Run the current Python interpreter with arguments, on the CPU, and wait for it."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -201,13 +201,13 @@ def run_python(*arguments: str, cwd: Path | None = None, timeout: float = 300) -
 
 
 def read_scalars(work_dir: Path) -> list[list[dict[str, Any]]]:
-    """What the runs of a work directory have logged, one list of records a start, in the order of the starts."""
+    """Return the logged records of a work directory: one list per start of the run, in order."""
     files = sorted(work_dir.glob("*/vis_data/scalars.json"))
     return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[list[float]]:
-    """The polygon of a box, as a COCO segmentation."""
+    """Return the polygon of a box as a COCO segmentation."""
     return [[x, y, x + width, y, x + width, y + height, x, y + height]]
 
 
@@ -217,9 +217,9 @@ def write_coco(
     annotations: Sequence[Mapping[str, Any]],
     categories: Mapping[int, str],
 ) -> dict[str, str]:
-    """Write PNG images by id and an annotation file; gives `ann_file`, `image_dir` and `data_root`.
+    """Write PNG images by id and an annotation file, and return `ann_file`, `image_dir` and `data_root`.
 
-    Annotations need `image_id`, `category_id` and `bbox` only; a missing id is filled in.
+    Annotations only need `image_id`, `category_id` and `bbox`; missing ids are filled in.
     """
     (root / "images").mkdir(parents=True)
     entries = []
@@ -245,21 +245,21 @@ def assert_same_detections(
     box_atol: float = 1e-3,
     score_rtol: float = 1e-4,
 ) -> None:
-    """Compare the detections of one image, computed in two ways, as sets.
+    """Compare two sets of detections for the same image, in any order.
 
-    Rounding errors decide the order of nearly equal scores, and they differ from processor to processor. So each
-    detection needs a partner, one to one, with the same label and nearly the same box and score, wherever it stands.
-    Rounding may also decide which of two nearly equal scores is the last of the `limit` best. Only a detection whose
-    score is nearly that of the last one may be without a partner.
+    Rounding errors, which depend on the processor, decide the order of nearly equal scores. Therefore, detections are
+    matched one to one, wherever they are in the order: partners need the same label and nearly the same box and score.
+    Rounding may also decide which of two nearly equal scores is the last of the `limit` best. So a detection may only
+    be without a partner if its score is nearly that of the last one.
 
     Args:
-        found: has `boxes` (N, 4), `scores` (N,) and `labels` (N,).
-        expected: the same.
-        limit: the largest number of detections.
-        box_rtol: relative tolerance of the corners.
-        box_atol: absolute tolerance of the corners in pixels.
-        score_rtol: relative tolerance of the scores. Scores have to differ by much more than that; those of a newly
-            initialised detector do not.
+        found: Detections with `boxes` (N, 4), `scores` (N,) and `labels` (N,).
+        expected: Detections with the same fields.
+        limit: Largest possible number of detections.
+        box_rtol: Relative tolerance of the corners.
+        box_atol: Absolute tolerance of the corners in pixels.
+        score_rtol: Relative tolerance of the scores. The scores must differ from each other by much more than this,
+            which is not the case for a newly initialised detector.
     """
     assert 0 < len(found.scores) <= limit and 0 < len(expected.scores) <= limit
     fits = (
@@ -270,7 +270,7 @@ def assert_same_detections(
     partners: dict[int, int] = {}  # rows of `found` by rows of `expected`
 
     def has_partner(row: int, tried: set[int]) -> bool:
-        """Find a partner for one more row; those that are taken may change theirs."""
+        """Find a partner for one more row; rows that already have a partner may switch to another one."""
         for column in fits[row].nonzero().flatten().tolist():
             if column not in tried:
                 tried.add(column)
@@ -287,6 +287,6 @@ def assert_same_detections(
 
 
 def at_the_cut(scores: Tensor, others: Tensor, limit: int, rtol: float) -> bool:
-    """Whether all scores are as low as the last of the others, whose number is at the limit."""
+    """Return whether no score exceeds the lowest of the others, which must have reached the limit."""
     last = others.min() if len(others) == limit else torch.tensor(0.0)
     return bool((scores <= last * (1 + rtol)).all())

@@ -1,4 +1,4 @@
-"""Photos, a small backbone, and an extraction of their features, shared by the tests of features."""
+"""Photos, a small backbone and extracted features, shared by the feature tests."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ NUM_IMAGES, BAD = 11, 5
 
 
 def photo(seed: int, height: int, width: int) -> Image.Image:
-    """Draw smooth colours, so that an error of one pixel in resizing or cropping shows."""
+    """Draw a smooth pattern, in which an error of one pixel in resizing or cropping is visible."""
     y, x = np.mgrid[0:height, 0:width]
     waves = [np.sin(x / (5 + seed + c) + c) + np.cos(y / (7 + seed - c)) for c in range(3)]
     return Image.fromarray(np.uint8(np.stack(waves, axis=2) * 60 + 127))
 
 
 def make_photos(root: Path) -> None:
-    """Write portraits and landscapes to two folders, one of them gray; the sixth file is truncated."""
+    """Write portraits and landscapes to two folders, one of them in grey; the sixth file is truncated."""
     (root / "more").mkdir()
     for i in range(NUM_IMAGES):
         name = root / ("more" if i % 3 == 2 else "") / f"{i:02d}.png"
@@ -49,7 +49,7 @@ def make_photos(root: Path) -> None:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of `make_photos`. Tests must not change it."""
+    """Folder written by `make_photos`. Tests must not change it."""
     root = tmp_path_factory.mktemp("photos")
     make_photos(root)
     return root
@@ -81,7 +81,7 @@ def run(net: td.TwinsBackbone, images: ImageList, out: Path, what: Settings | No
 
 @pytest.fixture(scope="session")
 def done(net: td.TwinsBackbone, images: ImageList, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of all photos at 64x64. Tests must not change it."""
+    """Features of all photos at 64x64. Tests must not change them."""
     out = tmp_path_factory.mktemp("features") / "done"
     run(net, images, out)
     return out

@@ -1,4 +1,4 @@
-"""The recorded outputs of the official code, and how outputs of ours are compared with them."""
+"""The recorded outputs of the official code, and helpers to compare our outputs with them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_close(found: dict[str, np.ndarray], path: Path) -> None:
 
 
 def golden_arrays(names: Sequence[str], levels: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """What the files hold of a pyramid of one image."""
+    """Return the arrays that a file stores for the pyramid of one image."""
     found = {}
     for name, level in zip(names, levels, strict=True):
         x = level[0].numpy()

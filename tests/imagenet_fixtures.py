@@ -1,4 +1,4 @@
-"""Images shared by the tests of ImageNet validation."""
+"""Images for the tests of ImageNet validation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-# 100 photos, one for every tenth class. Their licences do not permit us to distribute them.
+# 100 photos, one for every tenth class. Their licences keep them out of the repository.
 IMAGENET_MINI = Path(os.environ.get("TWINS_DENSE_TEST_DATA", "real-photos")) / "imagenet_mini"
 
 

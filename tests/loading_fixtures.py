@@ -32,7 +32,7 @@ def classifier_state(spec: td.TwinsSpec = SLIM_SVT) -> State:
 
 
 def published_state(kind: str, variant: str) -> State:
-    """Return the names and shapes of a published model; the values are zeros that take no memory."""
+    """Return a state dict with the names and shapes of a published model, and zeros that take no memory as values."""
     return {name: torch.zeros(()).expand(shape) for name, shape in state_dict_shapes(kind, variant).items()}
 
 
@@ -46,7 +46,7 @@ def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def assert_refused(net: nn.Module, source: Path | Mapping[str, Any], *parts: str) -> str:
-    """Check that loading raises a one-line TwinsError with these parts and the path, and does not change the model."""
+    """Check that loading raises a one-line TwinsError with the parts and the path, and leaves the model unchanged."""
     before = copy_of(net)
     with pytest.raises(td.TwinsError) as caught:
         td.load_weights(net, source)

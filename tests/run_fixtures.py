@@ -1,4 +1,4 @@
-"""Runs of MMEngine in processes of their own, killed or observed on the way."""
+"""Helpers that run MMEngine training in separate processes, and kill or observe it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmengine.config import Config
 from twins_dense.errors import TwinsError
 from twins_dense.frameworks.mmengine.engine import load_config
 
-# Stops after an iteration and waits to be killed.
+# This hook stops after an iteration and waits to be killed.
 HALT_HOOK = """
 import time
 from mmengine.hooks import Hook
@@ -36,7 +36,7 @@ class HaltHook(Hook):
         if runner.iter + 1 == self.iteration:
             time.sleep(600)
 """
-# Each rank writes a checksum of every parameter at the end of training, and which images it has trained on.
+# With this hook, each rank writes a checksum of every parameter and the images that it was trained on.
 DUMP_HOOK = """
 import json
 import torch
@@ -64,7 +64,7 @@ class DumpHook(Hook):
 
 
 def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
-    """Start training with a `HaltHook` and kill the process without warning once it has logged that iteration."""
+    """Start training with a `HaltHook`, and kill the process once it has logged that iteration."""
     with (config.parent / f"{work_dir.name}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "twins_dense", "train", str(config), "--work-dir", str(work_dir)],
@@ -83,14 +83,14 @@ def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
 
 
 def last_iteration(work_dir: Path) -> int:
-    """The newest iteration in the log of scalars; its last line may be half-written."""
+    """Return the last iteration in the log of scalars; a half-written last line is ignored."""
     files = list(work_dir.glob("*/vis_data/scalars.json"))
     lines = [line for file in files for line in file.read_text().splitlines() if '"loss"' in line and line[-1] == "}"]
     return len(lines)
 
 
 def steps(records: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """By iteration: the learning rate, every loss, and the mean over the last iterations, which needs the history."""
+    """Return the learning rate, all losses and the mean over recent iterations, by iteration."""
     kept = {}
     for record in records:
         if "loss" in record:
@@ -110,7 +110,10 @@ _numbers = itertools.count()
 
 
 def config_of(run: Run, overrides: Sequence[str] = ()) -> Config:
-    """The config of a run under a name of its own: MMEngine tells runs in one process apart by name and second."""
+    """Load the config of a run with a unique experiment name.
+
+    MMEngine distinguishes runs in one process only by name and second.
+    """
     config = load_config(run.config, overrides)
     config.experiment_name = f"test_engine_{next(_numbers)}"
     return config

@@ -1,4 +1,4 @@
-"""Small label data, a config that trains a tiny Semantic FPN on it, and one training run that the tests share."""
+"""A small data set of label maps, a config that trains a tiny Semantic FPN on it, and a shared training run."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ param_scheduler = [dict(type="PolyLR", power=0.9, eta_min=1e-6, begin=0, end=12,
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
 auto_scale_lr = dict(enable=False)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=3))
-# Each iteration's own value beside the mean of the last ten, which needs the history.
+# Log the value of each iteration, and the mean over the last ten, which needs the history.
 log_processor = dict(
     window_size=1, custom_cfg=[dict(data_src="loss", log_name="mean_loss", method_name="mean", window_size=10)]
 )
@@ -108,7 +108,7 @@ def write_config(path: Path, data_root: Path, *, iterations: int = 8, more: str 
 
 
 def draw_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image and its label: ground (1), a bright disc (2), a dark bar (3), and a strip that is ignored (0)."""
+    """Draw an image and its label map: ground (1), a bright disc (2), a dark bar (3) and a strip to ignore (0)."""
     rows, columns = np.mgrid[:height, :width]
     label = np.ones((height, width), dtype=np.uint8)
     y, x = rng.integers(16, height - 16), rng.integers(16, width - 16)
@@ -123,7 +123,7 @@ def draw_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.nda
 
 @pytest.fixture(scope="session")
 def label_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """8 training and 5 validation images of 64x80 pixels in ADE20K's layout. Not to be changed: copy it."""
+    """8 training and 5 validation images of 64x80 pixels in ADE20K's layout. Tests must not change it."""
 
     def make(root: Path) -> None:
         rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def label_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def segmentation_run(tmp_path_factory: pytest.TempPathFactory, label_data: Path) -> Run:
-    """A tiny Semantic FPN after 8 iterations, trained by the command line. Not to be changed."""
+    """A tiny Semantic FPN after 8 iterations, trained by the command line. Tests must not change it."""
 
     def make(folder: Path) -> None:
         config = write_config(folder / "tiny.py", label_data)
@@ -152,7 +152,7 @@ def segmentation_run(tmp_path_factory: pytest.TempPathFactory, label_data: Path)
 
 
 def resized(image: np.ndarray, ratio: float) -> Tensor:
-    """BGR (H, W, 3) to normalised RGB (1, 3, H', W')."""
+    """Convert BGR (H, W, 3) to normalised RGB (1, 3, H', W') at another size."""
     height, width = (round(side * ratio) for side in image.shape[:2])
     rgb = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)[:, :, ::-1].astype(np.float32)
     normalised = (rgb - np.float32([123.675, 116.28, 103.53])) / np.float32([58.395, 57.12, 57.375])

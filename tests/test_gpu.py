@@ -1,4 +1,4 @@
-"""On a CUDA device: the numbers of the CPU, mixed precision, and the commands from training to features."""
+"""Tests on a CUDA device: results equal to the CPU's, mixed precision, and the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who imports whom: the core stays light, and the parts of the package stay apart."""
+"""Import rules: the core stays light, and the parts of the package stay separate."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ OTHER_PROJECTS = ("timm", "mmengine", "mmcv", "mmseg", "mmpretrain", "detectron2
 HEAVY = ("torch", "numpy", "PIL", *OTHER_PROJECTS, "cv2", "matplotlib", "pycocotools", "safetensors", "zarr", "pyarrow")
 
 BASE = {"errors", "atomic", "distributed", "seeds"}
-CORE_ROOMS = {*BASE, "models", "weights", "factory"}
-# From each room of the package, a folder or a module at the top, to the rooms that it may import.
+CORE_PARTS = {*BASE, "models", "weights", "factory"}
+# For each part of the package (a folder or a module at the top level), the parts that it may import.
 ARROWS = {
     "errors": set(),
     "atomic": set(),
@@ -32,16 +32,16 @@ ARROWS = {
     "data": BASE,
     "imagenet": {*BASE, "weights", "data"},
     "evaluation": {*BASE, "data"},
-    "frameworks": {*CORE_ROOMS, "data", "evaluation"},
-    "deploy": {*CORE_ROOMS, "data"},
-    "features": {*CORE_ROOMS, "data"},
-    "cli": {*CORE_ROOMS, "data", "imagenet", "evaluation", "frameworks", "deploy", "features"},
+    "frameworks": {*CORE_PARTS, "data", "evaluation"},
+    "deploy": {*CORE_PARTS, "data"},
+    "features": {*CORE_PARTS, "data"},
+    "cli": {*CORE_PARTS, "data", "imagenet", "evaluation", "frameworks", "deploy", "features"},
     "__main__": {"cli"},
 }
 
 
 def modules(root: Path = PACKAGE) -> dict[str, Path]:
-    """Every module of a package, by its full name."""
+    """Return the files of all modules of a package, by full name."""
     found = {}
     for path in sorted(root.rglob("*.py")):
         parts = [root.name, *path.relative_to(root).with_suffix("").parts]
@@ -50,9 +50,9 @@ def modules(root: Path = PACKAGE) -> dict[str, Path]:
 
 
 def imported_by(name: str, path: Path) -> set[str]:
-    """Full names of what a module imports, anywhere in it, functions and type checking included.
+    """Return the full names of everything that a module imports, including in functions and for type checking.
 
-    `from a import b` counts as `a` and `a.b`, because `b` may be a module.
+    `from a import b` counts as both `a` and `a.b`, because `b` may be a module.
     """
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     found: set[str] = set()
@@ -86,21 +86,21 @@ MODULES = modules()
 IMPORTS = {name: imported_by(name, path) for name, path in MODULES.items()}
 
 
-def room(name: str) -> str:
-    """The folder or top-level module that a module of the package lives in; "" for the package itself."""
+def part_of(name: str) -> str:
+    """Return the part of the package that a module belongs to; "" for the package itself."""
     return name.split(".")[1] if "." in name else ""
 
 
-CORE = sorted(name for name in MODULES if room(name) in {"", *CORE_ROOMS})
+CORE = sorted(name for name in MODULES if part_of(name) in {"", *CORE_PARTS})
 
 
 def own_imports(name: str) -> set[str]:
-    """The modules of the package that a module imports."""
+    """Return the modules of the package that a module imports."""
     return {module for module in MODULES if module in IMPORTS[name]} - {"twins_dense", name}
 
 
 def test_importing_the_package_is_light() -> None:
-    """In a process of its own, because the other tests have imported everything."""
+    """Run in a new process, because other tests have already imported everything."""
     code = f"import sys, json, twins_dense; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     result = subprocess.run(
@@ -116,18 +116,18 @@ def test_public_names_exist() -> None:
 
 
 def broken_arrows(imports: dict[str, set[str]], arrows: dict[str, set[str]]) -> list[str]:
-    """The imports from one room to another that the arrows don't allow."""
+    """Return the imports from one part to another that `arrows` does not allow."""
     return [
         f"{name} imports {module}"
         for name, found in sorted(imports.items())
         for module in sorted(found)
-        if room(name) and room(module) not in {"", room(name), *arrows[room(name)]}
+        if part_of(name) and part_of(module) not in {"", part_of(name), *arrows[part_of(name)]}
     ]
 
 
-def test_rooms_import_only_what_they_may() -> None:
+def test_parts_import_only_what_they_may() -> None:
     inside = {name: own_imports(name) for name in MODULES}
-    assert {room(name) for name in MODULES} - {""} == set(ARROWS)
+    assert {part_of(name) for name in MODULES} - {""} == set(ARROWS)
     assert broken_arrows(inside, ARROWS) == []
 
 
@@ -171,7 +171,7 @@ def test_weights_know_no_model() -> None:
     weights = [name for name in MODULES if within(name, "twins_dense.weights")]
     assert weights
     for name in weights:
-        assert own_imports(name) & {m for m in MODULES if room(m) == "models"} <= {"twins_dense.models.spec"}, name
+        assert own_imports(name) & {m for m in MODULES if part_of(m) == "models"} <= {"twins_dense.models.spec"}, name
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -196,8 +196,8 @@ def test_frameworks_do_not_import_each_other() -> None:
 @pytest.mark.parametrize(
     "name", sorted(name for name in MODULES if not within(name, "twins_dense.frameworks", "twins_dense.cli"))
 )
-def test_frameworks_stay_in_their_room(name: str) -> None:
-    """Everything else works without MMEngine, mmsegmentation and detectron2."""
+def test_frameworks_are_imported_only_by_their_part(name: str) -> None:
+    """All other parts work without MMEngine, mmsegmentation and detectron2."""
     assert {module for module in IMPORTS[name] if within(module, "mmengine", "mmcv", "mmseg", "detectron2")} == set()
 
 
@@ -217,7 +217,7 @@ def test_the_reference_is_independent() -> None:
 
 
 def test_reading_of_imports(tmp_path: Path) -> None:
-    """The rules above are worth as much as the reading: one file with every form of import, one call that prints."""
+    """Test the helpers of the other tests on a package with every form of import and one call of `print`."""
     package = tmp_path / "pack"
     (package / "sub").mkdir(parents=True)
     (package / "__init__.py").write_text("from .a import f\n")

@@ -1,4 +1,4 @@
-"""The configs that come with the package: found by name, copied with what they inherit, part of the wheel."""
+"""The configs that come with the package are found by name, copied with inherited files, and part of the wheel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_names_and_paths_find_the_same(name: str | Path) -> None:
 
 
 def test_yaml_keeps_its_suffix() -> None:
-    """Two configs differ in it alone."""
+    """Two configs differ only in their suffix."""
     found = [find_config(f"detectron2/mask_rcnn_svt_small_1x{suffix}").suffix for suffix in ("", ".py", ".yaml")]
     assert found == [".py", ".py", ".yaml"]
 
@@ -67,7 +67,7 @@ class TestCopy:
         assert copied == Path("mine") / f"{name.split('/')[1]}.py" and inherited
         assert sorted(path for path in Path("mine").rglob("*") if path.is_file()) == sorted([copied, *inherited])
         assert open_config(copied)[1].to_dict() == open_config(name)[1].to_dict()
-        # A change of what it inherits arrives.
+        # A change of an inherited file has an effect.
         (base,) = [path for path in inherited if path.name == "runtime.py"]
         base.write_text(base.read_text().replace("randomness = dict(seed=0)", "randomness = dict(seed=7)"))
         assert open_config(copied)[1].randomness.seed == 7
@@ -112,7 +112,7 @@ class TestCommand:
 
 
 def test_the_wheel_has_them(tmp_path: Path) -> None:
-    """And the marker of type information; names are found in an installed package, too."""
+    """The wheel also contains `py.typed`. In an installed package, configs are found by name, too."""
     source = tmp_path / "source"
     for name in ("twins_dense", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""Where detectron2 is not installed (or made impossible to import), all but its own part works, and that says so."""
+"""Without detectron2, everything else works, and its own part says how to install it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from detection_fixtures import ROOT, run_python
 
-# Runs in a process of its own and prints, for each of the lines of code in argv, what it printed, wrote to stderr,
-# exited with or raised.
+# Runs in a separate process. For each line of code in argv, it prints the output, the error output, and the exit code
+# or the exception.
 PROGRAM = """
 import contextlib, io, json, sys
 
@@ -64,7 +64,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     lazy = str(LAZY)
     codes = {
         "import": IMPORT.format(torchvision=str(ROOT / "configs" / "torchvision" / "mask_rcnn_svt_small_1x.py")),
-        "integration": "import twins_dense.frameworks.detectron2.backbone",
+        "backbone": "import twins_dense.frameworks.detectron2.backbone",
         "train": COMMAND.format(arguments=["train", lazy]),
         "train yaml": COMMAND.format(arguments=["train", str(LAZY.with_suffix(".yaml"))]),
         "eval": COMMAND.format(arguments=["eval", lazy, "model_final.pth"]),
@@ -90,8 +90,8 @@ def test_the_rest_works(found: dict[str, list[Any]]) -> None:
     assert "--num-gpus" in out and (err, code) == ("", None)
 
 
-def test_the_integration_is_one_import_error(found: dict[str, list[Any]]) -> None:
-    out, err, (kind, line) = found["integration"]
+def test_the_backbone_raises_one_import_error(found: dict[str, list[Any]]) -> None:
+    out, err, (kind, line) = found["backbone"]
     assert (out, err, kind) == ("", "", "ImportError")
     assert_says_how_to_install(line)
 
@@ -105,7 +105,7 @@ def test_the_command_line_is_one_line(found: dict[str, list[Any]], command: str)
 
 
 def test_a_part_of_detectron2_that_is_missing_is_not_hidden(tmp_path: Path) -> None:
-    """Another missing module, such as one that detectron2 itself needs, is reported by its own name."""
+    """If another module is missing, such as one that detectron2 needs, its own name is reported."""
     (tmp_path / "detectron2").mkdir()
     (tmp_path / "detectron2" / "__init__.py").write_text("import no_such_module_of_detectron2\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import twins_dense.frameworks.detectron2.backbone"

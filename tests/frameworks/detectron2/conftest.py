@@ -1,4 +1,4 @@
-"""Fixtures of the tests of detectron2, which is imported only where a test asks for them."""
+"""Fixtures for the detectron2 tests; they import detectron2 only when a test uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder for runs in this process, with exact values in metrics.jsonl and the modules of the configs."""
+    """A folder for runs in this process, with the modules of the configs; metrics.jsonl gets exact values."""
     from d2_run_fixtures import folder_with_programs
     from detectron2.utils.events import JSONWriter
 

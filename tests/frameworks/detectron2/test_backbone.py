@@ -1,4 +1,4 @@
-"""The detectron2 adapter: our features under its names, its padding, its builders, groups for its optimisers."""
+"""The detectron2 adapter: features, names, padding, builders, and parameter groups for optimisers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import SLIM_PCPVT, SLIM_SVT, WINDOW_PADDINGS, block_settings, random_backbone, shapes_of
-from d2_fixtures import HEADS, MARKS, engine, integration_log, write_lazy
+from d2_fixtures import HEADS, MARKS, engine, twins_log, write_lazy
 from detection_fixtures import TINY_SVT
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
@@ -26,7 +26,7 @@ SUBSETS = [(0, 1, 2, 3), (1, 2, 3), (0,), (3,), (0, 2)]
 
 
 def columns(spec: td.TwinsSpec) -> dict[str, Any]:
-    """What a config file holds for a spec of one's own."""
+    """Return the values for a custom spec in a config file."""
     numbers = {"dims": "dim", "num_heads": "num_heads", "mlp_ratios": "mlp_ratio", "depths": "depth"}
     numbers |= {"sr_ratios": "sr_ratio", "patch_sizes": "patch_size"}
     found = {column: [getattr(stage, number) for stage in spec.stages] for column, number in numbers.items()}
@@ -63,7 +63,7 @@ class TestAdapter:
         adapter = D2Twins(random_backbone(spec, drop_path_rate=0.3)).train()
         images = torch.randn(3, 3, 64, 96)
         for net, call in ((ours, ours), (adapter.net, lambda images: adapter(images).values())):
-            torch.manual_seed(1)  # of the stochastic depth
+            torch.manual_seed(1)  # for stochastic depth
             sum((level**2).sum() for level in call(images)).backward()
             assert all(parameter.grad is not None for parameter in net.parameters())
         for first, second in zip(ours.parameters(), adapter.net.parameters(), strict=True):
@@ -84,11 +84,11 @@ class TestAdapter:
         assert list(levels) == names
         for name, shape in expected.items():
             assert tuple(levels[name].shape) == (2, shape.channels, 64 // shape.stride, 160 // shape.stride)
-        # Of the whole architecture, whichever levels are returned: the reduction of stage 1 reads 32 pixels a side.
+        # For every choice of levels, because the reduction in stage 1 covers 32 pixels per side.
         assert adapter.size_divisibility == 32
 
     def test_a_batch_is_padded_to_multiples_of_32(self) -> None:
-        """By detectron2, at the bottom and right."""
+        """detectron2 pads at the bottom and on the right."""
         adapter = D2Twins(random_backbone(SLIM_SVT))
         images = [torch.ones(3, 61, 45), torch.ones(3, 33, 97)]
         batch = ImageList.from_tensors(
@@ -139,7 +139,7 @@ class TestBuildNet:
         path = tmp_path / "classifier.pth"
         classifier = td.create_classifier(spec)
         torch.save({"model": classifier.state_dict()}, path)
-        with integration_log() as log:
+        with twins_log() as log:
             net = build_net(TINY_SVT, weights=str(path))
         loaded, source = net.state_dict(), classifier.state_dict()
         common = [name for name in loaded if not name.startswith("norm_list.")]
@@ -151,7 +151,7 @@ class TestBuildNet:
 
     @pytest.mark.parametrize("weights", [None, ""])
     def test_no_weights(self, weights: str | None) -> None:
-        with integration_log() as log:
+        with twins_log() as log:
             build_net(TINY_SVT, weights=weights)
         assert log == []
 
@@ -171,7 +171,7 @@ class TestBuildNet:
 
 
 def twins_cfg(name: str, *values: Any) -> CfgNode:
-    """detectron2's defaults with `add_twins_config`, a backbone's builder and further keys and values."""
+    """Return detectron2's defaults with `add_twins_config`, the name of a backbone builder, and overrides."""
     cfg = get_cfg()
     add_twins_config(cfg)
     cfg.MODEL.BACKBONE.NAME = name
@@ -231,7 +231,7 @@ class TestCfgNode:
     @pytest.mark.parametrize("value", WINDOW_PADDINGS)
     def test_window_padding(self, value: str) -> None:
         net = build_on_meta(twins_cfg("build_twins_backbone", "MODEL.TWINS.WINDOW_PADDING", value)).net
-        assert {padding for _, padding in block_settings(net)} == {value, None}  # blocks with windows, and without
+        assert {padding for _, padding in block_settings(net)} == {value, None}  # blocks with and without windows
 
     def test_other_settings(self) -> None:
         keys = ("MODEL.TWINS.DROP_PATH_RATE", 0.4, "MODEL.TWINS.CHECKPOINTING", True)
@@ -259,7 +259,7 @@ class TestCfgNode:
     def test_weights(self, tmp_path: Path) -> None:
         path = tmp_path / "classifier.pth"
         torch.save(td.create_classifier("svt_small").state_dict(), path)
-        with integration_log() as log:
+        with twins_log() as log:
             backbone = build_backbone(twins_cfg("build_twins_backbone", "MODEL.TWINS.WEIGHTS", str(path)))
         for name, value in torch.load(path, weights_only=True).items():
             if not name.startswith(("head.", "norm.")):
@@ -281,7 +281,7 @@ class TestOptimizerParams:
             assert set(found) == {id(parameter) for parameter in model.parameters()}
 
     def test_without_decay_are_position_encodings_and_norms(self, model: nn.Module) -> None:
-        """Counted by the kind of module, not by name."""
+        """The expected parameters are found by the types of the modules, not by their names."""
         expected = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
         expected |= {id(parameter) for parameter in model.backbone.bottom_up.net.pos_block.parameters()}
         decayed, without = optimizer_params(model, no_decay=["pos_block", "norm"])

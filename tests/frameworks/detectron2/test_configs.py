@@ -1,4 +1,4 @@
-"""The detectron2 configs: all of them build, say what was published, and train."""
+"""The detectron2 configs: all of them build, have the published settings, and train."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from twins_dense.models.spec import get_spec
 pytestmark = MARKS
 ALL = pytest.mark.parametrize("name", NAMES)
 YAML = CONFIGS / "mask_rcnn_svt_small_1x.yaml"
-# 7,330 batches of 16 an epoch, 12 and 36 epochs.
+# 12 and 36 epochs of 7,330 batches of 16 images.
 ITERATIONS = {"1x": 87_960, "3x": 263_880}
-# Learning rates as parts of the highest, by iteration: warm-up over 500 from 0.001; / 10 after epochs 8, 11 and 27, 33.
+# Fractions of the base learning rate by iteration: warm-up over 500 from 0.001; steps after epochs 8, 11 and 27, 33.
 WARM_UP = {0: 0.001, 125: 0.25075, 250: 0.5005, 499: 0.998002, 500: 1.0}
 SCHEDULES = {
     "1x": WARM_UP | {58_639: 1.0, 58_640: 0.1, 80_629: 0.1, 80_630: 0.01, 87_959: 0.01},
@@ -47,7 +47,7 @@ def build_on_meta(config: DictConfig) -> nn.Module:
 
 
 def part_of(name: str) -> tuple[str, str, str]:
-    """Head, variant and schedule that a config's name says."""
+    """Split the name of a config into head, variant and schedule."""
     match = re.fullmatch(r"(mask_rcnn|retinanet)_((?:svt|pcpvt)_\w+)_([13]x)", name)
     assert match is not None
     return match[1], match[2], match[3]
@@ -116,7 +116,7 @@ class TestValues:
         multiplier = instantiate(config.lr_multiplier)
         found = {iteration: multiplier(iteration / config.train.max_iter) for iteration in SCHEDULES[schedule]}
         assert found == pytest.approx(SCHEDULES[schedule])
-        # bfloat16 where the published recipe has mixed precision.
+        # bfloat16 if the published recipe uses mixed precision.
         assert (config.train.amp.enabled, config.train.amp.dtype) == (schedule == "3x", "bfloat16")
 
     def test_data(self, name: str) -> None:
@@ -147,7 +147,7 @@ def sizes_of(resize: Any) -> tuple[set[int], int]:
 
 @pytest.mark.parametrize("head", HEADS)
 def test_anchors(head: str) -> None:
-    """The centre of the first is the image's corner; areas by level, and heights are 1/2, 1 and 2 widths."""
+    """The first anchor is centred on the image corner. Areas depend on the level; aspect ratios are 1/2, 1 and 2."""
     model = load(f"{head}_pcpvt_base_3x").model
     generator = instantiate(model.get("proposal_generator", model).anchor_generator)
     strides = {"mask_rcnn": [4, 8, 16, 32, 64], "retinanet": [8, 16, 32, 64, 128]}[head]
@@ -166,7 +166,7 @@ def test_anchors(head: str) -> None:
 
 
 def test_multi_scale_crop_in_action() -> None:
-    """Half of the images are resized to 400, 500 or 600 and cropped to 384 to 600 before the last resize."""
+    """About half of the images are resized to 400, 500 or 600 and cropped to 384..600 before the last resize."""
     mapper = instantiate(load("retinanet_svt_small_3x").dataloader.train.mapper)
     np.random.seed(0)
     image = np.zeros((480, 640, 3), np.uint8)
@@ -198,7 +198,7 @@ def test_multi_scale_crop_in_action() -> None:
 
 # Training steps and detections of the real models
 
-# All anchors are sampled, so that every level of the pyramid gets a gradient; without stochastic depth, every block.
+# All anchors are sampled and stochastic depth is off, so that all pyramid levels and all blocks get gradients.
 SMALL = {
     "mask_rcnn": [
         "model.proposal_generator.batch_size_per_image=10000",
@@ -226,7 +226,7 @@ def detector(request: pytest.FixtureRequest) -> nn.Module:
 
 
 def batch(*, training: bool) -> list[dict[str, Any]]:
-    """Two images; in training each with a small object of class 3 and a large one of class 70."""
+    """Return two images, for training with a small object of class 3 and a large one of class 70 in each."""
     found = []
     for number, (height, width) in enumerate(IMAGE_SIZES):
         generator = torch.Generator().manual_seed(number)
@@ -282,7 +282,7 @@ class TestRealModels:
 
 class TestYaml:
     def test_the_model_is_that_of_its_lazy_config(self) -> None:
-        """Names, shapes, every loss and every detection; the models are random, and have the same parameters."""
+        """Compare names, shapes, losses and detections of two models with the same random parameters."""
         ours, theirs = (instantiate(config.model) for config in (engine.load_config(YAML), load(YAML.stem)))
         assert shapes_of(ours) == shapes_of(theirs)
         ours.load_state_dict(theirs.state_dict())
@@ -292,8 +292,8 @@ class TestYaml:
             with EventStorage():
                 losses = model.train()(batch(training=True))
             for parameter in model.roi_heads.box_predictor.bbox_pred.parameters():
-                parameter.requires_grad_(False)  # not for the comparison of the detections
-            model.roi_heads.box_predictor.test_score_thresh = 0.012  # about 1 / 81, what random models give
+                parameter.requires_grad_(False)  # no gradients are needed for the detections
+            model.roi_heads.box_predictor.test_score_thresh = 0.012  # about 1 / 81, the scores of random models
             with torch.no_grad():
                 results.append((losses, model.eval()(batch(training=False))))
         (losses, outputs), (expected_losses, expected_outputs) = results
@@ -333,7 +333,7 @@ class TestYaml:
             assert ours.get(key) == theirs.get(key), key
         first, second = instantiate(ours.mapper), instantiate(theirs.mapper)
         *flips, resize = sorted(first.augmentations.augs, key=lambda step: isinstance(step, T.ResizeShortestEdge))
-        *their_flips, their_resize = second.augmentations.augs  # which flip first; that makes no difference
+        *their_flips, their_resize = second.augmentations.augs  # the order of flip and resize makes no difference
         assert list(map(str, flips)) == list(map(str, their_flips))
         assert sizes_of(resize) == sizes_of(their_resize)
         names = ["is_train", "image_format"]
@@ -357,7 +357,7 @@ class TestYaml:
         assert shapes_of(instantiate(config.model).backbone.bottom_up.net) == shapes_of(expected)
 
     def test_a_shorter_run_by_an_override(self) -> None:
-        """detectron2 leaves out the steps behind the end of the run."""
+        """detectron2 leaves out steps after the end of the run."""
         multiplier = instantiate(engine.load_config(YAML, ["SOLVER.MAX_ITER=1000"]).lr_multiplier)
         assert multiplier(0.999) == pytest.approx(1.0)
 
@@ -371,7 +371,7 @@ MILESTONES = st.lists(st.floats(0.001, 0.999), max_size=4).map(sorted)
 def test_schedules_of_any_length(
     max_iter: int, milestones: list[float], warmup_iters: int, data: st.DataObject
 ) -> None:
-    """Above 0 and at most 1; after the warm-up, divided by 10 for each step passed, and no step is passed within it."""
+    """Values are in (0, 1]. After the warm-up, they are divided by 10 at each step, and no step is in the warm-up."""
     multiplier = multi_step_lr(max_iter, milestones=milestones, warmup_iters=warmup_iters)
     steps = {round(milestone * max_iter) for milestone in milestones} - {0, max_iter}
     drawn = data.draw(st.lists(st.integers(0, max_iter - 1), min_size=1, max_size=20))

@@ -1,4 +1,4 @@
-"""Data for detectron2: in its catalogs, through its mapper, and ground truth in its metric."""
+"""Data for detectron2: records, catalogs, its mapper, and ground truth for its evaluator."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from d2_fixtures import (
     MARKS,
     augmenting_mapper,
     clean_detectron2,  # noqa: F401  (a fixture)
-    integration_log,
     toy_files,
+    twins_log,
 )
 from detection_fixtures import COCO_MINI, NO_PHOTOS, NUM_TRAIN, NUM_VAL, rectangle, run_python, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -30,12 +30,12 @@ from twins_dense.data.coco_masks import decode_segmentation
 from twins_dense.frameworks.detectron2.data import build_train_loader, coco_dataset
 
 pytestmark = MARKS
-CLASSES = ["circle", "rectangle", "triangle"]  # of the toy data, whose ids are 1, 2 and 5
+CLASSES = ["circle", "rectangle", "triangle"]  # the classes of the toy data, with ids 1, 2 and 5
 Entry = dict[str, Any]
 
 
 def code_as_list(height: int, width: int, box: tuple[int, int, int, int]) -> Entry:
-    """A filled rectangle x, y, width, height as an uncompressed run-length code."""
+    """Return a filled rectangle (x, y, width, height) as an uncompressed run-length code."""
     x, y, w, h = box
     counts = [x * height + y, *[h, height - h] * (w - 1), h]
     return {"size": [height, width], "counts": [*counts, height * width - sum(counts)]}
@@ -43,7 +43,10 @@ def code_as_list(height: int, width: int, box: tuple[int, int, int, int]) -> Ent
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> dict[str, str]:
-    """Three images: polygon, run-length mask and crowd; a box without more; nothing. Ids 4 and 9 for two categories."""
+    """Write three images: one with a polygon, a run-length mask and a crowd; one with only a box; one with nothing.
+
+    The two categories have the ids 4 and 9.
+    """
     rng = np.random.default_rng(0)
     sizes = {1: (40, 60), 2: (60, 40), 3: (50, 50)}
     images = {image_id: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for image_id, size in sizes.items()}
@@ -80,7 +83,7 @@ class TestCocoDataset:
             ([0, 30, 50, 10], BoxMode.XYWH_ABS, 0, 1),
         ]
         assert first[0]["segmentation"] == rectangle(5, 6, 20, 10)
-        assert isinstance(first[1]["segmentation"]["counts"], bytes)  # compressed, as detectron2 wants it
+        assert isinstance(first[1]["segmentation"]["counts"], bytes)  # compressed, as detectron2 requires
         assert decode_segmentation(first[1]["segmentation"], 40, 60)[8:28, 30:42].all()
         assert "segmentation" not in second[0] and third == []
 
@@ -120,7 +123,7 @@ class TestCocoDataset:
             coco_dataset("toy", training=False, **files)
         assert "000000000010.jpg is missing" in str(caught.value) and "--skip-bad" in str(caught.value)
         assert "toy" not in DatasetCatalog
-        with integration_log() as log:
+        with twins_log() as log:
             records = coco_dataset("toy", training=False, skip_bad=True, **files)
         assert [record["image_id"] for record in records] == [9, 11, 12, 13]
         (line,) = log
@@ -152,7 +155,7 @@ class TestCocoDataset:
 
 
 class TestNames:
-    """Where the files of a name in detectron2's catalog are."""
+    """Names in detectron2's catalog lead to the right files."""
 
     def test_below_the_folder_of_the_environment(
         self, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -173,7 +176,7 @@ class TestNames:
 
     @pytest.mark.parametrize("training", [True, False])
     def test_below_a_data_root(self, toy_data: Path, training: bool) -> None:
-        for _ in range(2):  # the second time, the name is in the catalog with the files of the first
+        for _ in range(2):  # the second time, the catalog has the files of the first call
             records = coco_dataset("coco_2017_val", training=training, data_root=str(toy_data))
             assert [record["image_id"] for record in records] == [9, 10, 11, 12, 13]
 
@@ -199,7 +202,7 @@ class TestNames:
         assert MetadataCatalog.get("mine").thing_classes == CLASSES
         MetadataCatalog.get("mine").thing_colors = [(1, 2, 3)] * 3
         coco_dataset("mine", training=False, **toy_files(toy_data, "val"))
-        assert MetadataCatalog.get("mine").thing_colors == [(1, 2, 3)] * 3  # of the same classes
+        assert MetadataCatalog.get("mine").thing_colors == [(1, 2, 3)] * 3  # because the classes are the same
         records = coco_dataset("mine", training=False, **mixed)
         metadata = MetadataCatalog.get("mine")
         assert metadata.thing_classes == ["four", "nine"]
@@ -209,7 +212,7 @@ class TestNames:
         assert DatasetCatalog.get("mine") == records
 
     def test_colours_of_coco_stay(self, tmp_path: Path) -> None:
-        """Predictions on the categories of COCO are drawn in detectron2's colours for them."""
+        """Predictions of COCO's categories are drawn in detectron2's colours for them."""
         known = MetadataCatalog.get("coco_2017_val")
         colours, ids = list(known.thing_colors), known.thing_dataset_id_to_contiguous_id
         categories = dict(zip(ids, known.thing_classes, strict=True))
@@ -233,7 +236,7 @@ class TestMapping:
         return entry
 
     def test_bitmasks(self, records: list[Entry], mixed: dict[str, str]) -> None:
-        """Boxes as corners, labels in the order of the ids, both masks at their place, and no crowd."""
+        """Boxes are corners, labels follow the ids, both masks are in the right place, and the crowd is left out."""
         entry = self.load(records, instance_mask_format="bitmask")
         instances = entry["instances"]
         assert instances.gt_boxes.tensor.tolist() == [[5, 6, 25, 16], [30, 8, 42, 28]]
@@ -256,7 +259,7 @@ class TestMapping:
         assert "1.png" in line and "dataloader.train.mapper.instance_mask_format=bitmask" in line and "\n" not in line
 
     def test_crowds_may_have_run_length_masks(self, records: list[Entry]) -> None:
-        """As in COCO."""
+        """COCO's crowds have such masks."""
         del records[0]["annotations"][1]
         assert len(self.load(records, instance_mask_format="polygon")["instances"]) == 1
 
@@ -265,7 +268,7 @@ class TestMapping:
 
 
 def score_of_truth(name: str, records: list[Entry], *, with_masks: bool = True) -> dict[str, dict[str, float]]:
-    """What detectron2's evaluator gives when every instance is detected with score 1."""
+    """Return the result of detectron2's evaluator if every instance is detected with score 1."""
     evaluator = COCOEvaluator(name)
     evaluator.reset()
     for record in records:
@@ -304,7 +307,7 @@ class TestEvaluation:
             assert [found[kind][name] for name in ("AP", "AP50", "AP75")] == pytest.approx([100, 100, 100])
 
     def test_custom_annotations(self, mixed: dict[str, str]) -> None:
-        """Without area, mostly without iscrowd, with an uncompressed mask, and with a box alone."""
+        """They lack areas and mostly `iscrowd`, and include an uncompressed mask and an instance with only a box."""
         records = coco_dataset("mixed", training=False, **mixed)
         found = score_of_truth("mixed", records, with_masks=False)
         assert [found["bbox"][name] for name in ("AP", "AP-four", "AP-nine")] == pytest.approx([100, 100, 100])
@@ -329,9 +332,9 @@ class TestEvaluation:
         assert score_of_truth("toy", records)["bbox"]["AP"] < 10
 
 
-@pytest.mark.parametrize("orientation", [None, 0, 1, 3, 6])  # 0 is none, and some cameras write it
+@pytest.mark.parametrize("orientation", [None, 0, 1, 3, 6])  # 0 means no orientation; some cameras write it
 def test_pixels_are_counted_as_they_are_stored(tmp_path: Path, orientation: int | None) -> None:
-    """Boxes in COCO format belong to the stored image. detectron2 would turn it as its EXIF orientation says."""
+    """Boxes in COCO format belong to the stored image, but detectron2 rotates images by their EXIF orientation."""
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[4:16, 8:32] = 255
     annotation = {"image_id": 1, "category_id": 1, "bbox": [8, 4, 24, 12]}

@@ -1,4 +1,4 @@
-"""Two processes train one detectron2 model: same parameters, the mean of both gradients, and one line for errors."""
+"""Two processes train one detectron2 model with equal parameters and averaged gradients; errors are one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from twins_dense.seeds import derived_seed
 
 pytestmark = MARKS
 SCRIPT = str(ROOT / "tools" / "train_net.py")
-# Each process writes its parameters and gradients of the first step, and its parameters after the fifth.
+# Each process writes its parameters and gradients in the first step, and its parameters after the fifth step.
 MODULE = """
 import torch
 from detectron2.data import DatasetMapper
@@ -80,7 +80,7 @@ class TwoProcesses:
 
 @pytest.fixture(scope="module", params=HEADS)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> TwoProcesses:
-    """Five iterations of 2 x 2 images; RetinaNet with tools/train_net.py. Not to be changed."""
+    """Five iterations of 2 x 2 images; RetinaNet is run by tools/train_net.py. Tests must not change it."""
     root = tmp_path_factory.mktemp(f"two_{request.param}")
     (root / "two_processes.py").write_text(MODULE)
     config, work_dir = write_lazy(root / "tiny.py", toy_data, request.param, more=MORE), root / "work"
@@ -97,7 +97,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def last_scores(work_dir: Path) -> dict[str, float]:
-    """The scores that detectron2 has logged last, by the names and in the unit of metrics.json."""
+    """Return the scores that detectron2 logged last, with the names and the unit of metrics.json."""
     logged = json.loads((work_dir / "metrics.jsonl").read_text().splitlines()[-1])
     scores = {name.partition("/")[::2]: value for name, value in logged.items() if "/AP" in name}
     return {f"coco/{task}_{name}": value / 100 for (task, name), value in scores.items()}
@@ -120,7 +120,7 @@ def test_both_have_the_same_parameters(run: TwoProcesses) -> None:
 
 @pytest.mark.usefixtures("modules")
 def test_the_gradient_is_the_mean_of_both_halves(run: TwoProcesses, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process's images and seeds, one after the other in this process."""
+    """Repeat the steps of both processes in this process, with the same images and seeds."""
     halves, images = [], []
     for rank in range(2):
         config = engine.load_config(run.config)
@@ -141,10 +141,10 @@ def test_the_gradient_is_the_mean_of_both_halves(run: TwoProcesses, monkeypatch:
         images.append([entry["image_id"] for entry in batch])
     assert len({*images[0], *images[1]}) == 4
     for found, first, second in zip(run.ranks[0]["gradients"], *halves, strict=True):
-        # Sums of thousands of numbers, added in another order: compared with the largest of each tensor.
+        # Thousands of numbers are summed in another order, so compare relative to the largest value of each tensor.
         largest = max(first.abs().max(), second.abs().max())
         assert (found - (first + second) / 2).abs().max() <= 1e-5 * largest
-    # The halves are different, so that their mean is neither of them.
+    # The gradients of the two halves differ, so their mean equals neither.
     distance = sum((first - second).norm() for first, second in zip(*halves, strict=True))
     assert distance > 0.1 * sum(first.norm() for first in halves[0])
 
@@ -165,7 +165,10 @@ def test_one_of_everything(run: TwoProcesses) -> None:
 
 
 def test_the_learning_rate_is_scaled_with_the_batch(run: TwoProcesses) -> None:
-    """1e-3 for 16 images; here 2 x 2. The warm-up is longer than the run and ends before its only step, after 3."""
+    """The rate is 1e-3 for 16 images, and the batch size is 2 x 2.
+
+    The warm-up would be longer than the run, so it ends before the only step, after 3 iterations.
+    """
     assert "Learning rate scaled with the batch size: 0.001 x 4 / 16 = 0.00025" in run.log
     assert "5 iterations of 4 images are 2.50 epochs of 8 images" in run.log
     found = [values["lr"] for (values,) in read_metrics(run.work_dir).values()]
@@ -174,19 +177,19 @@ def test_the_learning_rate_is_scaled_with_the_batch(run: TwoProcesses) -> None:
 
 @pytest.mark.usefixtures("modules")
 def test_scores_are_those_of_one_process(run: TwoProcesses, tmp_path: Path) -> None:
-    """An odd number of validation images: one process has one more, and none counts twice."""
+    """The number of validation images is odd, so one process has one more, and no image counts twice."""
     assert NUM_VAL % 2 == 1
     checkpoint = run.work_dir / "model_final.pth"
     expected = engine.evaluate(engine.load_config(run.config), checkpoint, tmp_path / "eval")
     scores = last_scores(run.work_dir)
     found = {name: scores[name] for name in expected}
     assert found == pytest.approx(expected, abs=1e-6, nan_ok=True)
-    assert found["coco/bbox_AP"] > 0  # otherwise equal scores would say little
+    assert found["coco/bbox_AP"] > 0  # otherwise, equal scores would prove little
 
 
 @pytest.mark.usefixtures("modules")
 def test_the_usual_script_evaluates(run: TwoProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tools/train_net.py with --eval-only; the runs above have used it for training."""
+    """Run tools/train_net.py with --eval-only; the runs above use it for training."""
 
     def script(checkpoint: Path) -> int:
         overrides = [f"train.init_checkpoint={checkpoint}", f"train.output_dir={tmp_path / 'out'}"]
@@ -217,7 +220,7 @@ def test_a_batch_that_two_can_not_share(tmp_path: Path, toy_data: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_in_one_process(tmp_path: Path, toy_data: Path) -> None:
-    """It ends both. The worst moment for it is the last iteration, after which both would evaluate the model."""
+    """It ends both processes. The hardest case is the last iteration, after which both would evaluate the model."""
     (tmp_path / "two_processes.py").write_text(MODULE)
     more = (
         "import two_processes\ndataloader.train.mapper._target_ = two_processes.BadMapper\n"

@@ -1,4 +1,4 @@
-"""What can't be used with detectron2 is one line, exit code 2, and leaves what is there as it is."""
+"""User errors with detectron2 give one line and exit code 2, and leave existing files unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = MARKS
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its config, its folder and its last checkpoint."""
+    """The files of a finished run: config, work directory and last checkpoint."""
 
     config: Path
     work_dir: Path
@@ -34,7 +34,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
-    """A tiny Mask R-CNN after 6 iterations. Not to be changed."""
+    """A tiny Mask R-CNN after 6 iterations. Tests must not change it."""
     root = tmp_path_factory.mktemp("run")
     config = write_lazy(root / "tiny.py", toy_data, more="train.max_iter = 6\n")
     result = twins("train", config, "--work-dir", root / "work")
@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
 
 @dataclass(frozen=True)
 class Case:
-    """A copy of the toy data with a tiny RetinaNet, and a work directory that holds something of the user's."""
+    """A copy of the toy data, a tiny RetinaNet, and a work directory that contains files of the user."""
 
     data: Path
     config: Path
@@ -163,7 +163,7 @@ class TestErrorsOfTraining:
         case.assert_nothing_changed()
 
     def test_check_data_looks_at_masks_too(self, case: Case) -> None:
-        """Run-length codes don't fit polygons; detectron2 would find out in the middle of a run."""
+        """Run-length masks do not work if polygons are expected; detectron2 would fail in the middle of a run."""
         change_annotation(segmentation={"size": [64, 64], "counts": [0, 4096]})(case)
         config = CONFIGS / "mask_rcnn_svt_small_1x.yaml"
         assert_error(twins("check-data", config, "--data-root", case.data), "INPUT.MASK_FORMAT=bitmask")
@@ -223,7 +223,7 @@ class TestErrorsOfTraining:
     def test_one_process_unless_more_are_asked_for(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As `--help` says, also where there are several GPUs."""
+        """As `--help` says, this holds even if there are several GPUs."""
         asked: list[tuple[int, Any]] = []
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
         monkeypatch.setattr(
@@ -248,7 +248,10 @@ class TestErrorsOfTraining:
 class TestErrorsOfCheckpoints:
     @pytest.fixture(params=["eval", "predict"])
     def use(self, request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-        """Calls the verb with a config, a checkpoint and overrides, and checks that it leaves no result."""
+        """Return a function that runs the command with a config, a checkpoint and overrides.
+
+        The function also checks that no results are written.
+        """
 
         def call(config: Path, checkpoint: object, *overrides: object) -> Result:
             images = [tmp_path / "photo.png"] if request.param == "predict" else []

@@ -1,4 +1,4 @@
-"""Reading detectron2 configs and overrides, with one line for each error; and which engine a config is written for."""
+"""Reading detectron2 configs and overrides, with one-line errors, and finding the engine of a config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ train = dict(max_iter=1, output_dir=None)
 
 @pytest.fixture(autouse=True)
 def imports_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """detectron2 leaves its own `__import__` behind when a config fails to run."""
+    """Restore `__import__`, which detectron2 leaves patched if a config fails to run."""
     monkeypatch.setattr(builtins, "__import__", builtins.__import__)
     yield
 
@@ -138,9 +138,9 @@ class TestOverrides:
             "",
             "a b=3",
             "model.pixel_mean=[1,2",
-            "model.pixel_mean=1,2,3",  # without brackets: several runs, in hydra
-            "~optimizer.lr",  # take it away
-            "train=3",  # a value in the place of a section
+            "model.pixel_mean=1,2,3",  # without brackets, this means several runs to hydra
+            "~optimizer.lr",  # deletes the key
+            "train=3",  # a value instead of a section
         ],
     )
     def test_malformed(self, override: str) -> None:

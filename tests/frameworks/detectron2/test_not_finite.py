@@ -1,4 +1,4 @@
-"""A loss that is not finite ends a run of detectron2 before it reaches the parameters or a checkpoint."""
+"""A loss that is not finite stops a detectron2 run before it reaches the parameters or a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TestNotFinite:
         return result
 
     def test_one_image(self, exact: Path, toy_data: Path) -> None:
-        """The last checkpoint is from before it, and the run goes on from there when the image is mended."""
+        """The last checkpoint is from before that image, and the run can resume from it once the image is fixed."""
         config = write_lazy(exact / "tiny.py", toy_data, "retinanet", more=BAD)
         options = ("train.max_iter=4", "train.checkpointer.period=1")
         result = twins("train", config, "--work-dir", exact / "good", *options)
@@ -72,7 +72,7 @@ class TestNotFinite:
             assert assert_whole(exact / "run") == iteration - 1
 
     def test_in_the_last_iteration(self, exact: Path, toy_data: Path) -> None:
-        """The run ends there; nothing is evaluated."""
+        """The run stops there, and nothing is evaluated."""
         config = write_lazy(exact / "tiny.py", toy_data, "retinanet")
         options = ("model.pixel_std=[0,0,0]", "train.max_iter=1", "train.eval_period=1")
         result = self.fails(config, exact / "run", *options)

@@ -1,4 +1,4 @@
-"""The order and the randomness of training with detectron2: the same in every process, worker and resumed run."""
+"""The order and the randomness of detectron2 training do not depend on processes, workers or resuming."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestPositionSampler:
     def test_every_image_once_an_epoch_over_all_ranks(
         self, num_images: int, world_size: int, seed: int, num_wide: int
     ) -> None:
-        """With batches of one image, the order is that of the positions; the seeds say which positions they were."""
+        """With batches of one image, images come in the order of positions, which can be recognised by the seeds."""
         is_wide = [index < num_wide for index in range(num_images)]
         epochs = world_size
         by_seed = {derived_seed(seed, position): position for position in range(epochs * num_images)}
@@ -77,11 +77,11 @@ class TestPositionSampler:
             batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
             assert all(len({is_wide[index] for index, _ in batch}) == 1 for batch in batches)
             ranks.append({image_seed for _, image_seed in pairs})
-            assert len(ranks[-1]) == len(pairs)  # no position comes twice
+            assert len(ranks[-1]) == len(pairs)  # no position occurs twice on a rank
         assert sum(map(len, ranks)) == len(set().union(*ranks))  # nor on two ranks
 
     def test_no_image_waits_longer_than_for_its_batch(self) -> None:
-        """Of 12 wide and 4 tall images in batches of 4, 3 epochs are 12 batches."""
+        """With 12 wide and 4 tall images in batches of 4, 3 epochs are 12 batches."""
         is_wide = [True] * 12 + [False] * 4
         pairs = pairs_of(PositionSampler(is_wide, 4, 0), 48)
         assert sorted(index for index, _ in pairs) == sorted([*range(16)] * 3)
@@ -133,7 +133,7 @@ class TestLoader:
         return list(islice(toy_loader(toy_data, num_workers=0), 9))
 
     def test_images_and_augmentation_are_random(self, expected: list[list[Entry]]) -> None:
-        """Otherwise it would say little that they are the same elsewhere."""
+        """Otherwise, finding them equal in other tests would prove little."""
         epochs = [[entry for batch in expected[start : start + 4] for entry in batch] for start in (0, 4)]
         orders = [[entry["image_id"] for entry in epoch] for epoch in epochs]
         assert sorted(orders[0]) == sorted(orders[1]) == list(range(1, NUM_TRAIN + 1)) and orders[0] != orders[1]
@@ -158,7 +158,7 @@ class TestLoader:
         assert_same_batches(iter(toy_loader(toy_data)), expected)
 
     def test_the_random_numbers_of_the_model_are_left_alone(self, toy_data: Path) -> None:
-        """Without workers, images are made between the steps of the model."""
+        """Without workers, images are prepared between the steps of the model."""
         batches = iter(toy_loader(toy_data))
         torch.manual_seed(5)
         state = torch.get_rng_state()
@@ -168,7 +168,7 @@ class TestLoader:
     def test_ranks_share_the_batch(
         self, toy_data: Path, expected: list[list[Entry]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Two processes with one image each show what one process shows in batches of two."""
+        """Two processes with one image each use the same images as one process with batches of two."""
         by_rank = []
         for rank in range(2):
             as_rank(monkeypatch, rank, 2)

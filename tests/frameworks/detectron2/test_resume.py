@@ -1,4 +1,4 @@
-"""detectron2 runs that are killed, resumed, or stopped by a loss that is not finite."""
+"""detectron2 runs that are killed and resumed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from d2_run_fixtures import (
 from detection_fixtures import child_environment
 
 pytestmark = MARKS
-ITERATIONS, PERIOD = 16, 4  # of the tiny configs
+ITERATIONS, PERIOD = 16, 4  # in the tiny configs
 KILLED_AT = 9  # the iteration, counted from 0, after which the process is killed
 
 
 @dataclass(frozen=True)
 class Runs:
-    """The same run twice; one was killed after iteration KILLED_AT. Not to be changed: copy it."""
+    """The same run twice; one was killed after iteration KILLED_AT. Tests must not change it; copy it instead."""
 
     head: str
     config: Path
@@ -40,9 +40,9 @@ class Runs:
 
 @pytest.fixture(scope="module", params=HEADS)
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Runs:
-    """Stochastic depth 0.2, flips, three sizes, sampled proposals, warm-up over 6 iterations and two steps.
+    """Runs with stochastic depth 0.2, flips, three sizes, sampled proposals, a warm-up over 6 iterations and two steps.
 
-    RetinaNet with two workers, and with the groups without decay of the 3x schedule.
+    RetinaNet uses two workers, and the parameter groups without weight decay of the 3x schedule.
     """
     head = request.param
     root = folder_with_programs(tmp_path_factory.mktemp(head))
@@ -75,7 +75,7 @@ class TestKilled:
         assert max(read_metrics(runs.killed)) == KILLED_AT
 
     def test_goes_on_as_without_the_kill(self, runs: Runs, tmp_path: Path) -> None:
-        moved = tmp_path / "moved"  # the folder may have been moved in between
+        moved = tmp_path / "moved"  # the folder may be moved before resuming
         shutil.copytree(runs.killed, moved)
         killed = read_metrics(moved)
         result = train(runs.config, moved, "--resume")
@@ -83,17 +83,18 @@ class TestKilled:
 
         expected, found = read_metrics(runs.whole), read_metrics(moved)
         assert list(expected) == list(range(ITERATIONS)) == sorted(found)
-        num_losses = {"mask_rcnn": 6, "retinanet": 3}[runs.head]  # with their sum
+        num_losses = {"mask_rcnn": 6, "retinanet": 3}[runs.head]  # including their sum
         for iteration, values in found.items():
-            # Those after the checkpoint were done twice.
+            # The iterations after the checkpoint were run twice.
             assert len(values) == 1 + (7 < iteration <= max(killed))
             (once,) = expected[iteration]
             assert len(once) == num_losses + 1
             for value in values:
                 assert value == pytest.approx(once, rel=1e-5, abs=1e-9), iteration
-        # It is not for lack of change that they agree.
+        # The values are not equal merely because nothing changes.
         assert len({values[0]["total_loss"] for values in expected.values()}) == ITERATIONS
-        assert len({values[0]["lr"] for values in expected.values()}) == 9  # 6 of the warm-up, and three steps
+        # There are 6 rates in the warm-up, and 3 after it, because there are two steps.
+        assert len({values[0]["lr"] for values in expected.values()}) == 9
 
         ours, theirs = (torch.load(folder / "model_final.pth", weights_only=True) for folder in (moved, runs.whole))
         torch.testing.assert_close(ours["model"], theirs["model"], rtol=1e-5, atol=1e-6)
@@ -113,7 +114,7 @@ class TestKilled:
 
 
 class TestInThisProcess:
-    """What the comparison above needs to mean something."""
+    """Show that the comparison above can fail, and test further cases in this process."""
 
     def test_another_seed_is_another_run(self, exact: Path, runs: Runs) -> None:
         options = ("train.seed=1", "train.max_iter=3", "dataloader.train.num_workers=0")
@@ -126,7 +127,7 @@ class TestInThisProcess:
 
     @pytest.mark.parametrize("runs", ["retinanet"], indirect=True)
     def test_the_normalizer_of_retinanet_matters(self, exact: Path, runs: Runs) -> None:
-        """Without the running mean of positive anchors, the losses after a resume would be others."""
+        """Without the running mean of positive anchors, the losses after a resume would differ."""
         shutil.copytree(runs.killed, exact / "run")
         path = exact / "run" / "model_0000007.pth"
         content = torch.load(path, weights_only=True)
@@ -149,7 +150,7 @@ class TestInThisProcess:
         refused = twins("train", config, "--work-dir", work_dir, "--resume")
         assert_error(refused, repr(str(work_dir)), "no run to resume", "without --resume")
         assert snapshot(work_dir) == before
-        # A plain start is not refused: there is nothing to lose.
+        # Starting without --resume is allowed, because there is nothing to lose.
         result = twins("train", config, "--work-dir", work_dir, "train.max_iter=4")
         assert result.code == 0, result.err
         assert assert_whole(work_dir) == 3
@@ -185,7 +186,7 @@ class TestWholeCheckpoints:
         ("where", "call", "newest", "named"),
         [
             ("write", 7, 1, 1),  # in the middle of the third checkpoint
-            ("replace", 8, 2, 1),  # it is there, and `last_checkpoint` is not yet changed
+            ("replace", 8, 2, 1),  # the checkpoint exists, but `last_checkpoint` has not changed yet
         ],
     )
     def test_a_kill_while_one_is_written(
@@ -205,7 +206,7 @@ class TestWholeCheckpoints:
         assert max(read_metrics(work_dir)) == 5
 
     def test_kills_at_random_moments(self, exact: Path, toy_data: Path) -> None:
-        """A checkpoint each iteration, of a model whose checkpoints take a while to write."""
+        """Write a checkpoint in each iteration, of a model whose checkpoints take a while to write."""
         more = (
             "train.checkpointer.update(period=1, max_to_keep=2)\n"
             "model.roi_heads.box_head.fc_dims = [1024, 1024]\n"

@@ -1,4 +1,4 @@
-"""detectron2 through the command line: train, eval and predict; and through detectron2's own script."""
+"""detectron2 on the command line (train, eval and predict) and with detectron2's own script."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ import twins_dense as td
 from twins_dense.frameworks.prediction import DetectionPrediction
 
 pytestmark = MARKS
-# A checkout of detectron2, for the scripts that its package does not hold.
+# A checkout of detectron2, for scripts that its package does not contain.
 D2_SOURCE = Path(os.environ.get("TWINS_DENSE_TEST_DETECTRON2", "detectron2-checkout"))
 NO_D2_SOURCE = "needs detectron2's tools: set TWINS_DENSE_TEST_DETECTRON2 to a folder with a checkout of it"
 SCORES = [f"coco/{kind}_AP{size}" for kind in ("bbox", "segm") for size in ("", "50", "75", "s", "m", "l")]
@@ -41,7 +41,7 @@ CATEGORIES = {1: "circle", 2: "rectangle", 5: "triangle"}
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of the command line: its config, its folder, its last checkpoint and what it printed."""
+    """A finished run of the command line: config, work directory, last checkpoint and output."""
 
     config: Path
     work_dir: Path
@@ -51,7 +51,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
-    """A tiny Mask R-CNN after 6 iterations, evaluated after each three. Not to be changed."""
+    """A tiny Mask R-CNN after 6 iterations, evaluated every 3 iterations. Tests must not change it."""
     root = tmp_path_factory.mktemp("run")
     more = "train.update(max_iter=6, eval_period=3)\ntrain.checkpointer.period = 3\n"
     config = write_lazy(root / "tiny.py", toy_data, schedule="3x", more=more)
@@ -82,7 +82,7 @@ class TestTrain:
         assert rates[0] == pytest.approx(0.000125 * 0.001)
 
     def test_the_written_config_is_what_was_run(self, run: Run) -> None:
-        """detectron2 reads config.yaml back."""
+        """detectron2 can read config.yaml."""
         config = LazyConfig.load(str(run.work_dir / "config.yaml"))
         assert config.train.output_dir == str(run.work_dir) and config.train.max_iter == 6
         assert config.model.backbone.bottom_up.net.variant["name"] == TINY_SVT["name"]
@@ -120,19 +120,19 @@ class TestEval:
                 assert np.isnan(expected)
             else:
                 assert value == pytest.approx(expected, abs=1e-6)
-        assert found["coco/bbox_AP"] > 0  # otherwise equal scores would say little
+        assert found["coco/bbox_AP"] > 0  # otherwise, equal scores would prove little
         shown = dict(re.findall(r"^ *(coco/(?:bbox|segm)_\w+)  (nan|-?\d+\.\d{4})$", result.stdout, re.MULTILINE))
         assert shown == {name: "nan" if found[name] is None else f"{found[name]:.4f}" for name in SCORES}
         assert result.stdout.splitlines()[-1].startswith(str(tmp_path / "out" / "metrics.json"))
 
     def test_imagenet_weights_are_not_asked_for(self, run: Run, tmp_path: Path) -> None:
-        """A checkpoint of the whole model follows."""
+        """They are not needed, because a checkpoint of the whole model is loaded."""
         weights = "model.backbone.bottom_up.net.weights=long/gone.pth"
         result = twins("eval", run.config, run.checkpoint, "--work-dir", tmp_path / "out", weights)
         assert result.code == 0, result.err
 
     def test_another_data_set(self, run: Run, tmp_path: Path, toy_data: Path) -> None:
-        """By path, in a folder of one's own."""
+        """The data set is given by its paths, in a custom folder."""
         shutil.copytree(toy_data, tmp_path / "mine")
         (tmp_path / "mine" / "val2017").rename(tmp_path / "mine" / "photos")
         (tmp_path / "mine" / "annotations" / "instances_val2017.json").rename(tmp_path / "mine" / "labels.json")
@@ -148,7 +148,7 @@ class TestEval:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[int, int]]:
-    """Images of several sizes and kinds, with their upright width and height."""
+    """Write images of several sizes and kinds, and return their upright widths and heights."""
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
 
@@ -159,7 +159,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, tuple[int, in
     noise(61, 83).save(root / "gray.png")
     noise(40, 200, 3).save(root / "wide.jpg")
     turned = Image.Exif()
-    turned[0x0112] = 6  # to be turned by 90 degrees
+    turned[0x0112] = 6  # to be rotated by 90 degrees
     noise(64, 89, 3).save(root / "turned.jpg", exif=turned)
     sizes = {"colour.png": (97, 71), "gray.png": (83, 61), "turned.jpg": (64, 89), "wide.jpg": (200, 40)}
     return {root / name: size for name, size in sizes.items()}
@@ -218,10 +218,10 @@ class TestPredict:
             np.abs(np.asarray(Image.open(next((tmp_path / name).glob("*.jpg"))), dtype=float) - plain).mean()
             for name in ("1.0", "0.0")
         ]
-        assert differences[0] < differences[1]  # the picture of no detection is the image
+        assert differences[0] < differences[1]  # a picture without detections is the image itself
 
     def test_detections_are_those_of_evaluation(self, run: Run, toy_data: Path) -> None:
-        """The predictor resizes and scales back as detectron2's own test loader and evaluator do."""
+        """The predictor resizes images and scales detections back like detectron2's own test loader and evaluator."""
         config = engine.load_config(run.config, ["dataloader.test.mapper.augmentations.0.short_edge_length=90"])
         predictor = engine.load_predictor(config, run.checkpoint, 0.0)
         loader = instantiate(config.dataloader.test)
@@ -258,7 +258,7 @@ class TestPredict:
 
 
 class TestYaml:
-    """The CfgNode form knows the published variants alone: a real svt_small with small heads."""
+    """Use a real svt_small with small heads, because YAML files support only the published variants."""
 
     SMALL = (
         "DATASETS.TRAIN=('coco_2017_train',)",
@@ -285,7 +285,7 @@ class TestYaml:
         assert result.code == 0, result.err
         assert "Backbone weights" in result.out and str(weights) in result.out
         checkpoint = work_dir / "model_final.pth"
-        # The weights of the backbone are in the checkpoint: an option that names them may stay in the command.
+        # The checkpoint contains the backbone weights, so an override with their file is allowed, but not needed.
         weights.unlink()
         options = (*self.SMALL, f"MODEL.TWINS.WEIGHTS={weights}")
         result = twins("eval", config, checkpoint, "--work-dir", tmp_path / "eval", *data, *options)
@@ -317,7 +317,7 @@ def data_below_datasets(tmp_path: Path, toy_data: Path, monkeypatch: pytest.Monk
 @pytest.mark.skipif(not D2_SOURCE.is_dir(), reason=NO_D2_SOURCE)
 @pytest.mark.usefixtures("data_below_datasets")
 class TestDetectron2sOwnScript:
-    """tools/lazyconfig_train_net.py of detectron2, with a config of ours as it is."""
+    """Run detectron2's tools/lazyconfig_train_net.py with one of our configs, unchanged."""
 
     VARIANT = ",".join(f"{name}:{list(v) if isinstance(v, tuple) else v}" for name, v in TINY_SVT.items())
     SMALL = (
@@ -349,7 +349,7 @@ class TestDetectron2sOwnScript:
             f"train.output_dir={tmp_path / 'work'}",
         ]
         self.script(*more)
-        losses = read_metrics(tmp_path / "work", "metrics.json")  # detectron2's own name for the file of lines
+        losses = read_metrics(tmp_path / "work", "metrics.json")  # detectron2's own name for the file with JSON lines
         assert list(losses) == [0, 1] and np.isfinite([values["total_loss"] for (values,) in losses.values()]).all()
         lines = [json.loads(line) for line in (tmp_path / "work" / "metrics.json").read_text().splitlines()]
         trained = [line["bbox/AP"] for line in lines if "bbox/AP" in line]
@@ -362,7 +362,7 @@ class TestDetectron2sOwnScript:
         assert len(found) == 2  # boxes, masks
         assert float(found[0]) == pytest.approx(trained[-1], abs=1e-3)
 
-        # Its checkpoint is as good as one of ours.
+        # Its checkpoint can be used like one of ours.
         result = twins(
             "eval",
             CONFIGS / "mask_rcnn_svt_small_1x.py",

@@ -1,4 +1,4 @@
-"""Checkpoints are plain and whole, and every run writes them so."""
+"""Every run writes checkpoints atomically, and without pickled objects."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestCheckpoint:
         assert "Checkpoints will be saved to" in log.read_text() and "will be deprecated" not in log.read_text()
 
     def test_histories_survive(self) -> None:
-        """The hook's form of logged values and back."""
+        """The hook converts logged values to tensors and back."""
         history = HistoryBuffer([1.5, 2.5, 3.5], [1, 2, 1])
         hub: dict[str, Any] = {"log_scalars": {"train/loss": history}, "runtime_info": {}}
         checkpoint: dict[str, Any] = {"message_hub": hub, "meta": {}}

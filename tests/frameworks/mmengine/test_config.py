@@ -69,7 +69,7 @@ class TestLoadConfig:
         before, after = load_config(SMALL), load_config(SMALL, [override])
         assert get(before) != expected or expected is None
         assert get(after) == expected
-        # The other scheduler, for example, is still there.
+        # Other settings, such as the other scheduler, are kept.
         assert len(after.param_scheduler) == 2 and after.param_scheduler[1].type == "MultiStepLR"
         assert after.model.type == before.model.type
 

@@ -1,4 +1,4 @@
-"""Detection samples: layout, which instances become targets, seeds, and augmentation that keeps all parts together."""
+"""Detection samples: layout, selection of targets, seeds, and consistent augmentation of all parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twins_dense.frameworks.mmengine.engine import load_config
 
 CATEGORIES = {17: "zebra", 4: "apple", 9: "mug"}  # labels follow the ids: apple 0, mug 1, zebra 2
 HEIGHT, WIDTH = 61, 83
-# Rectangles x, y, width, height that don't touch; painted in colours of their own, so that pixels tell what is where.
+# Separate rectangles (x, y, width, height), each painted in its own colour, so that pixels show where they are.
 BOXES = ((3, 5, 23, 31), (37, 11, 41, 17), (29, 41, 19, 13), (59, 37, 1, 1))
 CATEGORY_IDS = (9, 4, 17, 9)
 COLOURS = ((200, 10, 10), (10, 180, 10), (10, 10, 220), (190, 190, 10))
@@ -57,7 +57,7 @@ def dataset(
     annotations: list[dict[str, Any]] | None = None,
     **options: Any,
 ) -> CocoDetectionDataset:
-    """A data set of one painted image (id 12), unless others are given."""
+    """Build a data set of one painted image (id 12), or of the given images."""
     files = write_coco(
         root,
         {12: painted()} if images is None else images,
@@ -72,13 +72,13 @@ def image_ids(data: CocoDetectionDataset) -> list[int]:
 
 
 def colour_masks(image: Tensor) -> Tensor:
-    """Where each of the painted rectangles is, from the pixels: bool (4, H, W)."""
+    """Return the masks of the painted rectangles according to the pixels: bool (4, H, W)."""
     colours = torch.tensor(COLOURS, dtype=torch.uint8)
     return (image == colours[:, :, None, None]).all(dim=1)
 
 
 def assert_together(sample: dict[str, Any]) -> list[int]:
-    """Masks, boxes and labels describe what the pixels show; returns which rectangles are left."""
+    """Check that masks, boxes and labels agree with the pixels, and return the indices of the visible rectangles."""
     image, element = sample["inputs"], sample["data_samples"]
     shown = colour_masks(image)
     left = [i for i in range(len(BOXES)) if shown[i].any()]
@@ -151,7 +151,7 @@ class TestEvaluationSample:
         element = sample["data_samples"]
         assert list(element.keys()) == []
         assert set(element.metainfo_keys()) == {"image_id", "file", "height", "width", "annotations"}
-        # The file's own, crowd included.
+        # The annotations are those of the file, including crowd regions.
         assert element.annotations == [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)]
 
     def test_images_without_annotations_are_kept(self, tmp_path: Path) -> None:
@@ -161,14 +161,14 @@ class TestEvaluationSample:
         assert data[1]["data_samples"].annotations == []
 
     def test_box_only_data(self, tmp_path: Path) -> None:
-        """Masks are asked for in vain, but evaluation needs none from the data set."""
+        """`with_masks` is set but no masks exist, which is fine, because evaluation needs none from the data set."""
         annotations = [{"image_id": 12, "category_id": 4, "bbox": [1, 2, 3, 4]}]
         assert len(dataset(tmp_path, annotations=annotations, training=False)) == 1
 
 
 class TestEmptyImages:
     IMAGES = {number: painted() for number in (11, 12, 13)}
-    ANNOTATIONS = [*painted_annotations(12), crowd(13)]  # 11 has nothing, 13 a crowd only
+    ANNOTATIONS = [*painted_annotations(12), crowd(13)]  # 11 has no annotations, 13 only a crowd
 
     def test_left_out(self, tmp_path: Path) -> None:
         data = dataset(tmp_path, self.IMAGES, self.ANNOTATIONS)
@@ -218,7 +218,7 @@ class TestMasks:
         expected = np.zeros((HEIGHT, WIDTH), np.uint8)
         expected[y : y + h, x : x + w] = 1
         compressed = mask_utils.encode(np.asfortranarray(expected))
-        # Columns one after the other: zeros down to the rectangle, then ones and zeros in turn.
+        # Column by column: zeros up to the rectangle, then ones and zeros alternate.
         counts = [x * HEIGHT + y, h, *[HEIGHT - h, h] * (w - 1), (WIDTH - x - w) * HEIGHT + HEIGHT - y - h]
         size = [HEIGHT, WIDTH]
         forms: list[Any] = [
@@ -285,7 +285,7 @@ class TestSeeds:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_a_large_seed(self, tmp_path: Path) -> None:
-        """`SeededSampler` draws them below 2**63."""
+        """`SeededSampler` draws seeds below 2**63."""
         assert_together(dataset(tmp_path, transforms=self.TRANSFORMS)[0, 2**63 - 1])
 
 
@@ -311,12 +311,12 @@ class TestTransforms:
             sample = data[0, seed]
             sizes.add(tuple(sample["inputs"].shape[1:]))
             lefts.add(tuple(assert_together(sample)))
-        # Both ends are drawn, and height and width independently.
+        # Both ends of the range occur, and height and width are independent.
         assert sizes == {(height, width) for height in range(20, 24) for width in range(20, 24)}
-        assert len(lefts) > 4 and () in lefts  # also crops without anything
+        assert len(lefts) > 4 and () in lefts  # some crops contain no rectangle
 
     def test_range_crop_of_a_smaller_image(self, tmp_path: Path) -> None:
-        """The height (61) is less than any that is drawn, the width (83) lies between."""
+        """The height (61) is below the whole range; the width (83) is inside it."""
         config = {"type": "RandomRangeCrop", "min_size": 70, "max_size": 100}
         data = dataset(tmp_path, transforms=[config])
         widths = set()
@@ -328,10 +328,10 @@ class TestTransforms:
         assert min(widths) >= 70 and max(widths) == WIDTH and len(widths) > 5
 
     def test_range_crop_draws_evenly_up_to_the_image(self, tmp_path: Path) -> None:
-        """The recipes' crop: of 70..100 on a width of 83, every width of 70..83 is as likely as 83 itself."""
+        """As in the recipes, 70..100 on a width of 83 means that all widths of 70..83 are equally likely."""
         data = dataset(tmp_path, transforms=[{"type": "RandomRangeCrop", "min_size": 70, "max_size": 100}])
         full = sum(data[0, seed]["inputs"].shape[2] == WIDTH for seed in range(140))
-        assert 2 <= full <= 25  # 10 expected of 140; drawing up to 100 and clamping would give 81
+        assert 2 <= full <= 25  # 10 of 140 are expected; drawing up to 100 and clamping would give 81
 
     def test_meta_keeps_the_stored_size(self, tmp_path: Path) -> None:
         config = {"type": "RandomRangeCrop", "min_size": 20, "max_size": 23}
@@ -358,7 +358,7 @@ class TestTransforms:
         assert configs == before
 
     def test_multi_scale_crop_of_the_3x_configs(self, tmp_path: Path) -> None:
-        """Half of the images keep their size; the others are resized and cut to 384..600."""
+        """About half of the images keep their size; the others are resized and cropped to 384..600 pixels."""
         config = load_config(CONFIGS / "mask_rcnn_svt_small_3x.py")
         transforms = config.train_dataloader.dataset.transforms
         height, width = 240, 320

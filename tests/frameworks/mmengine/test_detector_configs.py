@@ -40,7 +40,7 @@ class TestConfig:
         assert bottom_up.pyramid.names == (("c2", "c3", "c4", "c5") if is_mask_rcnn else ("c3", "c4", "c5"))
         assert model.num_classes == 80
         head = model.detector.roi_heads.box_predictor if is_mask_rcnn else model.detector.head.classification_head
-        # With the background, or for each of 9 anchors.
+        # Mask R-CNN includes the background; RetinaNet has 9 anchors.
         assert (head.cls_score.out_features == 81) if is_mask_rcnn else (head.cls_logits.out_channels == 9 * 80)
         assert model.detector.backbone.out_channels == 256
         sides = model.detector.transform.min_size
@@ -57,7 +57,7 @@ class TestConfig:
         assert warm_up.by_epoch is False and steps.by_epoch is True
         assert (steps.type, steps.gamma) == ("MultiStepLR", 0.1)
         assert list(steps.milestones) == ([27, 33] if is_long else [8, 11])
-        assert "end" not in steps  # MMEngine stops decaying there, also for who trains longer
+        assert "end" not in steps  # MMEngine would stop the decay there, even in longer runs
         optimizer = config.optim_wrapper.optimizer
         assert optimizer.type == "AdamW"
         assert optimizer.lr == (1e-4 if is_long or path.stem.startswith("retinanet") else 2e-4)

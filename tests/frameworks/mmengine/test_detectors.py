@@ -1,4 +1,4 @@
-"""torchvision's detectors on Twins: every config builds what its name says, and both detectors learn and predict."""
+"""torchvision's detectors on Twins: losses, predictions, pyramids and settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NUM_CLASSES = 3
 @BOTH
 @pytest.mark.parametrize("schedule", ["1x", "3x"])
 def test_weight_decay(kind: str, schedule: str) -> None:
-    """3x: none for the positional encodings and for any norm; 1x: the same for all."""
+    """In 3x, positional encodings and norms have no weight decay; in 1x, all parameters have the same."""
     name = "mask_rcnn" if kind == "TwinsMaskRCNN" else "retinanet"
     settings = load_config(CONFIGS / f"{name}_svt_small_{schedule}.py").optim_wrapper
     settings.type = "OptimWrapper"
@@ -40,7 +40,8 @@ def test_weight_decay(kind: str, schedule: str) -> None:
     backbone = model.detector.backbone.bottom_up
     norms = [module for module in model.modules() if isinstance(module, (nn.LayerNorm, nn.GroupNorm))]
     free = {id(p) for module in [*norms, backbone.pos_block] for p in module.parameters()}
-    # The tiny net has 4 blocks of 2 norms, 4 patch embeddings, 4 levels and, with every attention local, no other.
+    # The tiny net has 2 norms in each of 4 blocks, and one in each of 4 patch embeddings and 4 levels. All attention is
+    # local, so it has no other norms.
     assert len(norms) >= 16 - (1 if kind == "TwinsRetinaNet" else 0)
     for parameter_name, parameter in model.named_parameters():
         expected = 1e-4 if schedule == "1x" else 0.0 if id(parameter) in free else 0.05
@@ -53,7 +54,7 @@ def test_weight_decay(kind: str, schedule: str) -> None:
 
 
 def batch(*sizes: tuple[int, int], with_masks: bool = True) -> dict[str, Any]:
-    """Images of these sizes with two boxes each: the left half and a square in the middle."""
+    """Build images of the given sizes with two boxes each: the left half and a square in the middle."""
     inputs, samples = [], []
     for number, (height, width) in enumerate(sizes):
         y, x = height // 2, width // 2
@@ -87,19 +88,19 @@ LIMIT = 10  # detections per image
 
 
 def all_scores(kind: str, **settings: Any) -> dict[str, Any]:
-    """Settings that let an untrained detector detect."""
+    """Return settings with which even an untrained detector has detections."""
     key = "box_score_thresh" if kind == "TwinsMaskRCNN" else "score_thresh"
     few = {"box_detections_per_img": LIMIT} if kind == "TwinsMaskRCNN" else {"detections_per_img": LIMIT}
     return {"options": {key: 0.0, **few}, **settings}
 
 
 def decided(kind: str) -> nn.Module:
-    """A detector with random weights everywhere: its scores differ, unlike those of a newly initialised one."""
+    """Build a detector with random weights everywhere, whose scores differ, unlike those of a new detector."""
     return randomise(build_tiny(kind, **all_scores(kind)), 3).eval()
 
 
 def seen_images(model: nn.Module) -> list[Tensor]:
-    """The batches that the backbone will see, as they come."""
+    """Return a list that will receive the batches seen by the backbone."""
     seen: list[Tensor] = []
     model.detector.backbone.bottom_up.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     return seen
@@ -112,7 +113,7 @@ class TestLoss:
         losses = model(**batch((61, 83), (97, 71), with_masks=kind == "TwinsMaskRCNN"), mode="loss")
         assert len(losses) == (5 if kind == "TwinsMaskRCNN" else 2)
         assert all(loss.isfinite() and loss > 0 for loss in losses.values())
-        # MMEngine adds up what has "loss" in its name, and only logs the rest.
+        # MMEngine sums the values with "loss" in their names, and only logs the others.
         total, logged = model.parse_losses(losses)
         torch.testing.assert_close(torch.as_tensor(total), sum(losses.values()))
         parts = {name: loss.item() for name, loss in losses.items()}
@@ -126,7 +127,7 @@ class TestLoss:
         assert [name for name, p in parameters.items() if not p.grad.any()] == []
 
     def test_labels_that_the_detector_gets(self, kind: str) -> None:
-        """torchvision's Mask R-CNN has the background at 0, its RetinaNet has none."""
+        """torchvision's Mask R-CNN reserves label 0 for the background; its RetinaNet does not."""
         model = build_tiny(kind).train()
         seen: list[Any] = []
         model.detector.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
@@ -139,7 +140,7 @@ class TestLoss:
         model = build_tiny(kind, min_size=(64, 96, 128), max_size=1000).train()
         seen = seen_images(model)
         for seed in range(12):
-            torch.manual_seed(seed)  # how many random numbers a step takes depends on rounding
+            torch.manual_seed(seed)  # the number of random draws per step depends on rounding
             model(**batch((64, 64)), mode="loss")
         assert {tuple(images.shape[2:]) for images in seen} == {(64, 64), (96, 96), (128, 128)}
         model.eval()
@@ -167,7 +168,7 @@ class TestPredict:
             assert element.boxes.shape == (count, 4) and element.scores.shape == element.labels.shape == (count,)
             assert (element.boxes >= 0).all()
             assert (element.boxes <= torch.tensor([width, height, width, height])).all()
-            # Clipping leaves torchvision's RetinaNet some without area, which are below any useful threshold.
+            # Clipping leaves torchvision's RetinaNet with some empty boxes, whose scores are below useful thresholds.
             assert (element.boxes[:, 2:] >= element.boxes[:, :2]).all()
             assert set(element.labels.tolist()) <= set(range(NUM_CLASSES))
             assert ((element.scores >= 0) & (element.scores <= 1)).all()
@@ -175,7 +176,7 @@ class TestPredict:
                 assert element.masks.shape == (count, height, width) and element.masks.dtype == torch.bool
 
     def test_original_pixels(self, kind: str) -> None:
-        """Two images that are resized to the same: the boxes on the one of twice the size are twice as large."""
+        """If two images are resized to the same image, the boxes on the twice as large one are twice as large."""
         model = decided(kind)
         image = torch.randint(0, 256, (3, 64, 80), dtype=torch.uint8)
         with torch.inference_mode():
@@ -191,14 +192,14 @@ class TestPredict:
         with torch.inference_mode():
             model(**constant(100, 110, (10, 100, 200)))
         (images,) = seen
-        assert images.shape == (1, 3, 64, 96)  # 64 x 70.4, filled up to multiples of 32
+        assert images.shape == (1, 3, 64, 96)  # 64 x 70.4, padded to multiples of 32
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         expected = (torch.tensor([10, 100, 200]) / 255 - mean) / std
         torch.testing.assert_close(images[0, :, :, :70], expected[:, None, None].expand(3, 64, 70))
         assert not images[0, :, :, 71:].any()
 
     def test_labels_start_at_zero(self, kind: str) -> None:
-        """With one class, every detection is of class 0."""
+        """With one class, every detection has label 0."""
         model = build_tiny(kind, num_classes=1, **all_scores(kind)).eval()
         with torch.inference_mode():
             (element,) = model(**batch((64, 64)))
@@ -219,7 +220,7 @@ class TestPredict:
 
 
 class TestComparisonOfDetections:
-    """What `assert_same_detections` accepts and what it does not."""
+    """Test that `assert_same_detections` accepts and rejects the right differences."""
 
     SCORES = (0.9, 0.700001, 0.7, 0.3)
 
@@ -272,7 +273,7 @@ class TestPyramid:
     def test_levels(self, kind: str, strides: dict[str, int], size: tuple[int, int]) -> None:
         with torch.inference_mode():
             levels = build_tiny(kind).eval().detector.backbone(torch.zeros(2, 3, *size))
-        # What comes after c5 rounds up.
+        # The levels after c5 round up.
         expected = {name: (2, 32, *(-(-side // stride) for side in size)) for name, stride in strides.items()}
         assert {name: tuple(level.shape) for name, level in levels.items()} == expected
 
@@ -286,7 +287,7 @@ class TestPyramid:
 
     @pytest.mark.parametrize("fpn_channels", [32, 64])
     def test_p6_comes_from_c5(self, fpn_channels: int) -> None:
-        """Also where c5 has as many channels (64) as the pyramid, where torchvision's block would take p5."""
+        """This holds even if c5 has as many channels (64) as the pyramid, when torchvision's block would use p5."""
         net = build_tiny("TwinsRetinaNet", fpn_channels=fpn_channels).eval().detector.backbone
         images = torch.randn(1, 3, 64, 96)
         with torch.inference_mode():
@@ -298,12 +299,12 @@ class TestPyramid:
         assert net.fpn.extra_blocks.p6.in_channels == 64
 
     def test_anchors_of_retinanet(self) -> None:
-        """9 anchors a cell, from 32 pixels on the finest level to 512 x 2^(2/3) on the coarsest."""
+        """There are 9 anchors per cell, from 32 pixels on the finest level to 512 x 2^(2/3) on the coarsest."""
         detector = build_tiny("TwinsRetinaNet").detector
         sizes = detector.anchor_generator.sizes
         assert [level[0] for level in sizes] == [32, 64, 128, 256, 512]
         assert detector.anchor_generator.num_anchors_per_location() == [9] * 5
-        assert detector.detections_per_img == 10  # from the options
+        assert detector.detections_per_img == 10  # set in the options
 
     def test_retinanet_keeps_a_hundred_detections(self) -> None:
         assert build_tiny("TwinsRetinaNet", options={}).detector.detections_per_img == 100

@@ -1,4 +1,4 @@
-"""Two processes train one model: same parameters, scaled learning rate, and metrics as one process computes them."""
+"""Two processes train one model with equal parameters, a scaled learning rate and the metrics of one process."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DistributedRun:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> DistributedRun:
-    """One epoch on two processes: 8 images in batches of 2 are 2 iterations a process."""
+    """One epoch in two processes: 8 images in batches of 2 are 2 iterations per process."""
     root = tmp_path_factory.mktemp("distributed")
     (root / "dump_hook.py").write_text(DUMP_HOOK)
     config = write_config(root / "two.py", toy_data, epochs=2, more=MORE)
@@ -66,7 +66,7 @@ def test_both_ranks_have_the_same_parameters(run: DistributedRun) -> None:
 
 
 def test_the_ranks_share_the_images(run: DistributedRun) -> None:
-    """Each epoch shows each of the 8 images once, on one rank or the other; random numbers differ between ranks."""
+    """Each of the 8 images appears once per epoch, on one of the ranks; random numbers differ between ranks."""
     for epoch in (0, 1):
         shown = [i for rank in run.ranks for batch in rank["images"][2 * epoch : 2 * epoch + 2] for i in batch]
         assert sorted(shown) == list(range(1, 9))
@@ -75,7 +75,7 @@ def test_the_ranks_share_the_images(run: DistributedRun) -> None:
 
 
 def test_the_learning_rate_is_scaled_by_the_number_of_ranks(run: DistributedRun) -> None:
-    """1e-3 for 16 images, here 2 x 2; a warm-up from 0.01 in 5 steps."""
+    """The rate is 1e-3 for 16 images, and the batch size is 2 x 2; the warm-up goes from 0.01 to 1 in 5 steps."""
     (records,) = read_scalars(run.work_dir)
     found = [record["lr"] for record in records if "lr" in record]
     assert found == pytest.approx([1e-3 * 4 / 16 * (0.01 + 0.99 * i / 5) for i in range(4)])
@@ -83,7 +83,7 @@ def test_the_learning_rate_is_scaled_by_the_number_of_ranks(run: DistributedRun)
 
 
 def test_metrics_are_those_of_one_process(run: DistributedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An odd number of validation images: one process has one more, and none counts twice."""
+    """The number of validation images is odd, so one process has one more, and no image counts twice."""
     assert NUM_VAL % 2 == 1
     monkeypatch.syspath_prepend(run.config.parent)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
@@ -92,4 +92,4 @@ def test_metrics_are_those_of_one_process(run: DistributedRun, tmp_path: Path, m
     found = json.loads((run.work_dir / "metrics.json").read_text())["metrics"]
     assert found == pytest.approx(expected, abs=1e-6)
     assert len(expected) == 24
-    assert any(value > 0 for value in found.values())  # otherwise equal metrics would say little
+    assert any(value > 0 for value in found.values())  # otherwise, equal metrics would prove little

@@ -1,4 +1,4 @@
-"""Evaluation and loading: checkpoints and data that do not belong to the model are refused."""
+"""Evaluation and loading reject checkpoints and data that do not belong to the model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from twins_dense.frameworks.mmengine.runner import load_model
 
 
 class Malicious:
-    """Pickled, it is a command that makes a file."""
+    """Object whose pickle runs a command that creates a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -62,7 +62,7 @@ class TestEvaluateAndLoad:
         one_line_of(caught, str(bad_checkpoint))
 
     def test_model_without_its_head(self, tiny_run: Run, tmp_path: Path) -> None:
-        """Strict: a missing entry and one without a place are both named."""
+        """Loading is strict: the error names both a missing and an unexpected entry."""
         checkpoint = torch.load(tiny_run.checkpoint, weights_only=True)
         state = checkpoint["state_dict"]
         state["detector.other"] = state.pop("detector.roi_heads.box_predictor.cls_score.bias")

@@ -1,4 +1,4 @@
-"""The stand-in for mmcv's compiled operators: known answers, gradients, and mmseg that imports with it."""
+"""The replacement for mmcv's compiled operators: known answers, gradients, and the import of mmseg with it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TestPointSample:
         ("point", "expected"),
         [
             ((1 / 6, 1 / 4), 1.0),  # the middle of the first cell
-            ((5 / 6, 3 / 4), 11.0),  # of the last: x goes with columns
+            ((5 / 6, 3 / 4), 11.0),  # the middle of the last cell; x is the column
             ((1 / 2, 1 / 2), 4.5),  # between 2 and 7
             ((1 / 3, 1 / 4), 1.5),  # between 1 and 2
-            ((0.0, 0.0), 0.25),  # a corner: a quarter of the first cell, zeros outside
+            ((0.0, 0.0), 0.25),  # a corner: a quarter of the first cell, because cells outside are zero
         ],
     )
     def test_edges_are_0_and_1(self, point: tuple[float, float], expected: float) -> None:
@@ -62,7 +62,7 @@ class TestSigmoidFocalLoss:
     @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.0, 0.5), (1.5, 0.7)])
     def test_known_answers(self, gamma: float, alpha: float) -> None:
         logits = torch.tensor([[0.3, -1.2, 2.0], [0.0, 4.0, -0.5]], dtype=torch.float64)
-        target = [2, 3]  # the second belongs to none of the three
+        target = [2, 3]  # the second row belongs to none of the three classes
         expected = torch.tensor(self.by_hand(logits, target, gamma, alpha), dtype=torch.float64)
         labels = torch.tensor(target)
         found = mmcv_ops.sigmoid_focal_loss(logits, labels, gamma, alpha, None, "none")
@@ -70,7 +70,7 @@ class TestSigmoidFocalLoss:
         assert mmcv_ops.sigmoid_focal_loss(logits, labels, gamma, alpha, None, "sum").item() == pytest.approx(
             expected.sum().item()
         )
-        # mmcv's mean is over the rows, not over their entries.
+        # mmcv's mean divides by the number of rows, not of entries.
         assert mmcv_ops.sigmoid_focal_loss(logits, labels, gamma, alpha).item() == pytest.approx(
             expected.sum().item() / 2
         )
@@ -81,7 +81,7 @@ class TestSigmoidFocalLoss:
         assert torch.autograd.gradcheck(
             lambda x: mmcv_ops.sigmoid_focal_loss(x, target, 2.0, 0.25, None, "none"), logits
         )
-        # At a logit of 0 and gamma 0: alpha * (p - 1) for the own sigmoid, (1 - alpha) * p for others.
+        # At logit 0 and gamma 0, it is alpha * (p - 1) for the target class and (1 - alpha) * p for the others.
         zero = torch.zeros(1, 2, requires_grad=True)
         mmcv_ops.sigmoid_focal_loss(zero, torch.tensor([1]), 0.0, 0.25, None, "sum").backward()
         assert zero.grad is not None

@@ -1,4 +1,4 @@
-"""A run that is killed and resumed goes on, step by step, as it would have without the kill."""
+"""A run that is killed and resumed continues, step by step, like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ custom_hooks.append(dict(type="HaltHook", iteration={iteration}))
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Path:
-    """Stochastic depth 0.2, flips, sampled proposals, warm-up over 6 of 16 iterations and a step after epoch 3."""
+    """A config with stochastic depth, flips, sampled proposals, a warm-up over 6 of 16 iterations and one step."""
     return write_config(tmp_path_factory.mktemp("resume") / "plain.py", toy_data, epochs=EPOCHS)
 
 
@@ -42,7 +42,7 @@ def whole_run(config: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def killed_run(config: Path, toy_data: Path) -> Path:
-    """A run that is killed in epoch 3. Not to be changed: copy it."""
+    """A run that was killed in epoch 3. Tests must not change it; copy it instead."""
     work_dir = config.parent / "killed"
     train_and_kill(halting_config(config, toy_data, KILLED_AT), work_dir, KILLED_AT)
     return work_dir
@@ -58,7 +58,7 @@ def test_what_a_kill_leaves(killed_run: Path) -> None:
 
 
 def test_goes_on_as_without_the_kill(config: Path, whole_run: Path, killed_run: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"  # the folder may have been moved in between
+    moved = tmp_path / "moved"  # the folder may be moved before resuming
     shutil.copytree(killed_run, moved)
     result = twins("train", config, "--work-dir", moved, "--resume")
     assert result.code == 0, result.err
@@ -72,7 +72,7 @@ def test_goes_on_as_without_the_kill(config: Path, whole_run: Path, killed_run: 
         for step, values in part.items():
             assert len(values) == 8  # lr, loss, its five parts and its mean
             assert values == pytest.approx(expected[step], rel=1e-5, abs=1e-8), step
-    # It is not for lack of change that they agree.
+    # The values are not equal merely because nothing changes.
     losses = [values["loss"] for values in expected.values()]
     assert len(set(losses)) == len(losses)
     assert len({values["lr"] for values in expected.values()}) == 7
@@ -86,7 +86,7 @@ def test_goes_on_as_without_the_kill(config: Path, whole_run: Path, killed_run: 
 
 
 def test_another_seed_is_another_run(config: Path, whole_run: Path, tmp_path: Path) -> None:
-    """The comparison above can fail: a run with other random numbers has other losses."""
+    """The comparison above can fail: a run with different random numbers has different losses."""
     engine.train(engine.load_config(config, ["randomness.seed=1", "train_cfg.max_epochs=1"]), tmp_path / "other")
     (records,) = read_scalars(tmp_path / "other")
     expected = steps(read_scalars(whole_run)[0])
@@ -100,7 +100,7 @@ def test_resuming_a_finished_run_changes_nothing(config: Path, whole_run: Path, 
     shutil.copytree(whole_run, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")}
     loaded = engine.load_config(config)
-    loaded.experiment_name = "finished"  # MMEngine tells runs in one process apart by name and second
+    loaded.experiment_name = "finished"  # MMEngine distinguishes runs in one process only by name and second
     runner = engine.train(loaded, tmp_path / "run", resume=True)
     assert (runner.epoch, runner.iter) == (EPOCHS, EPOCHS * ITERATIONS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == before
@@ -112,7 +112,7 @@ def test_a_kill_before_the_first_checkpoint(config: Path, toy_data: Path, tmp_pa
     assert not list(work_dir.glob("*.pth"))
     result = twins("train", config, "--work-dir", work_dir, "--resume")
     assert_error(result, str(work_dir), "no run to resume", "--resume")
-    # A plain start is not refused: there is nothing to lose.
+    # Starting without --resume is allowed, because there is nothing to lose.
     result = twins("train", config, "--work-dir", work_dir, "train_cfg.max_epochs=1")
     assert result.code == 0, result.err
     assert (work_dir / "epoch_1.pth").is_file()

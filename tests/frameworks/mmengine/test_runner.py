@@ -1,4 +1,4 @@
-"""Configs are checked before they run; checkpoints are plain, whole and resumable; what doesn't fit is refused."""
+"""Training checks configs, folders and checkpoints before it starts, and rejects those that do not fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from twins_dense.frameworks.mmengine.engine import load_config
 
 class TestLearningRate:
     def test_scaled_with_the_batch_size(self, tiny_run: Run) -> None:
-        """1e-3 for 16 images; here 2, and a warm-up from 0.01 over 6 iterations (in 5 equal steps)."""
+        """The rate is 1e-3 for 16 images; here, the batch size is 2. The warm-up starts at 0.01 and takes 5 steps."""
         (records,) = read_scalars(tiny_run.work_dir)
         found = [record["lr"] for record in records if "lr" in record]
         warm_up = [0.01 + 0.99 * i / 5 for i in range(6)]
@@ -61,7 +61,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("damage", ["cut", "gone"])
     def test_resume_from_a_broken_checkpoint(self, tiny_run: Run, tmp_path: Path, damage: str) -> None:
-        """The folder was moved, too: it is its own checkpoint that is read."""
+        """The folder was also moved; the checkpoint inside it is read."""
         shutil.copytree(tiny_run.work_dir, tmp_path / "run")
         last = tmp_path / "run" / "epoch_2.pth"
         last.unlink() if damage == "gone" else last.write_bytes(last.read_bytes()[:5000])
@@ -97,7 +97,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("kind", ["TwinsMaskRCNN", "TwinsRetinaNet"])
     def test_losses_that_are_not_finite(self, kind: str, toy_data: Path, tmp_path: Path) -> None:
-        """They stop the run; the checkpoints from before stay, and nothing is in them that isn't finite."""
+        """They stop the run; earlier checkpoints are kept, and contain only finite values."""
         more = (
             "default_hooks['checkpoint'].update(by_epoch=False, interval=1, max_keep_ckpts=2)\nparam_scheduler = None\n"
         )
@@ -131,7 +131,7 @@ class TestTrain:
 
     @pytest.mark.parametrize("kind", ["TwinsMaskRCNN", "TwinsRetinaNet"])
     def test_both_detectors_learn(self, kind: str, toy_data: Path, tmp_path: Path) -> None:
-        """Their losses fall over 2 epochs of 4 iterations on 8 images."""
+        """The losses decrease over 2 epochs of 4 iterations on 8 images."""
         more = ""
         if kind == "TwinsRetinaNet":
             more = "train_dataloader['dataset']['with_masks'] = False\nval_evaluator['iou_types'] = ('bbox',)\n"
@@ -200,9 +200,9 @@ class TestWhereARunMayStart:
         one_line_of(caught, str(tiny_run.checkpoint), "another model", "fpn")
 
     def test_the_resolved_config_starts_afresh(self, tiny_run: Run, tmp_path: Path) -> None:
-        """What a run leaves of itself in its config (torchrun, resuming) doesn't reach the next run."""
+        """Values that a run adds to its config (for torchrun and resuming) do not affect the next run."""
         config = config_of(tiny_run)
         config.launcher, config.resume = "pytorch", True
         config.train_cfg.max_epochs = 1
         runner = engine.train(config, tmp_path / "run")
-        assert runner.iter == len(runner.train_dataloader)  # from the first iteration on
+        assert runner.iter == len(runner.train_dataloader)  # it started at the first iteration

@@ -1,4 +1,4 @@
-"""Samplers whose order and seeds depend only on positions."""
+"""The order and the seeds of samplers depend only on positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data in ADE20K's layout: what is wrong with it is one line before anything starts, and samples follow their seed."""
+"""Data in ADE20K's layout: problems are reported in one line before a run starts, and samples depend on their seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LABELS = "annotations/training"
 
 @pytest.fixture(autouse=True)
 def mmseg_scope() -> Iterator[None]:
-    """mmseg's transforms are meant, where other registries have some of the same name."""
+    """Select mmseg's transforms, because other registries contain transforms with the same names."""
     with DefaultScope.overwrite_default_scope("mmseg"):
         yield
 
@@ -68,7 +68,7 @@ def with_palette(label: np.ndarray) -> Image.Image:
     return image
 
 
-# What is done to the labels 1, 2, … of the training images, and what the line has to say.
+# The changes of the label maps 1, 2, … of the training images, and the expected message.
 DAMAGES: dict[str, tuple[Callable[[np.ndarray], Image.Image], str, str]] = {
     "value": (with_value(4), "label with values outside the classes", "1.png (4)"),
     "size": (
@@ -115,7 +115,7 @@ class TestBadData:
         assert str(caught.value).count("1 × ") == 3
 
     def test_what_is_allowed(self, data: Path) -> None:
-        """255 is ignored; with `reduce_zero_label` 0 is too, and K is a class; without, K is none."""
+        """255 is always ignored. With `reduce_zero_label`, so is 0, and K is a class; otherwise, K is not a class."""
         change_label(data, 0, with_value(255))
         assert len(dataset(data)) == NUM_TRAIN
         with pytest.raises(TwinsError, match=rf"{NUM_TRAIN} × label with values outside the classes: \S+0\.png \(3\)"):
@@ -123,7 +123,7 @@ class TestBadData:
         assert len(dataset(data, reduce_zero_label=False, metainfo={"classes": ("rest", *CLASSES)})) == NUM_TRAIN
 
     def test_a_lying_photo_fits_its_standing_label(self, data: Path) -> None:
-        """mmcv turns photos upright by their EXIF orientation when it reads them."""
+        """mmcv rotates photos according to their EXIF orientation when it reads them."""
         exif = Image.Exif()
         exif[0x0112] = 6
         (data / "images" / "training" / "0.png").unlink()
@@ -177,7 +177,7 @@ class TestLabels:
 
     @pytest.mark.skipif(not (PHOTOS / "ade20k_sample").is_dir(), reason=NO_PHOTOS)
     def test_ade20k(self) -> None:
-        """Ground truth as prediction, through mmseg's metric; `reduce_zero_label` is on by itself."""
+        """mmseg's metric gives the ground truth a perfect score. `reduce_zero_label` is on by default."""
         from mmseg.evaluation import IoUMetric
 
         prefix = {"img_path": "images/validation", "seg_map_path": "annotations/validation"}
@@ -190,7 +190,8 @@ class TestLabels:
             sample = made[index]["data_samples"]
             truth = sample.gt_sem_seg.data
             values |= set(truth.unique().tolist())
-            prediction = {"data": truth.where(truth != 255, torch.tensor(0))}  # what is ignored may be anything
+            # Predictions for ignored pixels do not matter.
+            prediction = {"data": truth.where(truth != 255, torch.tensor(0))}
             metric.process({}, [{"pred_sem_seg": prediction, "gt_sem_seg": {"data": truth}}])
         assert len(made) == 3 and 255 in values and max(values - {255}) <= 149
         scores = metric.compute_metrics(metric.results)

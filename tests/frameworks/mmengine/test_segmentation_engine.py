@@ -1,4 +1,4 @@
-"""Segmentation under MMEngine: runs that resume by iterations, on two processes, scored over sizes and flips, drawn."""
+"""Segmentation under MMEngine: training, resuming, two processes, test-time augmentation and prediction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from twins_dense.frameworks.mmengine.samplers import SeededInfiniteSampler
 from twins_dense.frameworks.mmengine.segmentors import SegmentationDataset
 
 TOOLS = Path(mmseg.__file__).parent / ".mim" / "tools"
-ITERATIONS = 12  # of 2 of 8 images: three times through
+ITERATIONS = 12  # with 2 of 8 images each: three epochs
 OWN_PARTS = """
 custom_imports = dict(imports=["twins_dense.frameworks.mmengine.segmentors", {module!r}])
 custom_hooks = [
@@ -134,7 +134,7 @@ class TestRun:
                 assert torch.equal(value, state[name]), name
 
     def test_amp(self, segmentation_run: Run, tmp_path: Path) -> None:
-        """bfloat16 on a GPU; elsewhere float32, as for configs that ask for it themselves."""
+        """Training uses bfloat16 on a GPU and float32 elsewhere, as with configs that enable mixed precision."""
         config = engine.load_config(segmentation_run.config, ["train_cfg.max_iters=1"])
         engine.set_amp(config)
         assert (config.optim_wrapper.type, config.optim_wrapper.dtype) == ("AmpOptimWrapper", "bfloat16")
@@ -163,7 +163,7 @@ class TestResume:
     def test_goes_on_as_without_the_kill(
         self, long_config: Path, whole_run: Path, label_data: Path, tmp_path: Path
     ) -> None:
-        """Killed at iteration 5, in the second pass through the data; the last checkpoint is from the first."""
+        """The run is killed at iteration 5, in the second epoch; the last checkpoint is from the first epoch."""
         (long_config.parent / "halt_hook.py").write_text(HALT_HOOK)
         hook = OWN_PARTS.format(module="halt_hook", hook='dict(type="HaltHook", iteration=5)')
         halting = write_config(long_config.parent / "halt.py", label_data, iterations=ITERATIONS, more=hook)
@@ -208,7 +208,7 @@ class TestResume:
             patch.setattr(SegmentationDataset, "__getitem__", noted)
             runner = engine.train(engine.load_config(long_config, overrides), tmp_path / "run", resume=True)
         assert runner.iter == ITERATIONS
-        if workers == 0:  # workers note theirs elsewhere
+        if workers == 0:  # workers record theirs in other processes
             sampler = SeededInfiniteSampler(range(8), seed=0)
             assert shown == list(islice(iter(sampler), 18, 24))
         expected = steps(read_scalars(whole_run)[0])
@@ -219,7 +219,7 @@ class TestResume:
 
 
 def test_two_processes(label_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same parameters and statistics on both, each image once a pass, and metrics as one process has them."""
+    """Both have the same parameters and statistics, share the images of an epoch, and report one process's metrics."""
     (tmp_path / "dump_hook.py").write_text(DUMP_HOOK)
     more = OWN_PARTS.format(module="dump_hook", hook='dict(type="DumpHook")')
     config = write_config(tmp_path / "two.py", label_data, iterations=4, more=more)
@@ -228,13 +228,13 @@ def test_two_processes(label_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert result.returncode == 0, result.stderr
     first, second = (json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2))
     assert first["world"] == second["world"] == 2
-    assert first["sums"] == second["sums"]  # running means and variances of BatchNorm included
-    for begin in (0, 2):  # 2 processes with 2 images each go through 8 images in 2 iterations
+    assert first["sums"] == second["sums"]  # including running means and variances of BatchNorm
+    for begin in (0, 2):  # 2 processes with 2 images each see 8 images in 2 iterations
         shown = [path for rank in (first, second) for batch in rank["images"][begin : begin + 2] for path in batch]
         assert len(set(shown)) == 8
     state = torch.load(tmp_path / "work" / "iter_4.pth", weights_only=True)["state_dict"]
     assert first["sums"] == pytest.approx({name: value.double().sum().item() for name, value in state.items()})
-    assert NUM_VAL % 2 == 1  # one process has an image more, and none counts twice
+    assert NUM_VAL % 2 == 1  # one process has one more image, and no image counts twice
     monkeypatch.syspath_prepend(tmp_path)
     expected = engine.evaluate(engine.load_config(config), tmp_path / "work" / "iter_4.pth", tmp_path / "eval")
     assert json.loads((tmp_path / "work" / "metrics.json").read_text())["metrics"] == expected
@@ -242,7 +242,7 @@ def test_two_processes(label_data: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def opinionated(segmentation_run: Run, tmp_path: Path) -> Path:
-    """A checkpoint with random weights, which tells pixels apart as eight iterations of training don't."""
+    """A checkpoint with random weights, which predicts different classes, unlike after eight iterations of training."""
     checkpoint = torch.load(segmentation_run.checkpoint, weights_only=True)
     model, _ = load_model(engine.load_config(segmentation_run.config), segmentation_run.checkpoint)
     checkpoint["state_dict"] = randomise(model, 3).state_dict()
@@ -289,7 +289,7 @@ def test_tta_is_the_average_over_sizes_and_flips(segmentation_run: Run, opiniona
     clear = best[0] - best[1] > 1e-4
     assert clear.float().mean() > 0.99
     assert torch.equal(probabilities.argmax(0)[clear], averaged[clear])
-    # And its mean IoU, class by class over the pixels that count.
+    # Compare the mean IoU, computed class by class over the pixels that are not ignored.
     truth = torch.from_numpy(np.array(Image.open(folder / "annotations" / "validation" / "0.png")).astype(np.int64)) - 1
     labels = torch.where(clear, probabilities.argmax(0), averaged)[truth >= 0]
     truth = truth[truth >= 0]
@@ -351,7 +351,7 @@ class TestPredict:
 
 
 class TestMmsegsOwnTools:
-    """The same config files under mmsegmentation's own scripts."""
+    """Run the same config files with mmsegmentation's own scripts."""
 
     def test_train_and_resume(self, segmentation_run: Run, tmp_path: Path) -> None:
         arguments = (str(TOOLS / "train.py"), str(segmentation_run.config), "--work-dir", str(tmp_path / "work"))

@@ -1,4 +1,4 @@
-"""Twins in mmsegmentation: the registered backbone, the configs, and numbers equal to those of mmseg's own Twins."""
+"""Twins in mmsegmentation: the registered backbone, the configs, and outputs equal to those of mmseg's own Twins."""
 
 from __future__ import annotations
 
@@ -120,12 +120,12 @@ class TestRegisteredBackbone:
         assert_close(golden_arrays(net.pyramid.names, net(formula_image(height, width))), path)
 
 
-# The same numbers as mmseg's own SVT and PCPVT
+# The same outputs as mmseg's own SVT and PCPVT
 
 
 @pytest.fixture(scope="module")
 def images() -> dict[tuple[int, int], Tensor]:
-    """512 is not filled by 7; 683, a usual width of ADE20K's test images, by neither 7 nor 4."""
+    """Images of 512x512 and 512x683, a usual size in ADE20K: 512 is not a multiple of 7, and 683 of neither 7 nor 4."""
     return {size: torch.randn(1, 3, *size) for size in ((512, 512), (512, 683))}
 
 
@@ -167,7 +167,7 @@ def test_upernet_equals_mmseg_s(variant: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("variant", ["svt_small", "pcpvt_small"])
 @torch.no_grad()
 def test_partial_patches_matter(variant: str, height: int, width: int) -> None:
-    """At sizes that no stride fills, only "pad" gives mmseg's numbers; elsewhere both do."""
+    """At sizes that are not multiples of the strides, only "pad" gives mmseg's outputs; elsewhere both settings do."""
     theirs = randomise(build(their_model("upernet", variant).backbone), 5).eval()
     image = torch.randn(1, 3, height, width)
     expected = theirs(image)
@@ -187,11 +187,11 @@ def test_partial_patches_matter(variant: str, height: int, width: int) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("head", ["semantic_fpn", "upernet"])
 def test_the_published_segmentors_have_a_place_for_every_entry(head: str, variant: str) -> None:
-    """The twelve models whose checkpoints mmseg has published, and the same under official names."""
+    """Tests the twelve models whose checkpoints mmseg has published, with mmseg's and with official names."""
     shapes = dict(state_dict_shapes("mmseg_upernet", variant))
     with torch.device("meta"):
         ours = build(our_model(head, variant)).state_dict()
-        if head == "semantic_fpn":  # of another head, the backbone is the same
+        if head == "semantic_fpn":  # the backbone is the same with the other head
             theirs = their_model(head, variant)
             parts = nn.ModuleDict({name: build(theirs[name]) for name in ("neck", "decode_head")})
             shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
@@ -205,7 +205,7 @@ def test_the_published_segmentors_have_a_place_for_every_entry(head: str, varian
 
 @torch.no_grad()
 def test_official_upernet() -> None:
-    """The official repository's models carry the classifier's norm and head, which they never use."""
+    """The official repository's models contain the classifier's norm and head, which they never use."""
     ours = randomise(build(our_model("upernet", "svt_small")), 5)
     state = {name: value.clone() for name, value in ours.state_dict().items()}
     for name, shape in {"norm.weight": (512,), "norm.bias": (512,), "head.weight": (9, 512), "head.bias": (9,)}.items():
@@ -218,7 +218,7 @@ def test_official_upernet() -> None:
 
 
 class TestPublishedFile:
-    """A checkpoint as mmsegmentation 0.x wrote them, of its own SVT, through the command line."""
+    """Use a checkpoint of mmseg's own SVT, in the format of mmsegmentation 0.x, on the command line."""
 
     @pytest.fixture
     def file(self, tmp_path: Path) -> Path:
@@ -285,7 +285,7 @@ def test_all_configs_are_found() -> None:
 
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: path.stem)
 def test_config_trains_a_step_and_evaluates(path: Path) -> None:
-    """Finite losses, a gradient for every parameter, a class for every pixel; at 64 pixels instead of 512."""
+    """Losses are finite, every parameter gets a gradient, and every pixel a class, at 64 pixels instead of 512."""
     config = load_config(path)
     num_classes = config.model.decode_head.num_classes
     config.model.data_preprocessor.size = (64, 64)
