@@ -1,4 +1,4 @@
-"""The processes that torchrun starts."""
+"""Process groups for commands that torchrun starts."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-# One process may be done long before another.
-_PATIENCE = timedelta(days=7)
+# Long, because one process may finish long before another.
+_TIMEOUT = timedelta(days=7)
 
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and how many there are: in a group with the others where torchrun has started several."""
+    """Yield the rank of this process and the number of processes, joined in a group if torchrun started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)  # only small things are exchanged, on the CPU
+    dist.init_process_group("gloo", timeout=_TIMEOUT)  # on the CPU, because processes exchange only small values
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
@@ -27,6 +27,6 @@ def joined_processes() -> Iterator[tuple[int, int]]:
 
 
 def wait_for_all() -> None:
-    """Return once every process of the group is here."""
+    """Wait until every process of the group has called this function."""
     if dist.is_initialized():
         dist.barrier()
