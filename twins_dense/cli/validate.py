@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..distributed import is_first_process
-from ..errors import TwinsError
+from ..errors import TwinsError, requires_extra
 from ..models.spec import get_spec
 from .options import device_option, find_device, workers_option
 
@@ -68,8 +68,10 @@ def command(
       torchrun --nproc_per_node=8 -m twins_dense validate --data imagenet --reproduce --amp bf16
     """
     from ..distributed import joined_processes
-    from ..imagenet.folders import read_samples
-    from ..imagenet.validation import Validation, published_classifiers
+
+    with requires_extra("imagenet"):
+        from ..imagenet.folders import read_samples
+        from ..imagenet.validation import Validation, published_classifiers
 
     if onnx is not None:
         if variant or weights or reproduce or amp or compiled or device not in (None, "cpu"):
