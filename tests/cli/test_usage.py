@@ -69,7 +69,8 @@ class TestUsage:
     def test_as_a_program(self, tmp_path: Path, start: list[str]) -> None:
         result = run_python(*start, "train", "nowhere.py", cwd=tmp_path)
         assert result.returncode == 2
-        assert result.stderr == "error: config 'nowhere.py': no such file; check the path\n"
+        hint = "check the path, or choose a name of `twins-dense configs list`"
+        assert result.stderr == f"error: config 'nowhere.py': no such file; {hint}\n"
         assert list(tmp_path.iterdir()) == []
 
 
