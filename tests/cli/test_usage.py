@@ -69,18 +69,6 @@ class TestUsage:
     def test_as_a_program(self, tmp_path: Path, start: list[str]) -> None:
         result = run_python(*start, "train", "nowhere.py", cwd=tmp_path)
         assert result.returncode == 2
-        hint = "check the path, or choose a name of `twins-dense configs list`"
-        assert result.stderr == f"error: config 'nowhere.py': no such file; {hint}\n"
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: config 'nowhere.py': no such file; check the path, or choose a name of ")
         assert list(tmp_path.iterdir()) == []
-
-
-# Bad inputs of `train`
-
-
-# eval
-
-
-# predict
-
-
-# info, benchmark, demo

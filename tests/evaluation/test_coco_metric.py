@@ -123,9 +123,7 @@ class TestByHand:
         ground_truth = truth({"bbox": [10, 20, 50, 40]}, {"bbox": [100, 100, 90, 90], "iscrowd": 1})
         detections = [detection([10, 20, 50, 40], 0.5), detection([110, 110, 20, 20], 0.9)]
         assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(1)
-        ground_truth["annotations"][1]["iscrowd"] = (
-            0  # now it is: a false detection comes first, and one of two objects is found
-        )
+        ground_truth["annotations"][1]["iscrowd"] = 0  # false first, and one of two objects is found
         assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(0.5 * 51 / 101)
 
     def test_on_the_wrong_image(self, backend: Any) -> None:
@@ -294,7 +292,7 @@ ELEMENTS = (
 class TestMetric:
     @BOTH
     def test_two_batches(self, backend: Any) -> None:
-        """Class 8 finds one of two objects (51 of 101 points), class 3 its only object with an overlap of 0.62 (0.3)."""
+        """Class 8 finds one of two objects (51 of 101 points), class 3 finds its object at an overlap of 0.62 (0.3)."""
         evaluator = Evaluator(CocoMetric(iou_types=("bbox", "segm"), backend=backend))
         evaluator.dataset_meta = META
         evaluator.process(list(ELEMENTS[:2]))

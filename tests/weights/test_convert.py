@@ -99,7 +99,7 @@ def test_parts_of_a_shared_tensor_are_written_alone(tmp_path: Path) -> None:
         (["in.pth", "in.pth", "--to", "timm"], "OUT 'in.pth' exists: name a new file"),
         (
             ["in.pth", "out.pth", "--to", "mmseg", "--task", "classifier"],
-            "'in.pth': a classifier in mmseg format can't",
+            "'in.pth': a classifier in mmseg format cannot",
         ),
         (["dense.pth", "out.pth", "--to", "timm"], "norm_list.0.weight has no place in timm format"),
         (["page.pth", "out.pth", "--to", "timm"], "weights 'page.pth': it is a web page"),

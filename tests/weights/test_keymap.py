@@ -1,4 +1,4 @@
-"""Conversion between formats: exactly the other project's names and shapes, bit by bit, and back."""
+"""Conversion between formats gives the names and shapes of the other project, and loses no bit on the way back."""
 
 from __future__ import annotations
 
@@ -7,24 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from contracts import SLIM_PCPVT, SLIM_SVT, VARIANTS, random_backbone, randomise, state_dict_shapes
+from contracts import SLIM_PCPVT, SLIM_SVT, VARIANTS, state_dict_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from loading_fixtures import CLASSIFIER_END, FAMILIES, State, classifier_state, dense_state, published_state
+from torch import nn
 
 import twins_dense as td
 from twins_dense.models.layers import GlobalAttention
 from twins_dense.weights.keymap import convert, recognise
 
-State = dict[str, Tensor]
-FAMILIES = pytest.mark.parametrize("spec", [SLIM_PCPVT, SLIM_SVT], ids=lambda spec: spec.name)
-END = ("head.bias", "head.weight", "norm.bias", "norm.weight")
 HEADS = ("decode_head.", "auxiliary_head.")
-
-
-def empty_state(kind: str, variant: str) -> State:
-    """Names and shapes of a published model; the values are zeros that take no memory."""
-    return {name: torch.zeros(()).expand(shape) for name, shape in state_dict_shapes(kind, variant).items()}
 
 
 def shapes(state: State) -> dict[str, tuple[int, ...]]:
@@ -32,17 +25,9 @@ def shapes(state: State) -> dict[str, tuple[int, ...]]:
 
 
 def official_segmentor(variant: str) -> State:
-    """The official segmentation code's checkpoint: its backbone under `backbone.`, mmseg's heads."""
-    heads = {k: v for k, v in empty_state("mmseg_upernet", variant).items() if k.startswith(HEADS)}
-    return {**{f"backbone.{k}": v for k, v in empty_state("official_seg", variant).items()}, **heads}
-
-
-def classifier_state(spec: td.TwinsSpec) -> State:
-    return randomise(td.create_classifier(spec, num_classes=11), seed=3).state_dict()
-
-
-def dense_state(spec: td.TwinsSpec) -> State:
-    return random_backbone(spec, seed=3).state_dict()
+    """Return a checkpoint like the official segmentation code's: its backbone under `backbone.`, with mmseg's heads."""
+    heads = {k: v for k, v in published_state("mmseg_upernet", variant).items() if k.startswith(HEADS)}
+    return {**{f"backbone.{k}": v for k, v in published_state("official_seg", variant).items()}, **heads}
 
 
 def segmentor_state(spec: td.TwinsSpec) -> State:
@@ -67,9 +52,9 @@ def assert_bits(found: State, expected: State) -> None:
 class TestListedNames:
     def test_classifiers(self, variant: str) -> None:
         states = {
-            "official": empty_state("official_cls", variant),
-            "timm": empty_state("timm", variant),
-            "mmpretrain": empty_state("mmpretrain", variant),
+            "official": published_state("official_cls", variant),
+            "timm": published_state("timm", variant),
+            "mmpretrain": published_state("mmpretrain", variant),
         }
         for source, state in states.items():
             for to, expected in states.items():
@@ -78,13 +63,13 @@ class TestListedNames:
                 assert (conversion.variant, conversion.task, conversion.dropped) == (variant, "classifier", ())
 
     def test_segmentors(self, variant: str) -> None:
-        theirs, official = empty_state("mmseg_upernet", variant), official_segmentor(variant)
+        theirs, official = published_state("mmseg_upernet", variant), official_segmentor(variant)
         for state in (theirs, official):
             conversion = convert(state, to="mmseg")
             assert shapes(conversion.state) == shapes(theirs)
             assert (conversion.variant, conversion.task) == (variant, "segmentor")
-        assert sorted(conversion.dropped) == list(END)  # the official backbone carries a classifier's end
-        unused = {f"backbone.{name}" for name in END}
+        assert sorted(conversion.dropped) == list(CLASSIFIER_END)  # which the official backbone has as well
+        unused = {f"backbone.{name}" for name in CLASSIFIER_END}
         assert shapes(td.convert_state_dict(theirs, to="official")) == {
             name: shape for name, shape in shapes(official).items() if name not in unused
         }
@@ -96,15 +81,15 @@ class TestListedNames:
             for name, shape in state_dict_shapes("mmseg_upernet", variant).items()
             if name.startswith("backbone.")
         }
-        conversion = convert(empty_state(kind, variant), to="mmseg")
+        conversion = convert(published_state(kind, variant), to="mmseg")
         assert shapes(conversion.state) == expected
-        assert conversion.task == "backbone" and sorted(conversion.dropped) == list(END)
+        assert conversion.task == "backbone" and sorted(conversion.dropped) == list(CLASSIFIER_END)
         back = td.convert_state_dict(conversion.state, to="official")
-        assert shapes(back) == {k: v for k, v in state_dict_shapes(kind, variant).items() if k not in END}
+        assert shapes(back) == {k: v for k, v in state_dict_shapes(kind, variant).items() if k not in CLASSIFIER_END}
 
     def test_backbone_of_a_classifier(self, variant: str) -> None:
-        """mmseg's published ImageNet files: no prefix, no level norms, no head."""
-        conversion = convert(empty_state("mmpretrain", variant), to="mmseg")
+        """mmseg's published ImageNet files have no prefix, no level norms and no head."""
+        conversion = convert(published_state("mmpretrain", variant), to="mmseg")
         assert conversion.task == "backbone"
         listed = {f"backbone.{name}": shape for name, shape in shapes(conversion.state).items()}
         expected = state_dict_shapes("mmseg_upernet", variant)
@@ -116,7 +101,7 @@ class TestListedNames:
 
     @pytest.mark.parametrize("kind", ["official_cls", "official_seg", "timm", "mmpretrain", "mmseg_upernet"])
     def test_recognised_by_names(self, variant: str, kind: str) -> None:
-        found = recognise(empty_state(kind, variant))
+        found = recognise(published_state(kind, variant))
         project = kind.partition("_")[0]
         assert found.variant == variant
         assert found.format == {"timm": "official"}.get(project, project)
@@ -152,7 +137,7 @@ def test_segmentor_through_mmseg_and_back(spec: td.TwinsSpec) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_published_sizes_there_and_back(variant: str) -> None:
-    """Through every format in a row, with another number in every place."""
+    """A state dict passes through every format in turn, with a different number in every place."""
     state = {
         name: torch.arange(shape.numel(), dtype=torch.float32).add_(position).reshape(shape)
         for position, (name, shape) in enumerate(
@@ -162,13 +147,13 @@ def test_published_sizes_there_and_back(variant: str) -> None:
     through = td.convert_state_dict(td.convert_state_dict(state, to="mmpretrain"), to="timm")
     assert_bits(td.convert_state_dict(through, to="official"), state)
     through = td.convert_state_dict(td.convert_state_dict(through, to="mmseg"), to="mmpretrain")
-    backbone = {name: value for name, value in state.items() if name not in END}
+    backbone = {name: value for name, value in state.items() if name not in CLASSIFIER_END}
     assert_bits(td.convert_state_dict(through, to="official", task="backbone"), backbone)
 
 
 @torch.no_grad()
 def test_in_proj_is_what_torch_computes_with() -> None:
-    """torch's own MultiheadAttention, which mmseg uses, with the converted entries of a global attention."""
+    """torch's MultiheadAttention, which mmseg uses, agrees when it has the converted entries of a global attention."""
     state = dense_state(SLIM_SVT)
     converted = td.convert_state_dict(state, to="mmseg")
     ours = GlobalAttention(28, 7, 1, 1e-5)
@@ -189,7 +174,7 @@ def test_the_source_is_left_alone_and_nothing_is_shared_by_the_parts_of_in_proj(
     copies = {name: value.clone() for name, value in theirs.items()}
     ours = td.convert_state_dict({"state_dict": theirs}, to="official")
     for name in ("blocks.0.1.attn.q.weight", "blocks.0.1.attn.kv.weight"):
-        assert ours[name].untyped_storage().nbytes() == ours[name].nbytes  # a file of it holds nothing more
+        assert ours[name].untyped_storage().nbytes() == ours[name].nbytes  # a file of it would hold nothing else
         ours[name].zero_()
     assert_bits(theirs, copies)
 
@@ -259,7 +244,7 @@ def test_another_epsilon_is_reported(form: str, spec: td.TwinsSpec, expected: st
     assert str(report).endswith(f"; {form} computes with LayerNorm {expected}") == bool(expected)
 
 
-# What can't be converted
+# Conversions that are refused
 
 
 @pytest.mark.parametrize(
@@ -267,7 +252,7 @@ def test_another_epsilon_is_reported(form: str, spec: td.TwinsSpec, expected: st
     [
         ("tim", None, "unknown format 'tim': did you mean 'timm'? known are official, timm, mmpretrain, mmseg"),
         ("timm", "detector", "unknown task 'detector': known are backbone, classifier, segmentor"),
-        ("mmseg", "classifier", "a classifier in mmseg format can't be made from this state dict of a custom Twins"),
+        ("mmseg", "classifier", "a classifier in mmseg format cannot be made from this state dict of a custom Twins"),
         ("official", "segmentor", "choose backbone or classifier"),
         ("mmseg", "segmentor", "choose backbone"),
     ],
@@ -279,7 +264,7 @@ def test_formats_and_tasks(to: str, task: str | None, message: str) -> None:
 
 @pytest.mark.parametrize("to", ["timm", "mmpretrain"])
 def test_level_norms_are_not_dropped(to: str) -> None:
-    """A network without them computes something else."""
+    """A network without them would compute something else."""
     with pytest.raises(td.TwinsError, match=rf"norm_list\.0\.weight has no place in {to} format"):
         td.convert_state_dict(dense_state(SLIM_SVT), to=to)
 
@@ -303,7 +288,7 @@ def test_level_norms_of_mmpretrain_are_unknown() -> None:
 def test_half_of_in_proj_is_missing(missing: str) -> None:
     state = dense_state(SLIM_PCPVT)
     del state[f"blocks.2.1.attn.{missing}.bias"]
-    with pytest.raises(td.TwinsError, match=r"blocks\.2\.1\.attn\.q\.bias and the kv beside it"):
+    with pytest.raises(td.TwinsError, match=r"blocks\.2\.1\.attn\.q\.bias and its kv"):
         td.convert_state_dict(state, to="mmseg")
 
 
@@ -317,7 +302,7 @@ MODELS = [
 @settings(max_examples=300)
 @given(data=st.data())
 def test_any_damage_is_one_line(data: st.DataObject) -> None:
-    """Entries removed, renamed, or replaced by something else: converted or refused, never another exception."""
+    """A state dict with removed, renamed or replaced entries is converted or refused, without any other exception."""
     state: dict[str, Any] = dict(data.draw(st.sampled_from(MODELS)))
     values = st.sampled_from(
         [None, 3, "x", [1.0], torch.tensor(2.0), torch.zeros(0), torch.zeros(7), torch.zeros(3, 3)]

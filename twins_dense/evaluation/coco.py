@@ -23,12 +23,12 @@ def evaluate_coco(
     iou_types: Sequence[str] = ("bbox", "segm"),
     backend: Backend = "faster-coco-eval",
 ) -> dict[str, float]:
-    """Compute the average precision and recall of detections as COCO defines them, with 100 detections per image.
+    """Compute the average precision and recall of detections as COCO defines them.
 
     Args:
         ground_truth: Content of a COCO annotation file.
         detections: Entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` as x y width height in
-            pixels and, for "segm", `segmentation` as a compressed run-length code.
+            pixels and, for "segm", `segmentation` as a compressed run-length code. The best 100 of each image count.
         iou_types: "bbox" for boxes, "segm" for masks, or both.
         backend: Library that computes the metrics. The two agree.
 
@@ -118,7 +118,7 @@ def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_type(iou_type: str) -> tuple[str, ...]:
-    # If there is a box, loadRes computes the area from it. For masks, the area of the mask decides what is small or large.
+    # loadRes would take the area of a mask from its box, and the area decides whether an object is small or large.
     return ("segmentation",) if iou_type == "bbox" else ("bbox",)
 
 

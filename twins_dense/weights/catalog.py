@@ -1,4 +1,4 @@
-"""The published checkpoints: where they are, how to know them, how to feed them, and what they score."""
+"""Catalog of the published checkpoints: their URLs, hashes, preprocessing and scores."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .preprocessing import OFFICIAL_PREPROCESSING, TIMM_PREPROCESSING, Preproces
 
 @dataclass(frozen=True)
 class WeightsSpec:
-    """A published file.
+    """A published checkpoint.
 
     Attributes:
-        name: in the catalog, "VARIANT.DATASET-SOURCE".
+        name: Name in the catalog, "VARIANT.DATASET-SOURCE".
         task: "classification" (ImageNet-1k) or "segmentation" (ADE20K).
-        variant: of the backbone.
-        format: of the names in the file: "official", "timm", "mmpretrain" or "mmseg".
-        url: where it is.
-        sha256: its SHA-256, or as much of the start as is published; empty where nothing is.
-        preprocessing: with which it was scored.
-        scores: published, in percent, by metric.
-        protocol: how they were measured, and by whom published.
+        variant: Variant of the backbone.
+        format: Format of the parameter names: "official", "timm", "mmpretrain" or "mmseg".
+        url: URL of the file.
+        sha256: SHA-256 of the file, or the first digits of it, as far as published; "" if none is published.
+        preprocessing: Preprocessing of the published scores.
+        scores: Published scores in percent, by metric.
+        protocol: Protocol and publisher of the scores.
     """
 
     name: str
@@ -39,7 +39,7 @@ class WeightsSpec:
 
     @property
     def path(self) -> Path:
-        """Where the file lies once it is downloaded."""
+        """Path of the downloaded file."""
         suffix = ".safetensors" if self.url.endswith(".safetensors") else ".pth"
         return cache_dir() / f"{self.name}{suffix}"
 
@@ -49,7 +49,7 @@ _ADE20K_PREPROCESSING = Preprocessing(short_side=512, long_side=2048, crop=None,
 _OPENMMLAB = "https://download.openmmlab.com"
 _GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
 
-# variant: top-1 of the official README; Google Drive id; SHA-256 as a third party recorded it
+# variant: top-1 in the official README; Google Drive id; SHA-256 as recorded by a third party
 _OFFICIAL = {
     "pcpvt_small": (81.2, "1TWIx_8M-4y6UOKtbCgm1v-UVQ-_lYe6X", ""),
     "pcpvt_base": (82.7, "1BsD3ZRivvPsHoZB1AX-tbirFLtCln8ky", ""),
@@ -70,7 +70,7 @@ _OFFICIAL = {
         "d7ddf82e02f14510dd049c896c6d6f1e9339ce0307333cda1c4ac3f791215ab9",
     ),
 }
-# variant: top-1, top-5 of timm's results at crop 0.9
+# variant: top-1 and top-5 in timm's results for crop 0.9
 _TIMM = {
     "pcpvt_small": (81.116, 95.624),
     "pcpvt_base": (82.724, 96.350),
@@ -79,7 +79,7 @@ _TIMM = {
     "svt_base": (83.122, 96.430),
     "svt_large": (83.718, 96.600),
 }
-# variant: top-1, top-5 of mmpretrain's model zoo; its file; the start of the SHA-256, which ends the file's name
+# variant: top-1 and top-5 in mmpretrain's model zoo; name of the file without its end, the first digits of the SHA-256
 _MMPRETRAIN = {
     "pcpvt_small": (81.14, 95.69, "twins-pcpvt-small_3rdparty_8xb128_in1k_20220126", "ef23c132"),
     "pcpvt_base": (82.66, 96.26, "twins-pcpvt-base_3rdparty_8xb128_in1k_20220126", "f8c4b0d5"),
@@ -89,7 +89,7 @@ _MMPRETRAIN = {
     "svt_large": (83.60, 96.50, "twins-svt-large_3rdparty_16xb64_in1k_20220126", "4817645f"),
 }
 _WHOLE_SHA256 = {"ef23c132": "ef23c132078a8355a6c5705cd57e1f24cf356e8b1b44ea8d245abf2f40a130b3"}
-# variant: mmseg's file of the official ImageNet weights; the start of its SHA-256
+# variant: mmseg's file of the official ImageNet weights; first digits of the SHA-256
 _MMSEG = {
     "pcpvt_small": ("pcpvt_small_20220308", "e638c41c"),
     "pcpvt_base": ("pcpvt_base_20220308", "0621964c"),
@@ -98,7 +98,8 @@ _MMSEG = {
     "svt_base": ("alt_gvt_base_20220308", "1b7eb711"),
     "svt_large": ("alt_gvt_large_20220308", "fb5936f3"),
 }
-# variant, head: mIoU, mIoU of multi-scale and flip, of mmseg's model zoo; its file; date; the start of its SHA-256
+# variant and head: mIoU, and mIoU with multiple scales and flipping, in mmseg's model zoo; name and date of the run;
+# first digits of the SHA-256
 _ADE20K = {
     ("pcpvt_small", "fpn"): (43.26, 44.11, "pcpvt-s_fpn_fpnhead_8x4_512x512_80k", "20211201_204132", "41acd132"),
     ("pcpvt_small", "upernet"): (46.04, 46.92, "pcpvt-s_uperhead_8x4_512x512_160k", "20211201_233537", "8e99c07a"),
@@ -116,60 +117,39 @@ _ADE20K = {
 
 
 def cache_dir() -> Path:
-    """The folder of downloaded files: `TWINS_DENSE_HOME`, else ~/.cache/twins_dense."""
+    """Return the folder of downloaded files: `TWINS_DENSE_HOME` if it is set, else ~/.cache/twins_dense."""
     return Path(os.environ.get("TWINS_DENSE_HOME") or "~/.cache/twins_dense").expanduser()
 
 
+def _imagenet(
+    variant: str,
+    source: str,
+    url: str,
+    sha256: str,
+    scores: Mapping[str, float],
+    protocol: str,
+    preprocessing: Preprocessing = OFFICIAL_PREPROCESSING,
+) -> WeightsSpec:
+    name = f"{variant}.in1k-{source}"
+    return WeightsSpec(name, "classification", variant, source, url, sha256, preprocessing, scores, protocol)
+
+
 def _published() -> Iterator[WeightsSpec]:
-    imagenet = "short side 256 bicubic, centre crop 224"
+    crop = "short side 256 bicubic, centre crop 224"
     for variant, (top1, drive_id, sha256) in _OFFICIAL.items():
-        yield WeightsSpec(
-            f"{variant}.in1k-official",
-            "classification",
-            variant,
-            "official",
-            _GOOGLE_DRIVE + drive_id,
-            sha256,
-            OFFICIAL_PREPROCESSING,
-            {"top1": top1},
-            f"{imagenet}; official repository",
-        )
+        scores = {"top1": top1}
+        yield _imagenet(variant, "official", _GOOGLE_DRIVE + drive_id, sha256, scores, f"{crop}; official repository")
     for variant, (top1, top5) in _TIMM.items():
-        yield WeightsSpec(
-            f"{variant}.in1k-timm",
-            "classification",
-            variant,
-            "timm",
-            f"https://huggingface.co/timm/twins_{variant}.in1k/resolve/main/model.safetensors",
-            "",  # the hub tells it, see download.py
-            TIMM_PREPROCESSING,
-            {"top1": top1, "top5": top5},
-            "crop 0.9 of 224 bicubic; timm",
-        )
+        url = f"https://huggingface.co/timm/twins_{variant}.in1k/resolve/main/model.safetensors"
+        scores, protocol = {"top1": top1, "top5": top5}, "crop 0.9 of 224 bicubic; timm"
+        yield _imagenet(variant, "timm", url, "", scores, protocol, TIMM_PREPROCESSING)  # the hub has its SHA-256
     for variant, (top1, top5, file, sha256) in _MMPRETRAIN.items():
-        yield WeightsSpec(
-            f"{variant}.in1k-mmpretrain",
-            "classification",
-            variant,
-            "mmpretrain",
-            f"{_OPENMMLAB}/mmclassification/v0/twins/{file}-{sha256}.pth",
-            _WHOLE_SHA256.get(sha256, sha256),
-            OFFICIAL_PREPROCESSING,
-            {"top1": top1, "top5": top5},
-            f"{imagenet}; mmpretrain",
-        )
+        url = f"{_OPENMMLAB}/mmclassification/v0/twins/{file}-{sha256}.pth"
+        sha256, scores = _WHOLE_SHA256.get(sha256, sha256), {"top1": top1, "top5": top5}
+        yield _imagenet(variant, "mmpretrain", url, sha256, scores, f"{crop}; mmpretrain")
     for variant, (file, sha256) in _MMSEG.items():
-        yield WeightsSpec(
-            f"{variant}.in1k-mmseg",
-            "classification",
-            variant,
-            "mmseg",
-            f"{_OPENMMLAB}/mmsegmentation/v0.5/pretrain/twins/{file}-{sha256}.pth",
-            sha256,
-            OFFICIAL_PREPROCESSING,
-            {},
-            "the official weights without their head; mmseg",
-        )
+        url = f"{_OPENMMLAB}/mmsegmentation/v0.5/pretrain/twins/{file}-{sha256}.pth"
+        yield _imagenet(variant, "mmseg", url, sha256, {}, "the official weights without their head; mmseg")
     for (variant, head), (miou, multi_scale_miou, run, date, sha256) in _ADE20K.items():
         config = f"twins_{run}_ade20k"
         yield WeightsSpec(
@@ -189,12 +169,12 @@ CATALOG: dict[str, WeightsSpec] = {spec.name: spec for spec in _published()}
 
 
 def published_as(sha256: str) -> WeightsSpec | None:
-    """The entry of the file with this SHA-256, if its hash is published."""
+    """Return the entry whose published hash agrees with this SHA-256, or `None`."""
     return next((spec for spec in CATALOG.values() if spec.sha256 and sha256.startswith(spec.sha256)), None)
 
 
 def get_weights_spec(name: str) -> WeightsSpec:
-    """The catalog's entry of that name; an unknown one raises `TwinsError`."""
+    """Return the catalog entry of this name. Unknown names raise `TwinsError`."""
     if name not in CATALOG:
         raise TwinsError(f"unknown weights {name!r}; `twins-dense weights list` shows all{did_you_mean(name, CATALOG)}")
     return CATALOG[name]

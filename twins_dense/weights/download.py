@@ -1,4 +1,7 @@
-"""Fetch published files: resumed where they broke off, and named only once they are what was published."""
+"""Download published checkpoints.
+
+Interrupted downloads resume, and a file gets its final name only after its hash has been checked.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +19,42 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..errors import TwinsError, did_you_mean, one_line
+from ..errors import TwinsError, did_you_mean, one_line, requires_extra
 from .catalog import CATALOG, WeightsSpec
 from .keymap import recognise, unwrap
 from .read import check_start, read_checkpoint
 
 _CHUNK = 1 << 20
-_TIMEOUT = 30  # seconds without a byte
+_TIMEOUT = 30  # seconds without any data
 _HUGGING_FACE = re.compile(r"https://huggingface\.co/(?P<repository>[^/]+/[^/]+)/resolve/main/(?P<file>.+)")
 
 _logger = logging.getLogger(__name__)
 
 
 def fetch_weights(source: str | os.PathLike[str]) -> Path:
-    """A file's path as it is; of a name of the catalog the downloaded file, fetched first where it is not here yet.
+    """Return the path of a checkpoint, and download it first if `source` is a catalog name and it is not here yet.
+
+    Args:
+        source: Path of a file, or a catalog name. A file takes precedence.
 
     Raises:
-        TwinsError: where there is neither such a file nor such a name, or the download fails.
+        TwinsError: If there is neither a file nor a catalog entry of this name, or if the download fails.
     """
     path, name = Path(source), str(source)
     if path.exists():
         return path
     if name in CATALOG:
         return download(CATALOG[name])
-    raise TwinsError(
-        f"weights {name!r}: no such file; check the path, or the name in the catalog{did_you_mean(name, CATALOG)}"
-    )
+    raise TwinsError(f"weights {name!r}: no such file; check the path or the catalog name{did_you_mean(name, CATALOG)}")
 
 
 def download(spec: WeightsSpec) -> Path:
-    """The file of a catalog entry in `cache_dir()`, fetched where it is not there; a broken download is gone on with.
+    """Return the path of a catalog entry's file in `cache_dir()`, and download it first if it is not there.
 
-    Processes that want the same file wait for the first of them.
+    An interrupted download resumes. If several processes request the same file, one downloads it and the others wait.
 
     Raises:
-        TwinsError: where it can't be fetched, or is not what was published; then it is removed.
+        TwinsError: If the file cannot be downloaded, or is not what was published; then it is removed.
     """
     path = spec.path
     if path.exists():
@@ -62,7 +66,11 @@ def download(spec: WeightsSpec) -> Path:
             return path
         _logger.info("downloading %s", spec.url)
         try:
-            published = _fetch_from_hub(spec, part) if _HUGGING_FACE.fullmatch(spec.url) else _fetch(spec, part)
+            published = spec.sha256
+            if on_hub := _HUGGING_FACE.fullmatch(spec.url):
+                published = _fetch_from_hub(spec, part, **on_hub.groupdict())
+            else:
+                _fetch(spec, part)
             _check(spec, part, published)
         except TwinsError as error:
             raise TwinsError(f"weights {spec.name!r}: {error}") from None
@@ -71,7 +79,7 @@ def download(spec: WeightsSpec) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex digits."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -80,33 +88,33 @@ def sha256_of(path: Path) -> str:
 
 
 def _check(spec: WeightsSpec, part: Path, published: str) -> None:
-    """Keep the file only if its hash is the published one; where none is published, if it holds the variant."""
+    """Check that a file has the published hash or, if none is published, holds the right variant; else remove it."""
     try:
         check_start(part)
         digest = sha256_of(part)
         if not digest.startswith(published):
-            raise TwinsError(f"its SHA-256 is {digest}, published is {published}; it was removed: download it again")
+            raise TwinsError(f"its SHA-256 is {digest} instead of {published}; it was removed: download it again")
         if not published and (found := recognise(unwrap(read_checkpoint(part))).variant) != spec.variant:
-            raise TwinsError(f"{spec.url} holds {found}; it was removed")
+            raise TwinsError(f"{spec.url} holds {found}; it was removed: download the weights from another source")
     except TwinsError:
         part.unlink()
         raise
 
 
-def _fetch(spec: WeightsSpec, part: Path) -> str:
+def _fetch(spec: WeightsSpec, part: Path) -> None:
     start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(spec.url, headers={"User-Agent": "twins-dense"})
     if start:
         request.add_header("Range", f"bytes={start}-")
-    opener = urllib.request.build_opener()  # urlopen would keep the proxies that were set at its first call
+    opener = urllib.request.build_opener()  # urlopen would keep the proxies of its first call
     try:
         with opener.open(request, timeout=_TIMEOUT) as response:
-            goes_on = response.status == 206  # a server may send all of it instead; a file:// has no status
-            start = start if goes_on else 0
+            resumed = response.status == 206  # servers may send the whole file instead, and file:// has no status
+            start = start if resumed else 0
             length = response.headers.get("Content-Length")
             total = None if length is None else start + int(length)
             with (
-                part.open("ab" if goes_on else "wb") as file,
+                part.open("ab" if resumed else "wb") as file,
                 tqdm(desc=spec.name, total=total, initial=start, unit="B", unit_scale=True, disable=None) as bar,
             ):
                 while chunk := response.read(_CHUNK):
@@ -115,42 +123,36 @@ def _fetch(spec: WeightsSpec, part: Path) -> str:
                 size = file.tell()
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # nothing is left to send: the hash says whether that is all of it
-            return spec.sha256
+        if error.code == 416 and start:  # no bytes are left to send; the hash shows whether the file is complete
+            return
         raise TwinsError(
-            f"{spec.url} answers {error.code} ({error.reason}); download the file another way and give its path"
+            f"{spec.url} answers {error.code} ({error.reason}); download the file in another way and give its path"
         ) from None
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         raise _unreachable(spec, part, error) from None
     if total is not None and size < total:
-        raise _unreachable(spec, part, f"it ended after {size} of {total} bytes")
-    return spec.sha256
+        raise _unreachable(spec, part, f"the download ended after {size} of {total} bytes")
 
 
-def _fetch_from_hub(spec: WeightsSpec, part: Path) -> str:
-    """Through huggingface_hub, for its tokens, mirrors and storage; returns the hub's own SHA-256."""
-    try:
+def _fetch_from_hub(spec: WeightsSpec, part: Path, repository: str, file: str) -> str:
+    """Download by huggingface_hub, which knows tokens and mirrors, and return the SHA-256 that the hub gives."""
+    with requires_extra("hub"):
         import huggingface_hub
-    except ImportError:
-        raise TwinsError("it lies on the Hugging Face hub, which needs: pip install 'twins-dense[hub]'") from None
-    match = _HUGGING_FACE.fullmatch(spec.url)
-    assert match is not None
     folder = part.with_name(f"{part.name}.hub")
     try:
-        url = huggingface_hub.hf_hub_url(match["repository"], match["file"])
-        etag = huggingface_hub.get_hf_file_metadata(url).etag
-        file = huggingface_hub.hf_hub_download(match["repository"], match["file"], local_dir=folder)
-    except Exception as error:  # the hub passes on what its HTTP library raises, and changes that library
+        etag = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file)).etag
+        downloaded = huggingface_hub.hf_hub_download(repository, file, local_dir=folder)
+    except Exception as error:  # it passes on what its HTTP library raises, and has changed that library
         raise _unreachable(spec, part, error) from None
-    os.replace(file, part)
+    os.replace(downloaded, part)
     shutil.rmtree(folder)
     return etag if etag and re.fullmatch("[0-9a-f]{64}", etag) else ""
 
 
 def _unreachable(spec: WeightsSpec, part: Path, reason: Any) -> TwinsError:
-    reason = one_line(getattr(reason, "reason", None) or reason or type(reason).__name__)
-    kept = f"; {part.stat().st_size} bytes are kept, and a second call goes on there" if part.exists() else ""
+    reason = one_line(getattr(reason, "reason", None) or reason) or type(reason).__name__
+    kept = f"; {part.stat().st_size} bytes are kept, and the next call resumes there" if part.exists() else ""
     return TwinsError(
-        f"{spec.url} can't be fetched ({reason}){kept}. Check the network (HTTPS_PROXY sets a proxy), "
-        "or download the file another way and give its path"
+        f"{spec.url} cannot be downloaded ({reason}){kept}. Check the network (HTTPS_PROXY sets a proxy), "
+        "or download the file in another way and give its path"
     )

@@ -1,4 +1,4 @@
-"""State dicts of the official code, timm, mmpretrain and mmseg: recognised by their keys, converted by one table."""
+"""Recognise and convert state dicts of the official code, timm, mmpretrain and mmseg."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from .formats import (
 
 @dataclass(frozen=True)
 class RecognisedState:
-    """A state dict taken apart.
+    """Parts of a state dict of a known format.
 
     Attributes:
-        format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
-        variant: its variant, or what it is instead.
-        state: backbone, `norm` and `head` under official names; unknown names of the backbone stay as they are.
-        norm_eps: with which the project that uses this format computes.
-        companions: the model around the backbone (`neck.*`, `decode_head.*`), as it was.
+        format: "official" (timm has the same names), "mmpretrain" or "mmseg".
+        variant: Name of the variant, or a description of a custom Twins.
+        norm_eps: LayerNorm epsilon of the project that uses this format.
+        state: Backbone, `norm` and `head` under official names. Unknown names in the backbone are unchanged.
+        companions: The rest of the model around the backbone (`neck.*`, `decode_head.*`), unchanged.
     """
 
     format: str
@@ -47,15 +47,15 @@ class RecognisedState:
 
 @dataclass(frozen=True)
 class Conversion:
-    """A state dict in another format.
+    """A converted state dict.
 
     Attributes:
-        source: the format that it had.
-        variant: as in `RecognisedState`.
+        source: Format before the conversion.
+        variant: Name of the variant, or a description of a custom Twins.
         task: "backbone", "classifier" or "segmentor".
-        state: the result.
-        dropped: entries of the source that such a model has no place for, by official names.
-        norm_eps: where the source's project computes LayerNorm with another epsilon: which.
+        state: The converted state dict.
+        dropped: Official names of the entries that have no place in the new format and task.
+        norm_eps: Differences between the LayerNorm epsilons of the two projects; "" if there are none.
     """
 
     source: str
@@ -67,8 +67,12 @@ class Conversion:
 
 
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
-    """The state dict inside a checkpoint: a mapping of names to values, at the top or under known wrappers."""
-    for _ in WRAPPERS:  # nested at most once each, so that a mapping that holds itself ends too
+    """Return the state dict in a checkpoint, which is the checkpoint itself or stored under one of the known keys.
+
+    Raises:
+        TwinsError: If there is no mapping of names to values.
+    """
+    for _ in WRAPPERS:  # each at most once, so that the loop ends even if a mapping contains itself
         if not isinstance(checkpoint, Mapping):
             break
         inner = next((key for key in WRAPPERS if checkpoint.get(key) is not None), None)
@@ -76,15 +80,15 @@ def unwrap(checkpoint: Any) -> Mapping[str, Any]:
             break
         checkpoint = checkpoint[inner]
     if not isinstance(checkpoint, Mapping) or not all(isinstance(key, str) for key in checkpoint):
-        raise TwinsError(f"it holds a {type(checkpoint).__name__} and no state dict: give a file with one")
+        raise TwinsError(f"it holds a {type(checkpoint).__name__} instead of a state dict: give a file with one")
     return checkpoint
 
 
 def recognise(state: Mapping[str, Any]) -> RecognisedState:
-    """Take apart a state dict of any known format, recognised by its keys.
+    """Recognise the format of a state dict by its keys, and return its parts under official names.
 
     Raises:
-        TwinsError: where it is no Twins model's, or holds something else than tensors.
+        TwinsError: If the state dict is not of a Twins model, or if it has values that are not tensors.
     """
     for shell in SHELLS:
         if all(key.startswith(shell) for key in state):
@@ -94,14 +98,14 @@ def recognise(state: Mapping[str, Any]) -> RecognisedState:
     if match is None or not _made_of_parents(match["parents"]):
         shown = ", ".join(list(state)[:3]) or "no keys"
         raise TwinsError(
-            f"it is no Twins state dict (it has {shown}, and not patch_embeds.0.proj.weight): "
-            "give a file of the official repository, timm, mmpretrain or mmseg"
+            f"it is not a Twins state dict (it has {shown}, but no patch_embeds.0.proj.weight): "
+            "give a file from the official repository, timm, mmpretrain or mmseg"
         )
     parents = match["parents"]
     foreign = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
     if foreign is not None or state[match[0]].dim() != 4:
         raise TwinsError(
-            f"its entry {foreign or match[0]!r} is no parameter of a Twins model: give a file with weights"
+            f"its entry {foreign or match[0]!r} is not a parameter of a Twins model: give a file with weights"
         )
 
     inside = {key.removeprefix(parents): value for key, value in state.items() if key.startswith(parents)}
@@ -117,17 +121,17 @@ def recognise(state: Mapping[str, Any]) -> RecognisedState:
 
 
 def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Conversion:
-    """Convert a state dict between formats; the tensors are those of `state`, except where mmseg fuses them.
+    """Convert a state dict to another format. Tensors are not copied, except those that mmseg stacks.
 
     Args:
-        state: of any known format, as `recognise` takes it.
-        to: one of `FORMATS`.
-        task: "backbone": the backbone alone, as the project's backbone class names its entries; "classifier" and
-            "segmentor": the project's whole model. `None` keeps as much as `to` has a place for.
+        state: State dict of any known format.
+        to: Target format, one of `FORMATS`.
+        task: "backbone" for the backbone alone, with the names of the project's backbone class; "classifier" or
+            "segmentor" for a whole model of the project. `None` keeps as much as the target format has a place for.
 
     Raises:
-        TwinsError: for an unknown format or task, a task that the format has no model for, or an entry that it has
-            no place for and that is not of another task.
+        TwinsError: If the format or the task is unknown, if the format has no model for the task, or if an entry of
+            this task has no place in the format.
     """
     if to not in FORMATS:
         raise TwinsError(f"unknown format {to!r}{did_you_mean(to, FORMATS)}")
@@ -143,7 +147,7 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
     task = task or possible[-1]
     if task not in possible:
         raise TwinsError(
-            f"a {task} in {to} format can't be made from this state dict of {found.variant}: "
+            f"a {task} in {to} format cannot be made from this state dict of {found.variant}: "
             f"choose {' or '.join(possible)}, or another format"
         )
 
@@ -166,12 +170,26 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
 
 
 def convert_state_dict(state: Mapping[str, Any], *, to: str, task: str | None = None) -> dict[str, Any]:
-    """Convert a state dict to "official", "timm", "mmpretrain" or "mmseg" names; see `convert` for the arguments."""
+    """Convert a state dict to the names of another project.
+
+    Args:
+        state: State dict, or a checkpoint with one, in any known format.
+        to: "official", "timm", "mmpretrain" or "mmseg".
+        task: "backbone" for the backbone alone, with the names of the project's backbone class; "classifier" or
+            "segmentor" for a whole model of the project. `None` keeps as much as the target format has a place for.
+
+    Returns:
+        The converted state dict. Its tensors are those of `state`, except those that mmseg stacks.
+
+    Raises:
+        TwinsError: If the state dict is not of a Twins model, if the format or the task is unknown, or if an entry has
+            no place in the target format.
+    """
     return convert(unwrap(state), to=to, task=task).state
 
 
 def _names(state: Mapping[str, Any], source: str, to: str = "official") -> dict[str, str]:
-    """From every name that a model with the blocks of `state` can have in one format to its name in another."""
+    """Map every name that a model with the blocks of `state` can have in the source format to its target name."""
     blocks = {match[0] for key in state if (match := re.match(r"(blocks|stages|layers)\.\d+\.\d+(?=\.)", key))}
     is_local = {block.partition(".")[2]: f"{block}.attn.qkv.weight" in state for block in blocks}
     stages = sorted({match[1] for key in state if (match := re.match(r"patch_embeds\.(\d+)\.", key))}, key=int)
@@ -197,7 +215,7 @@ def _places_of(template: str, places: Mapping[str, list[str]]) -> Iterator[dict[
 
 
 def _rename(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Give entries their names in another format, splitting and stacking q and kv; names not listed stay."""
+    """Rename entries, and split or stack q and kv. Names that are not in `names` are unchanged."""
     renamed: dict[str, Any] = {}
     for name, value in state.items():
         if f"{name}:q" in names and value.dim() > 0:
@@ -214,7 +232,7 @@ def _rename(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
-    """The rows of q, then of kv."""
+    """Return the rows of q, followed by those of kv."""
     rows, other_rows = state.get(query), state.get(query.replace(".attn.q.", ".attn.kv."))
     if (
         rows is None
@@ -222,7 +240,7 @@ def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
         or rows.dim() * other_rows.dim() == 0
         or rows.shape[1:] != other_rows.shape[1:]
     ):
-        raise TwinsError(f"{query} and the kv beside it don't belong together: give a whole state dict")
+        raise TwinsError(f"{query} and its kv do not fit together: give a complete state dict")
     return torch.cat([rows, other_rows])
 
 
@@ -235,7 +253,7 @@ def _of_classifier(key: str) -> bool:
 
 
 def _is_companion(key: str, parents: str) -> bool:
-    """Whether an entry outside the backbone belongs to the model around it: a known part, or the pyramid above it."""
+    """Return whether an entry belongs to the model around the backbone: to a known part, or to a feature pyramid."""
     return parents.startswith("backbone.") and key.partition(".")[0] in ("backbone", *COMPANIONS)
 
 
@@ -249,7 +267,7 @@ def _made_of_parents(prefix: str) -> bool:
 
 
 def _describe(state: Mapping[str, Any]) -> str:
-    """The variant that an official state dict belongs to, by the shapes and number of its blocks."""
+    """Return the variant of an official state dict, by the shapes and numbers of its blocks, or a description."""
     for name in list_variants():
         if _columns_of(state) == _columns_of_spec(get_spec(name)):
             return name

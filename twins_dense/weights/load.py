@@ -1,4 +1,4 @@
-"""Load a checkpoint strictly and report what happened."""
+"""Load checkpoints strictly, and report what was loaded."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from .keymap import RecognisedState, convert, recognise, unwrap
 from .read import read_checkpoint
 
 _SHOWN = 3
-# ImageNet's classifiers lend their weights, without the head, to classifiers of other classes.
+# An ImageNet classifier can be loaded, without its head, into a classifier with another number of classes.
 _IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did, by official parameter names.
+    """Result of `load_weights`, by official parameter names.
 
     Attributes:
-        source: the file.
-        variant: what the checkpoint was recognised as.
-        format: "official" (timm's names are the same), "mmpretrain" or "mmseg".
-        loaded: parameters that now hold the checkpoint's values.
-        initialised: parameters that keep their fresh values: `norm_list.*` where the checkpoint has none, and `head.*`
-            of a classifier of other classes than the checkpoint's 1000 of ImageNet.
-        dropped: entries of the checkpoint that this model has no use for: `head.*`, `norm.*`, unbuilt stages, and
-            what stands around the backbone of a dense model (`decode_head.*`).
-        norm_eps: where the project of that format computes LayerNorm with another epsilon than this model: which.
+        source: Path or catalog name of the checkpoint, or "state dict".
+        variant: Name of the variant, or a description of a custom Twins.
+        format: Format of the names: "official" (timm has the same names), "mmpretrain" or "mmseg".
+        loaded: Parameters that were loaded.
+        initialised: Parameters that stay freshly initialised: `norm_list.*` if the checkpoint has none, and `head.*` if
+            the classifier's number of classes is not the 1000 of the checkpoint.
+        dropped: Entries of the checkpoint that the model does not use: `head.*`, `norm.*`, stages that are not built,
+            and the model around the backbone (`decode_head.*`).
+        norm_eps: Differences between the LayerNorm epsilons of the format's project and of the model; "" if there are
+            none.
     """
 
     source: str
@@ -56,22 +57,22 @@ class LoadReport:
 
 
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
-    """Load a checkpoint into a backbone or classifier of this package, strictly.
+    """Load a checkpoint strictly into a backbone or classifier of this package.
 
-    The file holds a state dict of the official code, timm, mmpretrain or mmseg, at the top or under `state_dict`,
-    `model`, `state_dict_ema` or `model_ema`: a backbone, a classifier, or a detector or segmentor around one
-    (`backbone.`, `bottom_up.`). It is recognised by its keys.
+    The checkpoint has the names of the official code, timm, mmpretrain or mmseg, and is recognised by them. It is a
+    state dict, or has one under `state_dict`, `model`, `state_dict_ema` or `model_ema`. The state dict is of a
+    backbone, a classifier, or a detector or segmentor with such a backbone (`backbone.`, `bottom_up.`).
 
     Args:
-        net: from `create_backbone` or `create_classifier`; unchanged where an error is raised.
-        source: a file, a name of the catalog (`twins-dense weights list`; it is downloaded once), or a state dict or
-            checkpoint already in memory.
+        net: Model from `create_backbone` or `create_classifier`. It is unchanged if an error is raised.
+        source: Path of a file, a catalog name (see `twins-dense weights list`), which is downloaded once, or a state
+            dict or checkpoint in memory.
 
     Returns:
-        What was loaded, freshly initialised and dropped.
+        The parameters that were loaded, freshly initialised and dropped.
 
     Raises:
-        TwinsError: where a parameter is missing, left over or of another shape; the message shows the first ones.
+        TwinsError: If a parameter is missing, has no place or has another shape. The message shows the first ones.
     """
     if isinstance(source, Mapping):
         name, found = "state dict", recognise(unwrap(source))
@@ -81,7 +82,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
     spec = getattr(net, "spec", None)
 
     missing = sorted(target.keys() - state.keys())
-    # A checkpoint with some level norms is not an ImageNet one, and then none may be missing.
+    # A checkpoint with level norms is of a dense model, and then none of them may be missing.
     has_level_norms = any(key.startswith("norm_list.") for key in state)
     initialised = [key for key in missing if key.startswith("norm_list.") and not has_level_norms]
     surplus = sorted(state.keys() - target.keys())
@@ -113,13 +114,20 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
 
 
 def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
-    """Load a whole segmentor into one with a Twins `backbone` of this package, strictly.
+    """Load a checkpoint strictly into a whole segmentor whose `backbone` is of this package.
 
-    The checkpoint is mmseg's, whose backbone has other names, the official repository's, or of a run of ours. The way
-    back is `convert_state_dict(model.state_dict(), to="mmseg")`. `source` is as `load_weights` takes it.
+    The checkpoint is of mmseg, of the official repository or of a training run of this package. The reverse is
+    `convert_state_dict(model.state_dict(), to="mmseg")`.
+
+    Args:
+        model: Segmentor. It is unchanged if an error is raised.
+        source: As in `load_weights`.
+
+    Returns:
+        The parameters that were loaded and dropped.
 
     Raises:
-        TwinsError: where it is of another model; the message shows the first entries that don't fit.
+        TwinsError: If the checkpoint is of another model. The message shows the first entries that do not fit.
     """
     if isinstance(source, Mapping):
         state, report = fit_segmentor(model, source, "state dict")
@@ -130,7 +138,7 @@ def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, 
 
 
 def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[str, Any], LoadReport]:
-    """What `load_segmentor` loads, under the names of the model, and its report; `name` is for messages."""
+    """Return what `load_segmentor` loads, under the names of the model, and its report; `name` is for messages."""
     try:
         found = recognise(unwrap(checkpoint))
         conversion = convert(unwrap(checkpoint), to="official", task="segmentor")
@@ -156,25 +164,25 @@ def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[st
 
 
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
-    """The first entries that keep `state` from filling `target` exactly, with their number; empty where it does."""
+    """Describe the first differences in names and shapes between two state dicts, with their number; "" if none."""
     problems = [f"{key} is missing" for key in sorted(target.keys() - state.keys())]
     problems += [f"{key} {_shape(state[key])} has no place" for key in sorted(state.keys() - target.keys())]
     problems += [
-        f"{key} is {_shape(state[key])} where the model has {_shape(target[key])}"
+        f"{key} is {_shape(state[key])} but the model has {_shape(target[key])}"
         for key in sorted(target.keys() & state.keys())
         if _shape(state[key]) != _shape(target[key])
     ]
     if not problems:
         return ""
     more = "; …" if len(problems) > _SHOWN else ""
-    return f"entries that don't fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
+    return f"entries that do not fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
 
 
 def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
-    """The state dict in a file, or in a file of the catalog by its name.
+    """Read the state dict in a file or under a catalog name.
 
     Raises:
-        TwinsError: for a file that can't be read, or has tensors that are not plain.
+        TwinsError: If the file cannot be read, or has tensors that are not dense, real and complete.
     """
     checkpoint = read_checkpoint(fetch_weights(source))
     try:
@@ -183,12 +191,12 @@ def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
         raise TwinsError(f"weights {str(source)!r}: {error}") from None
     odd = next((key for key, value in state.items() if isinstance(value, Tensor) and not _is_plain(value)), None)
     if odd is not None:
-        raise TwinsError(f"weights {str(source)!r}: its entry {odd!r} is no dense tensor of real numbers: save one")
+        raise TwinsError(f"weights {str(source)!r}: its entry {odd!r} is not a dense, real tensor: save it as one")
     return state
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Dense, real, and with each number in memory: a small file can promise a tensor of any size."""
+    """Return whether a tensor is dense and real, with every element in memory: small files can declare huge tensors."""
     if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -209,7 +217,7 @@ def _norm_eps_differences(found: RecognisedState, spec: TwinsSpec | None) -> str
 
 
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
-    """The declared drops: a classifier's end, and stages and levels that this backbone doesn't have."""
+    """Return whether an entry may be dropped: a classifier's `norm` and `head`, or a stage that is not built."""
     group, _, rest = key.partition(".")
     names = {name.partition(".")[0] for name in target}
     if group in ("head", "norm"):

@@ -1,4 +1,4 @@
-"""How images are prepared for a model."""
+"""Preparation of images for a model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What to do with an RGB image before a model sees it; then its pixels are scaled to 0..1, less `mean`, by `std`.
+    """Preparation of an RGB image: resize, crop the centre, and normalise as (pixels / 255 - mean) / std.
 
     Attributes:
-        short_side: the image is resized to this short side, in pixels, keeping its ratio.
-        long_side: limit of the long side, which wins over `short_side`; `None` for no limit.
-        crop: side of the square that is cut from the middle; `None` takes the whole image.
-        interpolation: of resizing.
+        short_side: Length of the short side after resizing, in pixels. The aspect ratio is kept.
+        long_side: Maximum length of the long side, which takes precedence over `short_side`; `None` for no maximum.
+        crop: Side of the square centre crop in pixels; `None` keeps the whole image.
+        interpolation: Interpolation of the resizing, "bicubic" or "bilinear".
+        mean: Mean of each channel, for pixels in 0..1.
+        std: Standard deviation of each channel, for pixels in 0..1.
     """
 
     short_side: int

@@ -1,4 +1,4 @@
-"""Read a checkpoint without running anything in it."""
+"""Read a checkpoint without running code from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import TwinsError
 
 
 class _Placeholder:
-    """Stands for a value that nobody needs; takes whatever the value would be made of, and does nothing with it."""
+    """Stand-in for a value that is not needed. It ignores the arguments and the state of the value."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -24,39 +24,40 @@ class _Placeholder:
         pass
 
 
-# All that a checkpoint may name beside what torch itself reads safely. None of it is looked up or called: each becomes
-# a placeholder. numpy's types are not harmless enough to be made (a dtype's state can pass raw bytes off as objects).
+# Names that a checkpoint may contain besides those that torch reads safely. They are never looked up or called: each
+# becomes a placeholder. Building the values of numpy's types would not be safe, because the state of a dtype can make
+# raw bytes pass for objects.
 _ALLOWED: list[Any] = [
     (_Placeholder, name)
     for name in (
-        # the arguments of training scripts
+        # arguments of training scripts
         "argparse.Namespace",
         "pathlib.PosixPath",
-        # scores and learning rates as numpy scalars, or arrays; numpy 1 and numpy 2 write different names
+        # scores and learning rates as numpy scalars or arrays, under the names that numpy 1 and numpy 2 write
         "numpy.dtype",
         "numpy.ndarray",
         "numpy.core.multiarray.scalar",
         "numpy.core.multiarray._reconstruct",
         "numpy._core.multiarray.scalar",
         "numpy._core.multiarray._reconstruct",
-        # the log history in MMEngine's checkpoints
+        # log history in MMEngine's checkpoints
         "mmengine.logging.history_buffer.HistoryBuffer",
         "builtins.getattr",
     )
 ]
 
-
-_TORCH = (b"PK", b"\x80")  # how torch's files begin: as a ZIP archive, and the older ones as a pickle
+# First bytes of torch's files: of a ZIP archive and, in the old format, of a pickle.
+_TORCH = (b"PK", b"\x80")
 
 
 def read_checkpoint(path: str | PathLike[str]) -> Any:
-    """Everything that a `.safetensors` or torch checkpoint holds, on the CPU.
+    """Read a safetensors or torch checkpoint to the CPU.
 
-    Beside tensors and plain Python, a checkpoint may hold the arguments of a training script, numpy's scalars and
-    arrays, and MMEngine's log history; they become placeholders.
+    Besides tensors and plain Python values, a checkpoint may hold arguments of training scripts, numpy's scalars and
+    arrays, and MMEngine's log history. They become placeholders.
 
     Raises:
-        TwinsError: for a missing or truncated file, one that holds anything else, or one that is no checkpoint at all.
+        TwinsError: If the file is missing, truncated or not a checkpoint, or if it holds any other type.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +65,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
         raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
     try:
         start = check_start(path)
-        # By what it is, and by its name where that can't be seen.
+        # The content decides, and the suffix only if the content is of neither format.
         is_safetensors = start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH))
         return _read_safetensors(path) if is_safetensors else _read_torch(path)
     except TwinsError as error:
@@ -72,15 +73,19 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
 
 
 def check_start(path: Path) -> bytes:
-    """The first bytes; refused, by its name, is what downloads leave in a file's place: nothing, a page, a pointer."""
+    """Return the first bytes of a checkpoint.
+
+    Raises:
+        TwinsError: If the file is empty, a web page or a Git LFS pointer, which failed downloads leave behind.
+    """
     with path.open("rb") as file:
         start = file.read(512)
     if not start:
-        raise TwinsError("it is empty; fetch it again")
+        raise TwinsError("it is empty; download it again")
     if start.lstrip()[:1] == b"<":
-        raise TwinsError("it is a web page, and no checkpoint; fetch it again, and look whether the address is right")
+        raise TwinsError("it is a web page and not a checkpoint; check the address and download it again")
     if start.startswith(b"version https://git-lfs"):
-        raise TwinsError("it is the pointer of a Git LFS file, and not the file; fetch it again with `git lfs pull`")
+        raise TwinsError("it is a Git LFS pointer and not the file itself; download it again with `git lfs pull`")
     return start
 
 
@@ -91,33 +96,37 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise TwinsError(f"it is no whole safetensors file ({_first_sentence(error)}); fetch it again") from None
+        reason = _first_sentence(error)
+        raise TwinsError(f"it is not a complete safetensors file ({reason}); download it again") from None
 
 
 def _read_torch(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
-        warnings.simplefilter("ignore")  # about the pickle protocol, where the error says more
+        warnings.simplefilter("ignore")  # about the pickle protocol; the error says more
         try:
-            with path.open("rb") as file:  # not the path, whose suffix torch goes by
+            with path.open("rb") as file:  # not the path, because torch looks at its suffix
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # what torch raises for a broken file depends on where it breaks off
+        except Exception as error:  # the type depends on where a file is broken
             refused = _refused(path, error)
             if refused:
                 raise TwinsError(
-                    f"it holds {refused} beside tensors and is not read, because that could run code; "
-                    "save its state dict alone"
+                    f"it holds {refused} besides tensors and is not read, because that could run code; "
+                    "save only its state dict"
                 ) from None
-            raise TwinsError(f"it is no whole torch checkpoint ({_first_sentence(error)}); fetch it again") from None
+            reason = _first_sentence(error)
+            raise TwinsError(f"it is not a complete torch checkpoint ({reason}); download it again") from None
 
 
 def _refused(path: Path, error: Exception) -> str:
-    """What the file holds that torch doesn't read; empty where the file is broken in another way."""
-    # torch names the first: "GLOBAL io.open was not an allowed", "GLOBAL os.system whose module is".
+    """Return the names in a file that torch refuses to read; "" if the file is broken in another way."""
+    with contextlib.suppress(Exception):  # it cannot read torch's old format, nor some broken files
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        if names:
+            return ", ".join(sorted(names))
+    # No public function lists the names in the old format. The error of `torch.load` has the first of them, as in
+    # "GLOBAL io.open was not an allowed global" and "GLOBAL os.system whose module os is blocked".
     first = re.search(r"GLOBAL (\S+) (?:was not|whose)", str(error))
-    names = {first[1]} if first else set()
-    with contextlib.suppress(Exception):  # it looks into the newer of the two file formats only
-        names |= set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    return ", ".join(sorted(names))
+    return first[1] if first else ""
 
 
 def _first_sentence(error: BaseException) -> str:
