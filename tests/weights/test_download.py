@@ -156,7 +156,8 @@ def test_once(server: Server, home: Path) -> None:
 def test_interrupted_and_resumed(server: Server) -> None:
     spec = published(server)
     server.cut_after = 300_000
-    message = refused(spec, "ended after 300000 of 1049344 bytes", "300000 bytes are kept", "the next call resumes")
+    parts = ("the download ended after 300000 of 1049344 bytes", "300000 bytes are kept", "the next call resumes")
+    message = refused(spec, *parts)
     assert spec.url in message
     refused(spec, "the download ended after 600000 of 1049344 bytes")
     server.cut_after = None
