@@ -165,9 +165,8 @@ def _draw_image(
     objects: list[tuple[int, np.ndarray]] = []
     whole_areas: list[int] = []
     num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
-    hues = (
-        rng.random() + np.arange(num_objects) / num_objects
-    ) % 1  # far apart, so that overlapping shapes differ in colour
+    # Hues are far apart, so that overlapping shapes differ in colour.
+    hues = (rng.random() + np.arange(num_objects) / num_objects) % 1
     for index in range(num_objects):
         class_index = first_class if index == 0 else int(rng.integers(len(CATEGORIES)))
         for _ in range(NUM_TRIES):
@@ -198,8 +197,8 @@ def _draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
 
 def _draw_shape(rng: np.random.Generator, image_size: int, class_index: int) -> np.ndarray:
     """Return the coverage of each pixel, float (S, S) in 0..1, by a shape of random size, position and angle."""
-    # Uniform on a logarithmic scale: as many shapes have a diameter between 1/8 and 1/4 of the image
-    # size as between 1/4 and 1/2.
+    # Uniform on a logarithmic scale: as many shapes have a diameter between 1/8 and 1/4 of the image size as
+    # between 1/4 and 1/2.
     radius = image_size / 2 * np.exp(rng.uniform(np.log(MIN_DIAMETER), np.log(MAX_DIAMETER)))
     centre = rng.uniform(radius, image_size - radius, size=2)
     # Corners are angles on the circumscribed circle; `half` is the angle between a rectangle's long axis and a corner.

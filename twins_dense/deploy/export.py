@@ -29,7 +29,7 @@ EXPORT_SUFFIXES = (".onnx", ".pt2")
 METADATA = "twins_dense.json"
 # Largest accepted difference from the model, relative to the largest magnitude of each output.
 TOLERANCE = 1e-4
-# (batch, height, width): no stage pads its windows of 7, padding on one axis, padding on both axes, a single window.
+# (batch, height, width). Windows of 7 need no padding, padding on one axis, or on both axes; or there is only one.
 CHECKED_SHAPES = ((1, 224, 224), (2, 160, 224), (3, 128, 160), (1, 64, 96))
 # Tracing replaces these sizes by symbols, so none of them may be a special case (1 image, 1 window).
 _TRACED_SHAPE = (3, 480, 736)

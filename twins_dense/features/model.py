@@ -83,7 +83,7 @@ class FeatureModel:
     def __call__(self, decoded: DecodedChunk) -> list[Batch]:
         """Return the features of a chunk, one batch per image size.
 
-        If all images have one size, the features of unreadable images are zero; otherwise, these images are left out.
+        The maps of unreadable images are zero. With the protocol "native", these images are left out.
         """
         # Full float32 precision and reproducible results, also on GPUs.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):

@@ -133,7 +133,7 @@ def decode(path: str, protocol: Protocol) -> Decoded:
     """Read and prepare an image. If the file is bad, the result contains the reason.
 
     Raises:
-        TwinsError: If the disk fails, because that may be temporary and may affect all other images too.
+        TwinsError: If the disk fails, which may be temporary and may affect other images too.
     """
     sha256 = None
     try:

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def fetch_weights(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint, after downloading it if `source` is the name of a file not yet in the cache.
+    """Return the path of a checkpoint, downloading it first if `source` is a catalog name and it is not in the cache.
 
     Args:
         source: Path of a file, or a catalog name. A file takes precedence.
@@ -49,7 +49,7 @@ def fetch_weights(source: str | os.PathLike[str]) -> Path:
 
 
 def download(spec: WeightsSpec) -> Path:
-    """Return the path of a catalog entry's file, after downloading it to `cache_dir()` if it is not there yet.
+    """Return the path of a catalog entry's file, downloading it to `cache_dir()` first if it is not there.
 
     An interrupted download resumes. If several processes request the same file, one downloads it and the others wait.
 

@@ -35,8 +35,8 @@ class LoadReport:
             the classifier does not have the 1000 classes of the checkpoint.
         dropped: Entries of the checkpoint that the model does not use: `head.*`, `norm.*`, stages that are not built,
             and the parts of the model around the backbone (`decode_head.*`).
-        norm_eps: Differences between the LayerNorm epsilons of the project with this format and those of the model; ""
-            if there are none.
+        norm_eps: Differences between the LayerNorm epsilons of the format's project and those of the model; "" if there
+            are none.
     """
 
     source: str
