@@ -147,7 +147,7 @@ class TestExistingFolder:
 
     def test_other_parameters_are_refused(self, toy_dir: Path) -> None:
         before = hashes(toy_dir)
-        with pytest.raises(TwinsError, match=r"^.*toy: contains .*'num_train': 7.*, not of .*'num_train': 8.*$"):
+        with pytest.raises(TwinsError, match=r"^.*toy: contains .*'num_train': 7.*, not .*'num_train': 8.*$"):
             make(toy_dir, num_train=8)
         assert hashes(toy_dir) == before
 
