@@ -17,7 +17,7 @@ DEV := $(VENV)/.installed-dev
 
 help:
 	@echo 'make demo    train, evaluate and draw a small Mask R-CNN'
-	@echo 'make test    run the tests (PYTEST_ARGS="-m slow" selects others)'
+	@echo 'make test    run the tests (PYTEST_ARGS="-m slow" selects others, -n0 uses one process)'
 	@echo 'make check   run ruff and mypy'
 	@echo 'make clean   remove .venv, caches and build outputs; keeps data and results'
 	@echo 'The first call installs into .venv: about 3 GB to download. PYTHON=... picks the Python (3.10 or newer).'
@@ -25,8 +25,9 @@ help:
 demo: $(RUNTIME)
 	$(VENV)/bin/twins-dense demo $(DEMO_ARGS)
 
+# One process per core, but no more than four: each takes up to 2 GB of memory.
 test: $(DEV)
-	$(VPY) -m pytest $(PYTEST_ARGS)
+	$(VPY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(VPY) -m ruff check $(SOURCES)
@@ -53,7 +54,7 @@ $(RUNTIME): setup.py constraints.txt
 	    exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); }
 	@echo 'Installing into $(VENV): downloads about 3 GB once; this takes some minutes.'
-	@$(PIP) install -q -c constraints.txt -e .
+	@$(PIP) install -q -c constraints.txt -e '.[all]'
 	$(ensure_cv2)
 	@touch $@
 

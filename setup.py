@@ -4,32 +4,49 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-README = Path(__file__).resolve().parent / "README.md"
+ROOT = Path(__file__).resolve().parent
+README = ROOT / "README.md"
 
-RUNTIME = [
+# `import twins_dense`, the backbones and their weights need no more than this.
+CORE = [
     "torch>=2.8",
-    "torchvision>=0.23",
     "numpy>=1.26",
     "pillow>=10.3",
     "safetensors>=0.4.3",
     "click>=8.1",
     "tqdm>=4.66",
     "filelock>=3.13",
+]
+IMAGENET = ["torchvision>=0.23"]
+DETECTION = [
+    *IMAGENET,
     "mmengine>=0.10.7,<0.11",
-    "mmcv-lite>=2.1,<2.2",
-    "mmsegmentation>=1.2.2,<1.3",
-    "ftfy>=6.1",
-    "regex>=2023.12.25",
     "pycocotools>=2.0.8",
     "faster-coco-eval>=1.6.5",
     "opencv-python>=4.9",
     "matplotlib>=3.8",
 ]
-HUB = ["huggingface-hub>=0.23"]
+SEGMENTATION = [
+    *DETECTION,
+    "mmcv-lite>=2.1,<2.2",
+    "mmsegmentation>=1.2.2,<1.3",
+    # mmsegmentation imports these two without requiring them.
+    "ftfy>=6.1",
+    "regex>=2023.12.25",
+]
 FEATURES = ["zarr>=3.1.3; python_version >= '3.11'", "pyarrow>=17"]  # zarr 3 needs Python 3.11
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
-TEST = ["pytest>=8.2", "hypothesis>=6.100", "timm>=1.0.15", *HUB, *FEATURES, *EXPORT]
+HUB = ["huggingface-hub>=0.23"]
+ALL = [*SEGMENTATION, *FEATURES, *EXPORT, *HUB]
+TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", *ALL]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
+
+# The configs lie at the top of the repository and are installed inside the package.
+CONFIG_FOLDERS = [path for path in (ROOT / "configs").rglob("*") if path.is_dir() and path.name != "__pycache__"]
+CONFIG_PACKAGES = [
+    "twins_dense.configs",
+    *(f"twins_dense.configs.{'.'.join(path.relative_to(ROOT / 'configs').parts)}" for path in CONFIG_FOLDERS),
+]
 
 setup(
     name="twins-dense",
@@ -40,10 +57,22 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["twins_dense", "twins_dense.*"]),
+    packages=[*find_packages(include=["twins_dense", "twins_dense.*"]), *CONFIG_PACKAGES],
+    package_dir={"twins_dense.configs": "configs"},
+    package_data={"twins_dense": ["py.typed"], "twins_dense.configs.detectron2": ["*.yaml"]},
     include_package_data=False,
-    install_requires=RUNTIME,
-    extras_require={"hub": HUB, "features": FEATURES, "export": EXPORT, "test": TEST, "dev": DEV},
+    install_requires=CORE,
+    extras_require={
+        "imagenet": IMAGENET,
+        "detection": DETECTION,
+        "segmentation": SEGMENTATION,
+        "features": FEATURES,
+        "export": EXPORT,
+        "hub": HUB,
+        "all": ALL,
+        "test": TEST,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["twins-dense = twins_dense.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
@@ -54,5 +83,6 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

@@ -1,9 +1,10 @@
 """Sort ImageNet's flat validation images into folders named by WordNet id, as `twins-dense validate` reads them.
 
-The ground truth is Kaggle's LOC_val_solution.csv, Caffe's val.txt, or a file with one WordNet id a line in the order of
-the images' names. The images stay where they are: the folders hold hard links, or copies where the disk has no links.
+The ground truth is Kaggle's LOC_val_solution.csv, Caffe's val.txt, or a file with one WordNet id per line in the order
+of the image names. The original images are kept: the new folders contain hard links, or copies if the file system does
+not support hard links.
 
-example:
+Example:
   python datasets/prepare_imagenet_val.py ILSVRC2012_img_val LOC_val_solution.csv data/imagenet/val
 """
 
@@ -17,9 +18,9 @@ from twins_dense.imagenet.folders import sort_into_folders
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", help="the folder of the flat images")
-    parser.add_argument("ground_truth", help="the file that says which class each image has")
-    parser.add_argument("out", help="the folder to make; what is there already is left as it is")
+    parser.add_argument("images", help="folder with all images")
+    parser.add_argument("ground_truth", help="file with the class of each image")
+    parser.add_argument("out", help="folder for the class folders; images in it are kept")
     arguments = parser.parse_args()
     count = sort_into_folders(arguments.images, arguments.ground_truth, arguments.out)
     print(f"{count} images in {arguments.out}")

@@ -6,11 +6,20 @@ import os
 
 import pytest
 import torch
-from detection_fixtures import tiny_run, toy_data  # noqa: F401  (fixtures, shared by several files)
 from hypothesis import HealthCheck, settings
-from segmentation_fixtures import label_data, segmentation_run  # noqa: F401
 
-pytest.register_assert_rewrite("contracts", "cli_fixtures", "golden_files", "run_fixtures")
+pytest.register_assert_rewrite(
+    "cli_fixtures",
+    "contracts",
+    "detection_fixtures",
+    "feature_fixtures",
+    "golden_files",
+    "loading_fixtures",
+    "run_fixtures",
+)
+
+from detection_fixtures import tiny_run, toy_data  # noqa: E402, F401  (fixtures, shared by several files)
+from segmentation_fixtures import label_data, segmentation_run  # noqa: E402, F401
 
 # The same examples in every run, and no time limits on a busy machine.
 settings.register_profile(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
@@ -141,23 +143,42 @@ class Run:
     checkpoint: Path
 
 
+def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that all processes of a test run share: the first that asks for it makes it, the others wait."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    root = factory.getbasetemp().parent if is_worker else factory.getbasetemp()
+    folder, done = root / f"shared_{name}", root / f"shared_{name}.done"
+    with FileLock(root / f"shared_{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Toy data of 8 training and 5 validation images of 64x64 pixels. Not to be changed: copy it."""
     from twins_dense.data.toy import make_toy_coco
 
-    path = tmp_path_factory.mktemp("data") / "toy"
-    return make_toy_coco(path, num_train=NUM_TRAIN, num_val=NUM_VAL, image_size=SIZE)
+    def make(folder: Path) -> None:
+        make_toy_coco(folder / "toy", num_train=NUM_TRAIN, num_val=NUM_VAL, image_size=SIZE)
+
+    return shared_folder(tmp_path_factory, "data", make) / "toy"
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
     """A tiny Mask R-CNN after 2 epochs of 4 iterations, trained by the command line. Not to be changed."""
-    root = tmp_path_factory.mktemp("run")
-    config = write_config(root / "tiny.py", toy_data, epochs=2)
-    result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"))
-    assert result.returncode == 0, result.stderr
-    return Run(config, toy_data, root / "work", root / "work" / "epoch_2.pth")
+
+    def make(folder: Path) -> None:
+        config = write_config(folder / "tiny.py", toy_data, epochs=2)
+        result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(folder / "work"))
+        assert result.returncode == 0, result.stderr
+
+    root = shared_folder(tmp_path_factory, "run", make)
+    return Run(root / "tiny.py", toy_data, root / "work", root / "work" / "epoch_2.pth")
 
 
 def child_environment() -> dict[str, str]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detection_fixtures import child_environment, run_python
+import pytest
+from detection_fixtures import Run, child_environment
+from mmengine.config import Config
+
+from twins_dense.errors import TwinsError
+from twins_dense.frameworks.mmengine.engine import load_config
 
 # Stops after an iteration and waits to be killed.
 HALT_HOOK = """
@@ -56,12 +63,6 @@ class DumpHook(Hook):
 """
 
 
-def train(config: Path, work_dir: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return run_python(
-        "-m", "twins_dense", "train", str(config), "--work-dir", str(work_dir), *options, cwd=config.parent
-    )
-
-
 def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
     """Start training with a `HaltHook` and kill the process without warning once it has logged that iteration."""
     with (config.parent / f"{work_dir.name}.log").open("w") as log:
@@ -95,3 +96,21 @@ def steps(records: list[dict[str, Any]]) -> dict[int, dict[str, float]]:
         if "loss" in record:
             kept[record["step"]] = {name: value for name, value in record.items() if name == "lr" or "loss" in name}
     return kept
+
+
+def one_line_of(caught: pytest.ExceptionInfo[TwinsError], *parts: str) -> str:
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+    return message
+
+
+_numbers = itertools.count()
+
+
+def config_of(run: Run, overrides: Sequence[str] = ()) -> Config:
+    """The config of a run under a name of its own: MMEngine tells runs in one process apart by name and second."""
+    config = load_config(run.config, overrides)
+    config.experiment_name = f"test_engine_{next(_numbers)}"
+    return config

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detection_fixtures import ROOT, TINY_SVT, Run, run_python
+from detection_fixtures import ROOT, TINY_SVT, Run, run_python, shared_folder
 from PIL import Image
 from torch import Tensor
 
@@ -124,26 +124,31 @@ def draw_pair(rng: np.random.Generator, height: int, width: int) -> tuple[np.nda
 @pytest.fixture(scope="session")
 def label_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 training and 5 validation images of 64x80 pixels in ADE20K's layout. Not to be changed: copy it."""
-    root = tmp_path_factory.mktemp("labels")
-    rng = np.random.default_rng(0)
-    for split, count in (("training", NUM_TRAIN), ("validation", NUM_VAL)):
-        for kind in ("images", "annotations"):
-            (root / kind / split).mkdir(parents=True)
-        for number in range(count):
-            image, label = draw_pair(rng, 64, 80)
-            Image.fromarray(image).save(root / "images" / split / f"{number}.png")
-            Image.fromarray(label).save(root / "annotations" / split / f"{number}.png")
-    return root
+
+    def make(root: Path) -> None:
+        rng = np.random.default_rng(0)
+        for split, count in (("training", NUM_TRAIN), ("validation", NUM_VAL)):
+            for kind in ("images", "annotations"):
+                (root / kind / split).mkdir(parents=True)
+            for number in range(count):
+                image, label = draw_pair(rng, 64, 80)
+                Image.fromarray(image).save(root / "images" / split / f"{number}.png")
+                Image.fromarray(label).save(root / "annotations" / split / f"{number}.png")
+
+    return shared_folder(tmp_path_factory, "labels", make)
 
 
 @pytest.fixture(scope="session")
 def segmentation_run(tmp_path_factory: pytest.TempPathFactory, label_data: Path) -> Run:
     """A tiny Semantic FPN after 8 iterations, trained by the command line. Not to be changed."""
-    root = tmp_path_factory.mktemp("segmentation")
-    config = write_config(root / "tiny.py", label_data)
-    result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"))
-    assert result.returncode == 0, result.stderr
-    return Run(config, label_data, root / "work", root / "work" / "iter_8.pth")
+
+    def make(folder: Path) -> None:
+        config = write_config(folder / "tiny.py", label_data)
+        result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(folder / "work"))
+        assert result.returncode == 0, result.stderr
+
+    root = shared_folder(tmp_path_factory, "segmentation", make)
+    return Run(root / "tiny.py", label_data, root / "work", root / "work" / "iter_8.pth")
 
 
 def resized(image: np.ndarray, ratio: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""`twins-dense benchmark` for those who look for it here: python tools/benchmark.py svt_small --rounds 20."""
+"""Run `twins-dense benchmark`: python tools/benchmark.py svt_small --rounds 20."""
 
 import sys
 

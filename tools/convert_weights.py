@@ -1,4 +1,4 @@
-"""`twins-dense convert` for those who look for it here: python tools/convert_weights.py IN OUT --to timm."""
+"""Run `twins-dense convert`: python tools/convert_weights.py IN OUT --to timm."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Process groups for commands that torchrun starts."""
+"""The processes that torchrun starts: which one this is, who prints, joining and leaving the group."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 
-import torch.distributed as dist
+# One process may finish long before another.
+_PATIENCE = timedelta(days=7)
 
-# Long, because one process may finish long before another.
-_TIMEOUT = timedelta(days=7)
+
+def is_first_process() -> bool:
+    """Return whether this process is the one that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[tuple[int, int]]:
-    """Yield the rank of this process and the number of processes, joined in a group if torchrun started several."""
+    """Join the group of processes if torchrun has started several, and yield the rank and the number of processes."""
+    import torch.distributed as dist  # here, because the command line needs this module before it needs torch
+
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return
-    dist.init_process_group("gloo", timeout=_TIMEOUT)  # on the CPU, because processes exchange only small values
+    dist.init_process_group("gloo", timeout=_PATIENCE)  # only small things are exchanged, on the CPU
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
@@ -27,6 +32,8 @@ def joined_processes() -> Iterator[tuple[int, int]]:
 
 
 def wait_for_all() -> None:
-    """Wait until every process of the group has called this function."""
+    """Return once every process of the group has called this."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.barrier()

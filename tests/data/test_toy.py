@@ -1,4 +1,4 @@
-"""The toy data set: the same for a seed, correct as COCO data, never overwritten."""
+"""The toy data set depends only on its seed, is valid COCO data, and is never overwritten."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ def test_is_good_coco_data(toy_dir: Path, split: str, num_images: int) -> None:
             assert entry["area"] == mask.sum() > 0
             assert entry["iscrowd"] == 0
             total += mask
-        # Masks are visible parts. Polygons are rounded off by half a pixel, so neighbours may share their outline.
+        # Masks cover visible parts. Polygons are simplified by half a pixel, so neighbours may share an outline.
         assert (total > 1).mean() < 0.01
 
 
 def test_masks_lie_on_the_shapes(toy_dir: Path) -> None:
-    """Shapes are brighter than the dark background: their brightest channel stands out under the mask alone."""
+    """Shapes are brighter than the dark background, so their brightest channel is high only inside the mask."""
     for image in load(toy_dir, "train2017").images:
         brightness = read_image(image.path).max(axis=2) / 255
         inside = np.zeros((SIZE, SIZE), bool)
@@ -97,12 +97,12 @@ def test_masks_lie_on_the_shapes(toy_dir: Path) -> None:
             inside |= decode_segmentation(entry["segmentation"], SIZE, SIZE).astype(bool)
         assert np.median(brightness[inside]) > 0.65
         assert np.median(brightness[~inside]) < 0.5
-        # A mask that were moved by a few pixels would take in background on one side.
+        # A mask shifted by a few pixels would include background on one side.
         assert (brightness[inside] > 0.55).mean() > 0.95
 
 
 def test_visible_parts_are_kept() -> None:
-    """No two of an image's masks share a pixel, and none is a mere rest."""
+    """The masks of an image do not overlap, and none is a tiny remainder."""
     for seed in range(40):
         _, objects = _draw_image(np.random.default_rng(seed), SIZE, first_class=seed % 3)
         masks = np.stack([mask for _, mask in objects])
@@ -147,13 +147,13 @@ class TestExistingFolder:
 
     def test_other_parameters_are_refused(self, toy_dir: Path) -> None:
         before = hashes(toy_dir)
-        with pytest.raises(TwinsError, match=r"^.*toy: holds .*'num_train': 7.*, not of .*'num_train': 8.*$"):
+        with pytest.raises(TwinsError, match=r"^.*toy: contains .*'num_train': 7.*, not of .*'num_train': 8.*$"):
             make(toy_dir, num_train=8)
         assert hashes(toy_dir) == before
 
     def test_a_foreign_folder_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("keep me")
-        with pytest.raises(TwinsError, match="exists and is no toy data set"):
+        with pytest.raises(TwinsError, match="exists and is not a toy data set"):
             make(tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -161,7 +161,7 @@ class TestExistingFolder:
     def test_an_incomplete_one_is_refused(self, tmp_path: Path, name: str) -> None:
         data_dir = make(tmp_path / "toy")
         (data_dir / name).unlink()
-        with pytest.raises(TwinsError, match="is not complete any more"):
+        with pytest.raises(TwinsError, match="is incomplete"):
             make(data_dir)
 
     def test_a_failure_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ class TestExistingFolder:
 @pytest.mark.parametrize(("name", "value"), [("num_train", 0), ("num_val", 0), ("image_size", 63), ("seed", -1)])
 def test_small_parameters(tmp_path: Path, name: str, value: int) -> None:
     parameters = {"num_train": 1, "num_val": 1, "image_size": 64, "seed": 0, name: value}
-    with pytest.raises(TwinsError, match=f"^{name}={value}: has to be "):
+    with pytest.raises(TwinsError, match=f"^{name}={value}: must be "):
         make_toy_coco(tmp_path / "toy", **parameters)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""Models in files compute what the models compute, at every size, and say how to feed them."""
+"""Exported files compute the same as the models, at every size, and describe their input."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from twins_dense.models.spec import _VARIANTS
 from twins_dense.models.windows import window_key_mask
 from twins_dense.weights.preprocessing import OFFICIAL_PREPROCESSING
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="comes with the extra export")
-pytest.importorskip("onnxscript", reason="comes with the extra export")
+onnxruntime = pytest.importorskip("onnxruntime", reason="installed with the extra export")
+pytest.importorskip("onnxscript", reason="installed with the extra export")
 
-# What torch's exporter and its parts warn of, where we can't avoid it.
+# Warnings from inside torch's exporter, which we cannot avoid.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-# Strides, windows and reduction ratios of the published variants, as few blocks as have every kind of attention.
+# The strides, windows and reduction ratios of the published variants, with one block for each kind of attention.
 ONE_OF_EACH = {"num_heads": (1, 2, 5, 7), "mlp_ratios": (1, 1, 1, 1), "sr_ratios": (8, 4, 2, 1)}
 TINY_PCPVT = td.TwinsSpec.from_columns(
     "tiny_pcpvt", dims=(4, 6, 10, 14), depths=(1, 1, 1, 1), window_size=None, **ONE_OF_EACH
@@ -38,7 +38,7 @@ SHAPES = ((1, 224, 224), (3, 224, 224), (1, 512, 704), (3, 512, 704))
 
 @pytest.fixture(scope="module")
 def svt(tmp_path_factory: pytest.TempPathFactory) -> tuple[td.TwinsBackbone, Path]:
-    """A backbone of the levels c3 and c5 whose mask is on for some sizes and off for others, and its ONNX file."""
+    """A backbone with the levels c3 and c5, which masks windows at some sizes only, and its ONNX file."""
     net = random_backbone(TINY_SVT, out_indices=(1, 3), window_padding="upstream_mask")
     path = tmp_path_factory.mktemp("export") / "svt.onnx"
     export(net, path, preprocessing=OFFICIAL_PREPROCESSING, weights_sha256="abc")
@@ -47,7 +47,7 @@ def svt(tmp_path_factory: pytest.TempPathFactory) -> tuple[td.TwinsBackbone, Pat
 
 @torch.no_grad()
 def assert_equal(net: torch.nn.Module, path: Path, shapes: Any) -> float:
-    """The file's outputs are the model's to 1e-4 of each magnitude; returns the largest difference."""
+    """Check the file's outputs to 1e-4 of their largest magnitude, and return the largest difference."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     worst = 0.0
     for batch, height, width in shapes:
@@ -63,7 +63,7 @@ def assert_equal(net: torch.nn.Module, path: Path, shapes: Any) -> float:
 
 class TestOnnx:
     def test_svt(self, svt: tuple[td.TwinsBackbone, Path]) -> None:
-        """Windows that fit, that are padded on one axis, on both; a single window."""
+        """Test windows without padding, with padding on one axis and on both axes, and a single window."""
         net, path = svt
         assert_equal(net, path, ((1, 224, 224), (3, 160, 224), (2, 448, 96), (1, 128, 160), (5, 64, 64), (1, 96, 736)))
 
@@ -91,17 +91,17 @@ class TestOnnx:
         assert metadata["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
 
     def test_a_file_that_differs_does_not_appear(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The check would see a difference: here the file is of other weights."""
+        """The comparison finds a difference: here the file has other weights."""
         trace = exporting._trace
         monkeypatch.setattr(exporting, "_trace", lambda net: trace(other))
         other = random_backbone(TINY_PCPVT, seed=8, out_indices=(0,))
-        with pytest.raises(td.TwinsError, match=r"the exported c2 differs from the model's at 1x3x224x224"):
+        with pytest.raises(td.TwinsError, match=r"the exported c2 differs from the model at 1x3x224x224"):
             export(random_backbone(TINY_PCPVT, seed=7, out_indices=(0,)), tmp_path / "a.pt2")
         assert list(tmp_path.iterdir()) == []
 
     def test_reading_other_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.onnx").write_bytes(b"no model")
-        with pytest.raises(td.TwinsError, match=r"a\.onnx' is no ONNX model"):
+        with pytest.raises(td.TwinsError, match=r"a\.onnx' is not an ONNX model"):
             read_onnx(tmp_path / "a.onnx")
         with pytest.raises(td.TwinsError, match="no such file"):
             read_onnx(tmp_path / "b.onnx")
@@ -114,7 +114,7 @@ class TestOnnx:
             ir_version=10,
         )
         onnx.save(model, tmp_path / "c.onnx")
-        with pytest.raises(td.TwinsError, match="is not of `twins-dense export`"):
+        with pytest.raises(td.TwinsError, match="has no metadata of `twins-dense export`"):
             read_onnx(tmp_path / "c.onnx")
 
     def test_a_missing_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ class TestOnnx:
 class TestProgram:
     @pytest.mark.parametrize("window_padding", WINDOW_PADDINGS)
     def test_sizes(self, window_padding: Any, tmp_path: Path) -> None:
-        """A loaded program takes sizes of every kind, whatever was traced, down to the smallest that it promises."""
+        """A loaded program takes every kind of size down to the documented minimum, whatever size was traced."""
         net = random_backbone(TINY_SVT, out_indices=(0,), window_padding=window_padding)
         export(net, tmp_path / "a.pt2", weights_sha256="abc")
         files = {"twins_dense.json": ""}
@@ -167,7 +167,7 @@ class TestCommand:
         assert run(torch.zeros(1, 3, 64, 64))[0].shape == (1, 1000)
         assert_error(twins("export", *arguments), "exists: name a new file")
 
-        # ImageNet's protocol gives the same numbers from the file as from the model.
+        # The file has the same ImageNet scores as the model.
         for number, wnid in enumerate(["n01440764", "n02085620", "n03000684"] * 3):
             (tmp_path / "val" / wnid).mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (230, 250, 3), dtype=np.uint8)
@@ -185,9 +185,14 @@ class TestCommand:
 
     def test_validating_what_is_no_classifier(self, svt: tuple[td.TwinsBackbone, Path], tmp_path: Path) -> None:
         common = ("validate", "--data", tmp_path)
-        assert_error(twins(*common, "--onnx", svt[1]), "is no classifier of 1000 classes: export one with --classifier")
+        assert_error(
+            twins(*common, "--onnx", svt[1]), "is not a classifier of 1000 classes: export one with --classifier"
+        )
         assert_error(twins(*common, "--onnx", tmp_path / "gone.onnx"), "gone.onnx", "no such file")
-        assert_error(twins(*common, "--onnx", svt[1], "--amp", "bf16"), "without a model, --device, --amp, --compile")
+        assert_error(
+            twins(*common, "--onnx", svt[1], "--amp", "bf16"),
+            "leave out --variant, --weights, --reproduce, --device, --amp and --compile",
+        )
 
     def test_bad_input(self, tmp_path: Path) -> None:
         options = ("--variant", "svt_small", "--weights", "w.pth")
@@ -204,7 +209,7 @@ def test_training_mode_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "padded"), [((14, 21), 0), ((13, 21), 1), ((14, 20), 1), ((13, 20), 2)])
 def test_the_mask_of_an_export(size: tuple[int, int], padded: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is always written down, and forbids exactly what the mask of an eager model forbids."""
+    """An exported model always has a mask, which masks exactly the same cells as in eager mode."""
     for only_both in (False, True):
         eager = window_key_mask(size, 7, torch.device("cpu"), only_both=only_both)
         with monkeypatch.context() as patch:

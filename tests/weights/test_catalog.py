@@ -67,7 +67,7 @@ def test_verify(home: Path, tmp_path: Path) -> None:
     (home / f"{NAME}.pth").write_bytes(b"abc")
     result = twins("weights", "verify")
     assert "WRONG" in result.out
-    assert_error(result, "1 of 1 are not what was published")
+    assert_error(result, "1 of 1 files differ from the published ones")
 
 
 def test_verify_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`twins-dense convert`: what it writes, what it says, and what it refuses."""
+"""`twins-dense convert` writes the converted weights, prints a summary, and refuses bad input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import twins_dense as td
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> dict[str, Tensor]:
-    """Also saved as in.pth."""
+    """State dict of a classifier, which is also saved as in.pth."""
     state = randomise(td.create_classifier(SLIM_SVT, num_classes=11), seed=3).state_dict()
     torch.save({"model": state, "epoch": 3}, tmp_path / "in.pth")
     return state
@@ -43,7 +43,7 @@ def test_there_and_back(classifier: dict[str, Tensor], suffix: str, tmp_path: Pa
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "in.pth", there)]
     assert result.out.splitlines() == [
         "a custom Twins with dims (8, 12, 20, 28) and depths (2, 2, 3, 2), official names -> mmpretrain classifier: "
-        f"{len(classifier)} entries of {numel:,} numbers, 0 dropped",
+        f"{len(classifier)} entries with {numel:,} values, 0 dropped",
         "official computes with LayerNorm eps 1e-06 in blocks (mmpretrain 1e-05)",
         f"{hashes[0]}  {tmp_path / 'in.pth'}",
         f"{hashes[1]}  {there}",
@@ -61,7 +61,7 @@ def test_task_and_dropped(classifier: dict[str, Tensor], tmp_path: Path) -> None
 def test_dry_run(classifier: dict[str, Tensor], tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = twins("convert", tmp_path / "in.pth", tmp_path / "new" / "out.pth", "--to", "mmseg", "--dry-run")
-    assert result.code == 0 and result.out.endswith("dry run: nothing is written\n")
+    assert result.code == 0 and result.out.endswith("dry run: nothing was written\n")
     assert "-> mmseg backbone" in result.out
     assert sorted(tmp_path.iterdir()) == before
 

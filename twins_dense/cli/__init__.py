@@ -1,9 +1,8 @@
-"""The command line `twins-dense VERB`: one module a verb, and the only place of the package that prints."""
+"""The command line `twins-dense VERB`: one module per verb, and the only part of the package that prints."""
 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ _VERBS = (
     "eval",
     "predict",
     "check-data",
+    "configs",
     "validate",
     "weights",
     "convert",
@@ -28,7 +28,7 @@ _VERBS = (
 
 
 class _Verbs(click.Group):
-    """Imports a verb's module when it is asked for, so that `--help` doesn't wait for frameworks."""
+    """A group that imports the module of a verb on first use, so that `--help` is fast."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_VERBS)
@@ -47,13 +47,8 @@ def group() -> None:
     \b
     Examples:
       twins-dense demo
-      twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco
+      twins-dense train torchvision/mask_rcnn_svt_small_1x --data-root data/coco
     """
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one to print; torchrun starts several."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def main() -> None:
@@ -62,7 +57,7 @@ def main() -> None:
 
 
 def run(program: Callable[[], object]) -> None:
-    """Run a program of the command line; exit code 2 for what the user can mend, with one line that says how."""
+    """Run a program; print user errors on one line and exit with code 2."""
     try:
         program()
     except click.ClickException as error:
@@ -72,7 +67,7 @@ def run(program: Callable[[], object]) -> None:
         click.echo("stopped", err=True)
         sys.exit(130)
     except TwinsError as error:
-        # An error of a data loader's worker comes with the worker's traceback before it.
+        # An error in a data loader worker arrives with the traceback of the worker in front of it.
         line = str(error).strip().splitlines()[-1].removeprefix(f"{TwinsError.__module__}.TwinsError: ")
         click.echo(f"error: {line}", err=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""`twins-dense eval`: score a checkpoint."""
+"""`twins-dense eval`: evaluate a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 import click
 
-from . import is_first_process
+from ..distributed import is_first_process
 from .options import launch_options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Evaluate a checkpoint.")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where results go.  [default: that of training + _eval/TIME]")
-@click.option("--tta", is_flag=True, help="Average over several sizes and flips; for mmsegmentation's configs.")
-@click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
+@click.option("--work-dir", help="Folder for the results.  [default: WORK DIRECTORY OF TRAINING_eval/TIME]")
+@click.option("--tta", is_flag=True, help="Average over several sizes and flips (mmsegmentation's configs only).")
+@click.option("--data-root", help="Folder of the data set; relative paths in the config start here.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
 @launch_options
 def command(
@@ -32,29 +32,24 @@ def command(
     skip_bad: bool,
     **launch: Any,
 ) -> None:
-    """Score CHECKPOINT, of a training run of CONFIG, on the config's test data.
+    """Evaluate CHECKPOINT, from a training run of CONFIG, on the test data of the config.
 
-    CHECKPOINT may also be a segmentor that mmsegmentation or the official repository has published.
-    Where an MMEngine config names no test data, or the same as for validation, its `val_` settings serve.
-    The work directory gets metrics.json, the resolved config and a folder with the log.
+    CHECKPOINT can also be a segmentor published by mmsegmentation or the official repository. If an MMEngine config has
+    no test data, or the same as for validation, its `val_` settings apply. metrics.json (scores as fractions), the
+    resolved config and the log are written to the work directory.
 
     \b
     Examples:
-      twins-dense eval configs/torchvision/mask_rcnn_svt_small_1x.py work_dirs/a/epoch_12.pth --data-root data/coco
-      twins-dense eval configs/mmseg/upernet_svt_small_160k.py CHECKPOINT --tta
+      twins-dense eval torchvision/mask_rcnn_svt_small_1x work_dirs/a/epoch_12.pth --data-root data/coco
+      twins-dense eval mmseg/upernet_svt_small_160k CHECKPOINT --tta
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
-      twins-dense eval configs/detectron2/mask_rcnn_svt_small_1x.py work_dirs/a/model_final.pth --data-root data/coco
+      twins-dense eval detectron2/mask_rcnn_svt_small_1x work_dirs/a/model_final.pth --data-root data/coco
     """
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
 
-    engine = engine_of(config)
-    loaded = engine.load_config(config, overrides)
-    if data_root is not None:
-        engine.set_data_root(loaded, data_root)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     if tta:
         engine.set_tta(loaded)
-    if skip_bad:
-        engine.set_skip_bad(loaded)
     if work_dir is None:
         run = Path(os.path.abspath(engine.default_work_dir(loaded)))
         run = run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S")
@@ -64,4 +59,4 @@ def command(
         return
     for name, value in metrics.items():
         click.echo(f"{name:>20}  {value:.4f}")
-    click.echo(f"{Path(work_dir) / 'metrics.json'} holds these numbers")
+    click.echo(f"{Path(work_dir) / 'metrics.json'} contains these values")

@@ -1,4 +1,4 @@
-"""`twins-dense export`: a trained model as an ONNX file or a torch.export program."""
+"""`twins-dense export`: export a trained model to an ONNX file or a torch.export program."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .options import backbone_options, check_window_padding, parse_levels
 @click.command("export")
 @click.argument("out", metavar="OUT")
 @backbone_options
-@click.option("--classifier", is_flag=True, help="The whole classifier, whose output is `logits`; not the pyramid.")
+@click.option("--classifier", is_flag=True, help="Export the whole classifier, with the output `logits`.")
 def command(out: str, variant: str, weights: str, levels: str, window_padding: str, classifier: bool) -> None:
-    """Write a trained backbone or classifier to OUT: NAME.onnx, or NAME.pt2 for a torch.export program.
+    """Export a trained backbone or classifier to OUT: NAME.onnx, or NAME.pt2 for a torch.export program.
 
-    The file takes any batch, and any height and width that are multiples of 32, from 64 up. It also says how images are
-    to be prepared: as the published weights were, and by the official protocol for all others. Before it appears, its
-    outputs are compared with the model's at several sizes: by onnxruntime for ONNX, as a program loaded again for .pt2.
+    The file takes any batch size, and any height and width from 64 up, in multiples of 32. It also says how to
+    prepare images: as in the catalog for published weights, and by the official protocol for all other weights. The
+    file appears only after its outputs were compared with those of the model at several sizes.
 
     \b
     Examples:
@@ -28,36 +28,24 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
       twins-dense export classifier.onnx --classifier --variant pcpvt_small --weights pcpvt_small.in1k-official
       twins-dense export svt_small.pt2 --variant svt_small --weights alt_gvt_small.pth
     """
-    from .. import TwinsBackbone, TwinsClassifier, create_classifier, load_weights
-    from ..deploy.export import FORMATS, export
-    from ..factory import load_backbone_with_report
-    from ..weights.catalog import CATALOG, published_as
-    from ..weights.download import fetch_weights, sha256_of
-    from ..weights.preprocessing import OFFICIAL_PREPROCESSING
+    from ..deploy.export import EXPORT_SUFFIXES, export, load_trained
 
     target = Path(out)
-    if target.suffix not in FORMATS:
-        raise TwinsError(f"OUT {out!r}: end its name in {' or '.join(FORMATS)}")
+    if target.suffix not in EXPORT_SUFFIXES:
+        raise TwinsError(f"OUT {out!r}: end its name in {' or '.join(EXPORT_SUFFIXES)}")
     if target.exists():
         raise TwinsError(f"OUT {out!r} exists: name a new file")
-    out_indices = parse_levels(levels, variant)
-    padding = check_window_padding(window_padding)
-    net: TwinsBackbone | TwinsClassifier
-    if classifier:
-        net = create_classifier(variant, window_padding=padding).eval()
-        report = load_weights(net, weights)
-    else:
-        net, report = load_backbone_with_report(variant, weights, out_indices=out_indices, window_padding=padding)
-    click.echo(str(report))
-    sha256 = sha256_of(fetch_weights(weights))
-    published = CATALOG.get(weights) or published_as(sha256)
-    differences = export(
-        net,
-        target,
-        preprocessing=published.preprocessing if published else OFFICIAL_PREPROCESSING,
-        weights_sha256=sha256,
+    model = load_trained(
+        variant,
+        weights,
+        classifier=classifier,
+        out_indices=parse_levels(levels, variant),
+        window_padding=check_window_padding(window_padding),
     )
+    click.echo(str(model.report))
+    differences = export(model.net, target, preprocessing=model.preprocessing, weights_sha256=model.weights_sha256)
     shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
     click.echo(
-        f"{target} ({target.stat().st_size / 1e6:.0f} MB) differs from the model by at most (of magnitude): {shown}"
+        f"{target} ({target.stat().st_size / 1e6:.0f} MB): largest difference from the model, relative to the largest "
+        f"magnitude of each output: {shown}"
     )

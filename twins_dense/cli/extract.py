@@ -1,4 +1,4 @@
-"""`twins-dense extract`: pyramid features of many images."""
+"""`twins-dense extract`: write the pyramid features of many images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
+from ..distributed import is_first_process
 from ..errors import TwinsError
-from . import is_first_process
+from ..features import DTYPES, EXTRACTION_PROTOCOLS
 from .options import (
     backbone_options,
     check_window_padding,
@@ -19,41 +20,45 @@ from .options import (
 
 _NUM_PREVIEWS = 16
 _NUM_SHOWN = 20
-_JPEG_SIDE = 65_500  # pixels; the largest that the format has
 
 
 @click.command("extract")
 @click.argument("images", nargs=-1, required=True)
 @backbone_options
-@click.option("--out", required=True, help="Folder for the features: a new one, or an unfinished one to go on with.")
-@click.option("--image-dir", help="What the names in a list or COCO file are relative to.  [default: found]")
+@click.option("--out", required=True, help="Folder for the features: a new one, or an unfinished one to resume.")
+@click.option("--image-dir", help="Folder that the names in a list or COCO file are relative to.  [default: found]")
 @click.option(
     "--protocol",
-    type=click.Choice(["crop", "imagenet", "native"]),
+    type=click.Choice(EXTRACTION_PROTOCOLS),
     default="crop",
     show_default=True,
-    help="crop: short side to --size, centre crop; imagenet: short side to --size * 256/224, centre crop; "
-    "native: pixels as they are, padded to multiples of 32.",
+    help="crop: resize the short side to --size, then centre crop; imagenet: resize the short side to "
+    "--size * 256/224, then centre crop; native: keep the size, and pad to multiples of 32.",
 )
 @click.option("--size", type=int, help="Side of the square in pixels, a multiple of 32.  [default: 448]")
 @click.option(
-    "--pool", type=click.Choice(["none", "mean"]), default="none", help="mean: a vector a level, not its map."
+    "--pool",
+    type=click.Choice(["none", "mean"]),
+    default="none",
+    help="mean: write one vector per level instead of its map.",
 )
-@click.option("--maps", is_flag=True, help="With --pool mean: the maps too.")
+@click.option("--maps", is_flag=True, help="With --pool mean: write the maps too.")
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=click.Choice(DTYPES),
     default="float32",
     show_default=True,
-    help="Of what is written; bfloat16 is stored as float32 with zero bits.",
+    help="Type of the written values; bfloat16 is stored as float32 whose low bits are zero.",
 )
-@click.option("--chunk", default=16, show_default=True, type=click.IntRange(min=1), help="Images at a time.")
+@click.option("--chunk", default=16, show_default=True, type=click.IntRange(min=1), help="Images per chunk.")
 @workers_option(8)
 @device_option
 @click.option("--amp", is_flag=True, help="Compute under autocast in bfloat16.")
-@click.option("--compile", "compiled", is_flag=True, help="Run through torch.compile.")
+@click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile.")
 @click.option(
-    "--preview", is_flag=True, help=f"Draw the first {_NUM_PREVIEWS} photos with each level's PCA beside them."
+    "--preview",
+    is_flag=True,
+    help=f"Draw the first {_NUM_PREVIEWS} photos, with the principal components of each level beside them.",
 )
 def command(
     images: tuple[str, ...],
@@ -75,12 +80,12 @@ def command(
     compiled: bool,
     preview: bool,
 ) -> None:
-    """Write pyramid features of IMAGES to a folder: dense maps as Zarr, pooled vectors and the index as Parquet.
+    """Write the pyramid features of IMAGES to a folder: dense maps as Zarr, pooled vectors and the index as Parquet.
 
-    IMAGES are files, folders (with subfolders), globs, lists (.txt, a path a line), or one COCO file (.json). Images
-    that can't be read are listed in the index with the reason. A run that was stopped goes on where it was when it is
-    given again. Under torchrun the processes share the images. Read the result with `twins_dense.open_features`, or
-    with zarr and pyarrow.
+    IMAGES are files, folders (including subfolders), globs, lists (.txt, one path per line), or one COCO file (.json).
+    The index lists unreadable images with the reason. Run the same command again to resume an interrupted extraction.
+    Under torchrun, the processes share the images. Read the result with `twins_dense.open_features`, or with zarr and
+    pyarrow.
 
     \b
     Examples:
@@ -91,16 +96,17 @@ def command(
     """
     from ..data.image_lists import list_images
     from ..factory import load_backbone_with_report
-    from ..features import needed_packages, open_features
+    from ..features import open_features, optional_packages
     from ..features.prepare import Protocol
     from ..weights.download import fetch_weights, sha256_of
 
-    with needed_packages():
+    with optional_packages():
         from ..features.extract import extract
         from ..features.model import Settings
+        from ..features.preview import write_previews
 
     if preview and pool == "mean" and not maps:
-        raise TwinsError("--preview draws maps: add --maps, or leave --pool away")
+        raise TwinsError("--preview draws maps: add --maps, or leave out --pool")
     found = list_images(images, image_dir, out=Path(out))
     if size is None and protocol != "native":
         size = 448
@@ -129,35 +135,19 @@ def command(
     )
     if not is_first_process():
         return
+    num_unreadable = len(report.unreadable)
     for line in report.unreadable[:_NUM_SHOWN]:
         click.echo(f"unreadable: {line}", err=True)
-    if len(report.unreadable) > _NUM_SHOWN:
-        click.echo(
-            f"and {len(report.unreadable) - _NUM_SHOWN} more, see the column error of {out}/index.parquet", err=True
-        )
-    num_unreadable = len(report.unreadable)
+    if num_unreadable > _NUM_SHOWN:
+        click.echo(f"and {num_unreadable - _NUM_SHOWN} more: see the column error of {out}/index.parquet", err=True)
     click.echo(f"{out}: features of {report.num_images - num_unreadable} images, {num_unreadable} unreadable")
     if report.num_done:
-        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items() if stage != "total")
-        rate = report.num_done / report.seconds["total"]
-        click.echo(f"{rate:.2f} images/s in {report.seconds['total']:.1f} s; seconds by stage, which overlap: {stages}")
+        click.echo(f"{report.num_done / report.seconds:.2f} images/s in {report.seconds:.1f} s")
     if num_unreadable == report.num_images:
         raise TwinsError(f"none of the {report.num_images} images can be read; the first: {report.unreadable[0]}")
     if preview:
-        _draw(open_features(out))
-
-
-def _draw(features) -> None:  # type: ignore[no-untyped-def]
-    """Draw the first images that have features."""
-    from PIL import Image
-
-    from ..features.preview import draw_preview, preview_path
-
-    rows = features.readable().indices[:_NUM_PREVIEWS]
-    for row in rows:
-        path = preview_path(features.folder, row)
-        path.parent.mkdir(exist_ok=True)
-        picture = Image.fromarray(draw_preview(features, row))
-        picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))  # smaller ones stay as they are
-        picture.save(path, quality=92)
-    click.echo(f"{path.parent} holds {len(rows)} pictures: the photo, then {', '.join(features.levels)}")
+        features = open_features(out)
+        pictures = write_previews(features, _NUM_PREVIEWS)
+        click.echo(
+            f"{pictures[0].parent} contains {len(pictures)} pictures: the photo, then {', '.join(features.levels)}"
+        )

@@ -1,4 +1,4 @@
-"""`twins-dense info`: variants, parameters and multiply-accumulates."""
+"""`twins-dense info`: show the parameters and multiply-accumulates of the variants."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import click
 from ..errors import TwinsError
 
 
-@click.command("info")
+@click.command("info", short_help="Show parameters and multiply-accumulates.")
 @click.argument("variants", nargs=-1)
-@click.option("--size", default="800x1216", show_default=True, help="Image HEIGHTxWIDTH for the backbone's MACs.")
+@click.option(
+    "--size", default="800x1216", show_default=True, help="Image size for the backbone, HEIGHTxWIDTH in pixels."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(variants: tuple[str, ...], size: str, as_json: bool) -> None:
-    """Show parameters and multiply-accumulates of VARIANTS (all by default), attention included.
+    """Show the parameters and multiply-accumulates of VARIANTS (default: all), attention included.
 
     \b
     Examples:
@@ -30,7 +32,7 @@ def command(variants: tuple[str, ...], size: str, as_json: bool) -> None:
 
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if match is None:
-        raise TwinsError(f"--size {size!r}: write HEIGHTxWIDTH in pixels, for example 800x1216")
+        raise TwinsError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, for example 800x1216")
     height, width = map(int, match.groups())
     rows: list[dict[str, Any]] = []
     dense_macs = f"backbone_macs_{size}"

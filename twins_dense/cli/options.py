@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what is made of them."""
+"""Options that several verbs share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -14,47 +14,49 @@ from ..models.spec import get_spec
 
 
 def _together(*options: Callable) -> Callable:
-    """One decorator of several, in the order of the help."""
+    """Combine decorators into one; `--help` keeps their order."""
     return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
 def workers_option(most: int) -> Callable:
-    """How many processes read images; by default a process a core, and not more than `most`."""
+    """Return the option for the number of data loader workers, by default one per core and at most `most`."""
     return click.option(
         "--workers",
         default=min(most, os.cpu_count() or 1),
         show_default=True,
         type=click.IntRange(min=0),
-        help="Processes that read images, for each process.",
+        help="Data loader workers, in each process.",
     )
 
 
 device_option = click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
 
-# Which trained backbone, and which of its levels.
+# Options that choose a trained backbone and its levels.
 backbone_options = _together(
-    click.option("--variant", required=True, help="One of the six, see `twins-dense info`."),
-    click.option("--weights", required=True, help="A file, or a name of `twins-dense weights list`."),
-    click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Which levels."),
+    click.option("--variant", required=True, help="One of the six variants of `twins-dense info`."),
+    click.option("--weights", required=True, help="A file, or a name from `twins-dense weights list`."),
+    click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Levels of the pyramid."),
     click.option(
         "--window-padding",
         default="zeros",
         show_default=True,
-        help="SVT's windows on maps that 7 doesn't divide: zeros, mask or upstream_mask.",
+        help="Padding of SVT's windows on maps that 7 does not divide: zeros, mask or upstream_mask.",
     ),
 )
 
-# Those of detectron2's launcher, for verbs that can run in several processes; all None by default.
+# Options of detectron2's launcher, for verbs that can run in several processes; all are None by default.
 launch_options = _together(
-    click.option("--num-gpus", type=click.IntRange(1), help="Processes on this machine, one a GPU.  [default: 1]"),
-    click.option("--num-machines", type=click.IntRange(1), help="Machines of the run.  [default: 1]"),
-    click.option("--machine-rank", type=click.IntRange(0), help="Which of them this is.  [default: 0]"),
-    click.option("--dist-url", help="Where they meet, tcp://HOST:PORT.  [default: auto]"),
+    click.option(
+        "--num-gpus", type=click.IntRange(1), help="detectron2: processes on this machine, one per GPU.  [default: 1]"
+    ),
+    click.option("--num-machines", type=click.IntRange(1), help="detectron2: number of machines.  [default: 1]"),
+    click.option("--machine-rank", type=click.IntRange(0), help="detectron2: rank of this machine.  [default: 0]"),
+    click.option("--dist-url", help="detectron2: address where the machines meet, tcp://HOST:PORT.  [default: auto]"),
 )
 
 
 def parse_levels(levels: str, variant: str) -> tuple[int, ...]:
-    """ "c2,c5" to the stages (0, 3); `TwinsError` for levels that the variant doesn't have."""
+    """Return the stages of levels, (0, 3) for "c2,c5"; `TwinsError` for levels that the variant does not have."""
     known = [f"c{stage + 2}" for stage in range(len(get_spec(variant).stages))]
     names = [name.strip() for name in levels.split(",")]
     unknown = next((name for name in names if name not in known), None)
@@ -64,7 +66,7 @@ def parse_levels(levels: str, variant: str) -> tuple[int, ...]:
 
 
 def check_window_padding(name: str) -> Any:
-    """The name itself; `TwinsError` for an unknown one."""
+    """Return the name; `TwinsError` for an unknown one."""
     from ..models.layers import WindowPadding
 
     if name not in get_args(WindowPadding):
@@ -73,7 +75,7 @@ def check_window_padding(name: str) -> Any:
 
 
 def find_device(name: str | None) -> Any:
-    """The torch device of `--device`; by default a GPU if there is one, under torchrun one for each process."""
+    """Return the torch device of `--device`; by default a GPU if there is one, under torchrun one per process."""
     import torch
 
     if name is None or name == "cuda":

@@ -1,4 +1,4 @@
-"""`twins-dense predict`: detect or segment, and draw."""
+"""`twins-dense predict`: run a trained model on images and draw the results."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import Any
 
 import click
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 
 
-@click.command("predict")
+@click.command("predict", short_help="Run a trained model on images and draw the results.")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES... [KEY=VALUE]...")
-@click.option("--out", default="predictions", show_default=True, help="New folder for pictures and predictions.json.")
-@click.option("--score", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Lowest score of instances.")
+@click.option(
+    "--out", default="predictions", show_default=True, help="New folder for the pictures and predictions.json."
+)
+@click.option(
+    "--score", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Score threshold of detectors."
+)
 @click.option("--skip-bad", is_flag=True, help="Leave out unreadable images, and list them.")
 def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, score: float, skip_bad: bool) -> None:
-    """Detect or segment with CHECKPOINT, of a training run of CONFIG, on IMAGES: files, folders (with subfolders) and
-    globs.
+    """Run CHECKPOINT, from a training run of CONFIG, on IMAGES: files, folders (including subfolders) and globs.
 
-    Photos are turned upright as their EXIF orientation says; pixels are those of the upright picture.
-    Writes a picture for each image, and predictions.json with its file, size and what was found. Detectors draw boxes,
-    masks, names and scores, and list detections as in a COCO results file, with the class name. Segmentors tint the
-    image, write its labels as a PNG with the data set's values, and once legend.png with the colours of the classes.
+    One picture per image is written, and predictions.json with the file, size and results of every image. Detectors
+    draw boxes, masks, names and scores; their results have the format of a COCO results file, plus the class name.
+    Segmentors tint the image, write a PNG with the label values of the data set, and legend.png with the colours of the
+    classes. The EXIF orientation is applied first, so that pixel coordinates refer to the upright image.
 
     \b
     Examples:
@@ -39,7 +42,7 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     from ..atomic import write_atomically
     from ..data.image_files import read_image
     from ..data.image_lists import find_images
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
     from ..frameworks.prediction import SegmentationPrediction
 
     overrides = [argument for argument in images if "=" in argument and not Path(argument).exists()]
@@ -47,9 +50,9 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
     files = find_images([argument for argument in images if argument not in overrides], out=folder)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise TwinsError(f"output {out!r} is not empty: choose another --out")
-    engine = engine_of(config)
+    engine, loaded = open_config(config, overrides)
     files, left_out = _readable(files, skip_bad)
-    predictor = engine.load_predictor(engine.load_config(config, overrides), checkpoint, score)
+    predictor = engine.load_predictor(loaded, checkpoint, score)
 
     results: list[dict[str, Any]] = []
     root = Path(os.path.commonpath([file.parent.resolve() for file in files]))
@@ -74,11 +77,11 @@ def command(config: str, checkpoint: str, images: tuple[str, ...], out: str, sco
         click.echo(f"left out: {line}", err=True)
     instances = [instance for result in results for instance in result.get("detections", ())]
     what = f"{len(instances)} instances in " if predictor.legend is None else ""
-    click.echo(f"{what}{len(results)} images: {folder} holds the pictures and predictions.json")
+    click.echo(f"{what}{len(results)} images: {folder} contains the pictures and predictions.json")
 
 
 def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]:
-    """Check all images before any is drawn: the good ones, and a line for each that is left out."""
+    """Check all images before predicting; return the readable ones, and one line per image that is left out."""
     from ..data.image_files import UNREADABLE, check_image
 
     good, left_out = [], []
@@ -87,9 +90,9 @@ def _readable(files: list[Path], skip_bad: bool) -> tuple[list[Path], list[str]]
             check_image(file)
             good.append(file)
         except UNREADABLE as error:
-            line = f"image {file} can't be read ({' '.join(str(error).split())})"
+            line = f"image {file} cannot be read ({one_line(error)})"
             if not skip_bad:
-                raise TwinsError(f"{line}: replace it, or add --skip-bad to go on without it") from None
+                raise TwinsError(f"{line}: replace it, or add --skip-bad to leave it out") from None
             left_out.append(line)
     if not good:
         raise TwinsError(f"none of the images can be read; the first: {left_out[0]}")

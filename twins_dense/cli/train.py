@@ -1,4 +1,4 @@
-"""`twins-dense train`: train a config."""
+"""`twins-dense train`: train the model of a config."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 import click
 
-from . import is_first_process
+from ..distributed import is_first_process
 from .options import launch_options
 
 
-@click.command("train")
+@click.command("train", short_help="Train the model of a config.")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--work-dir", help="Where the run goes.  [default: as the config says, or work_dirs/CONFIG'S NAME]")
-@click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the work directory.")
+@click.option("--work-dir", help="Work directory.  [default: as the config says, or work_dirs/NAME OF CONFIG]")
+@click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the work directory.")
 @click.option("--amp", is_flag=True, help="Train in mixed precision (bfloat16).")
-@click.option("--data-root", help="Folder of the data set; the config's own paths are relative to it.")
+@click.option("--data-root", help="Folder of the data set; relative paths in the config start here.")
 @click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
 @launch_options
 def command(
@@ -29,33 +29,28 @@ def command(
     skip_bad: bool,
     **launch: Any,
 ) -> None:
-    """Train CONFIG, with values overridden by KEY=VALUE.
+    """Train the model of CONFIG; KEY=VALUE arguments override settings of the config.
 
-    CONFIG is an MMEngine config, or a LazyConfig or YAML file of detectron2. The work directory gets the resolved
-    config, checkpoints, metrics.json and the log. MMEngine's configs run in several processes under torchrun,
-    detectron2's with the four options of its launcher.
+    CONFIG is a name from `twins-dense configs list`, or a file: an MMEngine config, or a LazyConfig or YAML file of
+    detectron2. The resolved config, checkpoints, metrics.json and the log are written to the work directory. To use
+    several processes, start MMEngine's configs with torchrun, and detectron2's configs with the last four options.
 
     \b
     Examples:
-      twins-dense train configs/torchvision/mask_rcnn_svt_small_1x.py --data-root data/coco --skip-bad
-      twins-dense train configs/mmseg/upernet_svt_small_160k.py model.backbone.weights=alt_gvt_small.pth --amp
-      twins-dense train configs/torchvision/retinanet_svt_base_3x.py model.backbone.weights=alt_gvt_base.pth
+      twins-dense train torchvision/mask_rcnn_svt_small_1x --data-root data/coco --skip-bad
+      twins-dense train mmseg/upernet_svt_small_160k model.backbone.weights=alt_gvt_small.pth --amp
+      twins-dense train torchvision/retinanet_svt_base_3x model.backbone.weights=svt_base.in1k-mmpretrain
       twins-dense train CONFIG train_dataloader.batch_size=4 optim_wrapper.optimizer.lr=1e-4 --work-dir runs/a
       twins-dense train CONFIG --work-dir runs/a --resume
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
-      twins-dense train configs/detectron2/mask_rcnn_svt_small_1x.py --num-gpus 8 --data-root data/coco --skip-bad
+      twins-dense train detectron2/mask_rcnn_svt_small_1x --num-gpus 8 --data-root data/coco --skip-bad
     """
-    from ..frameworks import engine_of
+    from ..frameworks import open_config
 
-    engine = engine_of(config)
-    loaded = engine.load_config(config, overrides)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     if amp:
         engine.set_amp(loaded)
-    if data_root is not None:
-        engine.set_data_root(loaded, data_root)
-    if skip_bad:
-        engine.set_skip_bad(loaded)
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in launch.items() if v is not None})
     if is_first_process():
-        click.echo(f"done: {work_dir} holds the checkpoints, the log and metrics.json")
+        click.echo(f"done: {work_dir} contains the checkpoints, the log and metrics.json")

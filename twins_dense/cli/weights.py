@@ -17,8 +17,8 @@ from ..weights.catalog import CATALOG, WeightsSpec, cache_dir, get_weights_spec,
 def command() -> None:
     """List, download and verify the published checkpoints.
 
-    A name of the list works wherever a file of weights does, and is downloaded on its first use. Files go to
-    ~/.cache/twins_dense, or to the folder that TWINS_DENSE_HOME names.
+    The name of a checkpoint works wherever a path does, and the file is downloaded on first use. Files are stored in
+    ~/.cache/twins_dense, or in the folder that TWINS_DENSE_HOME names.
 
     \b
     Examples:
@@ -28,11 +28,11 @@ def command() -> None:
     """
 
 
-@command.command("list", short_help="Show them, with their scores.")
+@command.command("list", short_help="List the published checkpoints with their scores.")
 @click.argument("names", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Print everything that is known of each, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all fields as JSON.")
 def list_command(names: tuple[str, ...], as_json: bool) -> None:
-    """Show the published checkpoints with their scores; NAMES (with * and ?) select some.
+    """List the published checkpoints with their scores; NAMES (with * and ?) select some of them.
 
     \b
     Examples:
@@ -53,12 +53,12 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
         )
 
 
-@command.command("download", short_help="Fetch them and check their SHA-256.")
+@command.command("download", short_help="Download checkpoints and check their SHA-256.")
 @click.argument("names", nargs=-1, required=True)
 def download_command(names: tuple[str, ...]) -> None:
-    """Fetch checkpoints by their NAMES (with * and ?), check their SHA-256, and print where they lie.
+    """Download checkpoints by NAMES (with * and ?), check their SHA-256, and print their paths.
 
-    A broken download goes on where it stopped. What is here already is not fetched again.
+    Interrupted downloads resume. Files that exist already are not downloaded again.
 
     \b
     Examples:
@@ -71,10 +71,10 @@ def download_command(names: tuple[str, ...]) -> None:
         click.echo(str(download(spec)))
 
 
-@command.command("verify", short_help="Compare the SHA-256 of files with the published ones.")
+@command.command("verify", short_help="Compare SHA-256 hashes with the published ones.")
 @click.argument("names_or_files", nargs=-1)
 def verify_command(names_or_files: tuple[str, ...]) -> None:
-    """Compare SHA-256 with the published ones: of downloaded checkpoints (all by default), or of any file.
+    """Compare the SHA-256 of downloaded checkpoints (default: all), or of any file, with the published ones.
 
     \b
     Examples:
@@ -94,7 +94,7 @@ def verify_command(names_or_files: tuple[str, ...]) -> None:
     wrong = []
     for spec in specs:
         if not spec.path.exists():
-            raise TwinsError(f"{spec.name} is not downloaded: `twins-dense weights download {spec.name}`")
+            raise TwinsError(f"{spec.name} is not downloaded: run `twins-dense weights download {spec.name}`")
         digest = sha256_of(spec.path)
         if not digest.startswith(spec.sha256):
             wrong.append(spec)
@@ -105,12 +105,12 @@ def verify_command(names_or_files: tuple[str, ...]) -> None:
         click.echo(f"{digest}  {file}  {match.name if match else 'no published hash'}")
     if wrong:
         raise TwinsError(
-            f"{len(wrong)} of {len(specs)} are not what was published: remove them and download them again"
+            f"{len(wrong)} of {len(specs)} files differ from the published ones: remove them and download them again"
         )
 
 
 def _chosen(names: list[str] | tuple[str, ...]) -> list[WeightsSpec]:
-    """The entries that names and patterns select, each once, in the catalog's order; all for no names."""
+    """Return the entries that names and patterns select, in the order of the catalog; all entries without names."""
     selected: set[str] = set()
     for name in names:
         selected.update(fnmatch.filter(CATALOG, name) or [get_weights_spec(name).name])

@@ -1,4 +1,4 @@
-"""Boxes, masks, names, scores and classes drawn on images."""
+"""Draw boxes, masks, names, scores and classes on images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ def draw_instances(
     scores: Tensor | None = None,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Draw instances, one colour a class.
+    """Draw instances, with one colour per class.
 
     Args:
-        image: uint8 (3, H, W) RGB; not changed.
-        boxes: (N, 4) x1 y1 x2 y2 in pixels.
+        image: uint8 (3, H, W) RGB; not modified.
+        boxes: (N, 4), each x1, y1, x2, y2 in pixels.
         labels: (N,) indices into `class_names`.
-        scores: (N,) in 0..1, written behind the names.
+        class_names: names of the classes.
+        scores: (N,) in 0..1, drawn after the names.
         masks: bool (N, H, W).
 
     Returns:
@@ -36,7 +37,7 @@ def draw_instances(
     """
     if len(boxes) == 0:
         return image.clone()
-    # Dark enough for white text.
+    # These colours are dark enough for white text.
     palette = colormaps["tab10"].colors + colormaps["Dark2"].colors  # type: ignore[attr-defined]
     colors = [tuple(round(255 * c) for c in palette[label % len(palette)]) for label in labels.tolist()]
     texts = [class_names[label] for label in labels.tolist()]
@@ -44,7 +45,7 @@ def draw_instances(
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
     if masks is not None:
         image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=colors)
-    # Text and lines that stay readable from thumbnails to photos.
+    # Text and lines scale with the image, to be readable on thumbnails and on photos.
     side = min(image.shape[1:])
     return draw_bounding_boxes(
         image,
@@ -55,7 +56,7 @@ def draw_instances(
         label_background_colors=colors,
         fill_labels=True,
         width=max(1, side // 200),
-        font=findfont("DejaVu Sans"),  # comes with matplotlib
+        font=findfont("DejaVu Sans"),  # installed with matplotlib
         font_size=max(8, side // 30),
     )
 
@@ -65,8 +66,8 @@ def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Seque
 
     Args:
         image: uint8 RGB (H, W, 3).
-        classes: (H, W), indices into `palette`.
-        palette: (R, G, B) in 0..255 a class.
+        classes: (H, W) indices into `palette`.
+        palette: one (R, G, B) in 0..255 per class.
 
     Returns:
         uint8 RGB (H, W, 3).
@@ -76,7 +77,12 @@ def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Seque
 
 
 def draw_legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], first_value: int) -> np.ndarray:
-    """A picture of each class's colour, its value in label files and its name, in columns of 30.
+    """Draw the colour of each class with its value in label files and its name, in columns of 30.
+
+    Args:
+        class_names: names of the classes.
+        palette: one (R, G, B) in 0..255 per class.
+        first_value: value of the first class in label files.
 
     Returns:
         uint8 RGB (H, W, 3).

@@ -1,6 +1,6 @@
 """Draw a small data set in COCO format: circles, rectangles and triangles on a noisy background.
 
-A small Mask R-CNN learns it from scratch in a few hundred iterations, so it shows in minutes that training works.
+A small Mask R-CNN learns it from scratch in a few hundred iterations, which shows within minutes that training works.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ from tqdm import tqdm
 
 from ..errors import TwinsError
 
-# Ids with a gap, as in COCO, so that a mix-up of ids and class indices shows.
+# The ids have a gap, as in COCO, so that confusing ids with class indices shows.
 CATEGORIES = ({"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 5, "name": "triangle"})
 SPLITS = ("train2017", "val2017")
 PARAMETER_FILE = "toy.json"
 
 MAX_OBJECTS = 4
-MIN_DIAMETER, MAX_DIAMETER = 1 / 8, 0.6  # of a shape's circumscribed circle, as a part of the image's side
-MIN_VISIBLE = 0.6  # the part of each shape that the later ones leave uncovered
-NUM_TRIES = 20  # places tried for a shape before it is left out
-OVERSAMPLING = 4  # shapes are drawn this much larger and averaged, which smooths their edges
-MIN_IMAGE_SIZE = 64  # in pixels; a shape of 1/8 of it is still 8 pixels wide
+MIN_DIAMETER, MAX_DIAMETER = 1 / 8, 0.6  # of the circumscribed circle of a shape, as a fraction of the image size
+MIN_VISIBLE = 0.6  # fraction of each shape that later shapes must leave visible
+NUM_TRIES = 20  # attempts to place a shape before it is left out
+OVERSAMPLING = 4  # shapes are drawn this many times larger and averaged, which smooths their edges
+MIN_IMAGE_SIZE = 64  # in pixels; the smallest shapes are then 8 pixels wide
 
 
 def make_toy_coco(
     out_dir: str | Path, *, num_train: int = 200, num_val: int = 50, image_size: int = 128, seed: int = 0
 ) -> Path:
-    """Draw the data set, or reuse it where it already stands with the same parameters.
+    """Draw the data set, or reuse a complete one that was drawn with the same parameters.
 
-    It is laid out as COCO is: `annotations/instances_{train,val}2017.json`, `train2017/*.jpg`, `val2017/*.jpg`. The
-    same parameters give the same files. The folder appears when it is complete, and nothing is ever overwritten.
+    The layout is that of COCO: `annotations/instances_{train,val}2017.json`, `train2017/*.jpg`, `val2017/*.jpg`. The
+    same parameters produce the same files. The folder appears only when it is complete, and nothing is overwritten.
 
     Args:
-        out_dir: The folder to make.
-        num_train: Number of training images. The first object's class goes around, so 3 images show all classes.
-        num_val: Number of validation images.
-        image_size: Height and width of each image in pixels, 64 or more.
-        seed: Of the random numbers, 0 or more.
+        out_dir: folder of the data set.
+        num_train: number of training images. The class of the first object cycles, so 3 images show all classes.
+        num_val: number of validation images.
+        image_size: height and width of each image in pixels, 64 or more.
+        seed: seed of the random numbers, 0 or more.
 
     Returns:
         `out_dir` as a path.
 
     Raises:
-        TwinsError: where a parameter is too small, or `out_dir` holds anything but this complete data set.
+        TwinsError: if a parameter is too small, or `out_dir` contains anything other than this complete data set.
     """
     parameters = {"num_train": num_train, "num_val": num_val, "image_size": image_size, "seed": seed}
     smallest = {"num_train": 1, "num_val": 1, "image_size": MIN_IMAGE_SIZE, "seed": 0}
     for name, value in parameters.items():
         if value < smallest[name]:
-            raise TwinsError(f"{name}={value}: has to be {smallest[name]} or more")
+            raise TwinsError(f"{name}={value}: must be {smallest[name]} or more")
     out_dir = Path(out_dir)
     if out_dir.exists():
         _check_reusable(out_dir, parameters)
         return out_dir
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, because a folder can be renamed in one step only inside its file system.
+    # Draw in a sibling folder: renaming is atomic only within a file system.
     with tempfile.TemporaryDirectory(prefix=f".{out_dir.name}-", dir=out_dir.parent) as scratch:
         build_dir = Path(scratch) / "toy"
         (build_dir / "annotations").mkdir(parents=True)
@@ -74,23 +74,23 @@ def make_toy_coco(
         _write_json(build_dir / PARAMETER_FILE, parameters)
         try:
             os.rename(build_dir, out_dir)
-        except OSError:  # somebody else made the folder in the meantime
+        except OSError:  # another process created the folder in the meantime
             _check_reusable(out_dir, parameters)
     return out_dir
 
 
 def _check_reusable(out_dir: Path, parameters: dict[str, int]) -> None:
-    """Raise unless the folder is the complete data set of these parameters."""
+    """Raise `TwinsError` unless the folder contains the complete data set of these parameters."""
     try:
         found = json.loads((out_dir / PARAMETER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise TwinsError(f"{out_dir}: exists and is no toy data set; choose another folder") from None
+        raise TwinsError(f"{out_dir}: exists and is not a toy data set; choose another folder") from None
     if found != parameters:
-        raise TwinsError(f"{out_dir}: holds the toy data set of {found}, not of {parameters}; choose another folder")
+        raise TwinsError(f"{out_dir}: contains the toy data set of {found}, not of {parameters}; choose another folder")
     for split, num_images in zip(SPLITS, (parameters["num_train"], parameters["num_val"]), strict=True):
         num_found = len(list((out_dir / split).glob("*.jpg")))
         if num_found != num_images or not _ann_file(out_dir, split).is_file():
-            raise TwinsError(f"{out_dir}: its {split} is not complete any more; remove the folder, or choose another")
+            raise TwinsError(f"{out_dir}: {split} is incomplete; remove the folder or choose another")
 
 
 def _ann_file(data_dir: Path, split: str) -> Path:
@@ -107,11 +107,11 @@ def _write_split(data_dir: Path, split: str, image_ids: range, image_size: int, 
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id in tqdm(image_ids, desc=f"drawing {split}", unit=" images", disable=None):
-        # Seeded by image: the pixels of one don't depend on how many others are drawn.
+        # One seed per image: its pixels do not depend on the number of images.
         rng = np.random.default_rng([seed, image_id])
         pixels, objects = _draw_image(rng, image_size, first_class=image_id % len(CATEGORIES))
         file_name = f"{image_id:012d}.jpg"
-        # Full colour resolution: the usual halving smears the edges of small shapes.
+        # Keep the full colour resolution: chroma subsampling blurs the edges of small shapes.
         Image.fromarray(pixels).save(data_dir / split / file_name, quality=95, subsampling=0)
         images.append({"id": image_id, "file_name": file_name, "width": image_size, "height": image_size})
         for position, (class_index, mask) in enumerate(objects):
@@ -122,7 +122,7 @@ def _write_split(data_dir: Path, split: str, image_ids: range, image_size: int, 
 
 
 def _annotation(annotation_id: int, image_id: int, class_index: int, mask: np.ndarray) -> dict[str, Any]:
-    """The COCO entry of a visible mask, bool (H, W). Area and box are those of the segmentation as it is written."""
+    """Return the COCO entry of a visible mask, bool (H, W). Area and box are those of the written segmentation."""
     height, width = mask.shape
     segmentation = _segmentation(mask)
     if isinstance(segmentation, list):
@@ -141,16 +141,16 @@ def _annotation(annotation_id: int, image_id: int, class_index: int, mask: np.nd
 
 
 def _segmentation(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
-    """A polygon for a mask in one part, a compressed run-length code for one with several parts or holes.
+    """Return a polygon for a mask in one part, or a compressed run-length code for several parts or holes.
 
     COCO's polygons run along the edges of the pixels, OpenCV's contours through their centres. On a mask enlarged by
-    `scale` the difference is half of an enlarged pixel, 1 / (2 * scale) of a pixel.
+    `scale`, the difference is half an enlarged pixel, which is 1 / (2 * scale) of a pixel.
     """
     scale = 4
     enlarged = mask.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
     contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if len(contours) == 1:
-        # Half a pixel of tolerance turns the steps of the pixels into straight sides.
+        # A tolerance of half a pixel turns staircases of pixels into straight sides.
         outline = cv2.approxPolyDP(contours[0], epsilon=0.5 * scale, closed=True)
         return [((outline.reshape(-1) + 0.5) / scale).tolist()]
     code = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -160,12 +160,12 @@ def _segmentation(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
 def _draw_image(
     rng: np.random.Generator, image_size: int, first_class: int
 ) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-    """An image, uint8 RGB (S, S, 3), and the class index and visible mask, bool (S, S), of each of its objects."""
+    """Return an image, uint8 RGB (S, S, 3), and the class index and visible mask, bool (S, S), of each object."""
     canvas = _draw_background(rng, image_size)
     objects: list[tuple[int, np.ndarray]] = []
     whole_areas: list[int] = []
     num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
-    hues = (rng.random() + np.arange(num_objects) / num_objects) % 1  # far apart, so that overlaps are seen
+    hues = (rng.random() + np.arange(num_objects) / num_objects) % 1  # far apart, so that overlapping shapes differ
     for index in range(num_objects):
         class_index = first_class if index == 0 else int(rng.integers(len(CATEGORIES)))
         for _ in range(NUM_TRIES):
@@ -183,7 +183,7 @@ def _draw_image(
 
 
 def _draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
-    """Dark clouds of two muted colours, float (S, S, 3) in 0..1."""
+    """Return dark clouds of two muted colours, float (S, S, 3) in 0..1."""
     first, second = (
         np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.2, 0.5), rng.uniform(0.12, 0.45))) for _ in range(2)
     )
@@ -195,11 +195,11 @@ def _draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
 
 
 def _draw_shape(rng: np.random.Generator, image_size: int, class_index: int) -> np.ndarray:
-    """A filled shape of random size, place and angle: the covered part of each pixel, float (S, S) in 0..1."""
-    # Even on a logarithmic scale: as many shapes between 1/8 and 1/4 of the side as between 1/4 and 1/2.
+    """Return the coverage of each pixel, float (S, S) in 0..1, by a shape of random size, position and angle."""
+    # Uniform on a logarithmic scale: as many shapes between 1/8 and 1/4 of the image size as between 1/4 and 1/2.
     radius = image_size / 2 * np.exp(rng.uniform(np.log(MIN_DIAMETER), np.log(MAX_DIAMETER)))
     centre = rng.uniform(radius, image_size - radius, size=2)
-    # The corners as angles on the circumscribed circle; `half` is the angle of half a short side of the rectangle.
+    # Corners are angles on the circumscribed circle; `half` is the angle between a rectangle's long axis and a corner.
     half = np.arctan(rng.uniform(0.6, 1.0))
     corners = {
         "circle": np.linspace(0, 2 * np.pi, 64, endpoint=False),
@@ -214,13 +214,13 @@ def _draw_shape(rng: np.random.Generator, image_size: int, class_index: int) -> 
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray, hue: float) -> np.ndarray:
-    """The canvas with a shape of a bright colour over it, which throws a soft shadow to the lower right."""
+    """Paint a shape in a bright colour, with a soft shadow to the lower right, and return the new canvas."""
     image_size = len(canvas)
     distance = image_size / 64
     moved = cv2.warpAffine(coverage, np.array([[1, 0, distance], [0, 1, distance]]), (image_size, image_size))
     shadow = 0.5 * cv2.GaussianBlur(moved, (0, 0), sigmaX=1.5 * distance)
     colour = np.array(colorsys.hsv_to_rgb(hue, rng.uniform(0.55, 0.9), rng.uniform(0.85, 1.0)))
-    # Lit from the upper left over the shape's own extent.
+    # Light falls from the upper left and fades across the shape.
     ramp = np.add.outer(np.arange(image_size), np.arange(image_size))
     inside = ramp[coverage > 0.5]
     light = 1.08 - 0.25 * np.clip((ramp - inside.min()) / max(np.ptp(inside), 1), 0, 1)

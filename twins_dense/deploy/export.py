@@ -1,35 +1,91 @@
-"""Models that leave Python: ONNX files and `torch.export` programs, checked against the model they came from."""
+"""Export models to ONNX files and `torch.export` programs, checked against the original model."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from ..atomic import atomic_path
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line, requires_extra
+from ..factory import create_classifier, load_backbone_with_report
 from ..models.backbone import TwinsBackbone, describe_backbone
 from ..models.classifier import TwinsClassifier
-from ..weights.preprocessing import Preprocessing
+from ..models.layers import WindowPadding
+from ..weights.catalog import CATALOG, published_as
+from ..weights.download import fetch_weights, sha256_of
+from ..weights.load import LoadReport, load_weights
+from ..weights.preprocessing import OFFICIAL_PREPROCESSING, Preprocessing
 
-FORMATS = (".onnx", ".pt2")
+EXPORT_SUFFIXES = (".onnx", ".pt2")
 METADATA = "twins_dense.json"
-# Largest difference from the model, in units of each output's largest magnitude.
+# Largest accepted difference from the model, relative to the largest magnitude of each output.
 TOLERANCE = 1e-4
-# (batch, height, width): windows of 7 that need no padding at any stage, padding on one axis, on both; one window.
+# (batch, height, width): windows of 7 without padding at any stage, with padding on one axis, on both axes; one window.
 CHECKED_SHAPES = ((1, 224, 224), (2, 160, 224), (3, 128, 160), (1, 64, 96))
-# What is traced, with symbols in place of these numbers: none may be a special case (1 image, 1 window).
+# The traced shape. Tracing replaces these numbers by symbols, so none may be a special case (1 image, 1 window).
 _TRACED_SHAPE = (3, 480, 736)
 _SIZE_STEP = 32
+
+
+class TrainedModel(NamedTuple):
+    """A trained model to export, with what the exported file says about it.
+
+    Attributes:
+        net: the model, on the CPU, in eval mode.
+        report: which parameters were loaded.
+        preprocessing: how images have to be prepared.
+        weights_sha256: SHA-256 of the weights file.
+    """
+
+    net: TwinsBackbone | TwinsClassifier
+    report: LoadReport
+    preprocessing: Preprocessing
+    weights_sha256: str
+
+
+def load_trained(
+    variant: str,
+    weights: str,
+    *,
+    classifier: bool = False,
+    out_indices: Sequence[int] = (0, 1, 2, 3),
+    window_padding: WindowPadding = "zeros",
+) -> TrainedModel:
+    """Load a backbone or classifier to export it.
+
+    The preprocessing is that of the catalog if the weights are published, by their name or their SHA-256, and the
+    official one otherwise.
+
+    Args:
+        variant: one of `list_variants()`.
+        weights: a file or a name of the catalog.
+        classifier: load the whole classifier instead of the backbone.
+        out_indices: stages that the backbone returns.
+        window_padding: see `create_backbone`.
+
+    Raises:
+        TwinsError: for unknown names, or weights that do not fit.
+    """
+    net: TwinsBackbone | TwinsClassifier
+    if classifier:
+        net = create_classifier(variant, window_padding=window_padding).eval()
+        report = load_weights(net, weights)
+    else:
+        net, report = load_backbone_with_report(
+            variant, weights, out_indices=out_indices, window_padding=window_padding
+        )
+    sha256 = sha256_of(fetch_weights(weights))
+    published = CATALOG.get(weights) or published_as(sha256)
+    return TrainedModel(net, report, published.preprocessing if published else OFFICIAL_PREPROCESSING, sha256)
 
 
 def export(
@@ -40,28 +96,29 @@ def export(
     weights_sha256: str | None = None,
     shapes: Sequence[tuple[int, int, int]] = CHECKED_SHAPES,
 ) -> dict[str, float]:
-    """Write a model to one file that takes any batch, and any height and width that are multiples of 32, from 64 up.
+    """Export a model to a file that takes any batch size, and any height and width from 64 up, in multiples of 32.
 
-    Inputs are `images` (B, 3, H, W) float32, outputs the levels `c2`, `c3`, … or `logits`. The file also holds what
-    one has to know to use it (variant, levels, preprocessing, …), as JSON: in ONNX metadata and in a `.pt2`'s extra
-    files under "twins_dense.json". The file appears only once its outputs were compared with the model's.
+    The input is `images`, float32 (B, 3, H, W); the outputs are the levels `c2`, `c3`, … or `logits`. The file also
+    contains JSON about the model (variant, levels, preprocessing, …): in the metadata of an ONNX file, and in the extra
+    files of a `.pt2`, under the name "twins_dense.json". The file appears only after its outputs were compared with
+    those of the model.
 
     Args:
-        net: on the CPU, in eval mode.
-        path: "NAME.onnx", or "NAME.pt2" for a `torch.export` program, which `torch.export.load` reads.
-        preprocessing: noted in the file.
-        weights_sha256: noted in the file.
-        shapes: (batch, height, width) of the random images that file and model are compared with.
+        net: the model, on the CPU, in eval mode.
+        path: "NAME.onnx", or "NAME.pt2" for a program that `torch.export.load` reads.
+        preprocessing: how images have to be prepared, noted in the file.
+        weights_sha256: SHA-256 of the weights, noted in the file.
+        shapes: (batch, height, width) of the random images for the comparison.
 
     Returns:
-        By output, its largest difference from the model's in units of its largest magnitude.
+        For each output, the largest difference from the model, relative to its largest magnitude.
 
     Raises:
-        TwinsError: for another suffix, where a package is missing, or where file and model differ.
+        TwinsError: if the suffix is unknown, a package is missing, or the file and the model differ.
     """
     path = Path(path)
-    if path.suffix not in FORMATS:
-        raise TwinsError(f"{str(path)!r}: give a name that ends in {' or '.join(FORMATS)}")
+    if path.suffix not in EXPORT_SUFFIXES:
+        raise TwinsError(f"{str(path)!r}: give a name that ends in {' or '.join(EXPORT_SUFFIXES)}")
     write, read = (_write_onnx, _read_onnx) if path.suffix == ".onnx" else (_write_program, _read_program)
     metadata = json.dumps(_describe(net, preprocessing, weights_sha256))
     with atomic_path(path) as temporary, _without_gradients(net):
@@ -70,34 +127,59 @@ def export(
 
 
 def read_onnx(path: str | os.PathLike[str]) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], dict[str, Any]]:
-    """A model in a file of `export`, run by onnxruntime on the CPU, and what the file says of it.
+    """Read an ONNX file written by `export`, to run it with onnxruntime on the CPU.
 
     Returns:
-        A function of (B, 3, H, W) images that returns the outputs, and the metadata.
+        A function from (B, 3, H, W) images to the outputs, and the metadata in the file.
 
     Raises:
-        TwinsError: where the file can't be read or is of another origin.
+        TwinsError: if the file cannot be read, or was not written by `export`.
     """
-    onnxruntime = _needed("onnxruntime")
+    with requires_extra("export"):
+        import onnxruntime
     path = Path(path)
     if not path.is_file():
         raise TwinsError(f"{str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}; check the path")
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has an exception for each kind of damage, and no common one
-        line = " ".join(str(error).split())
-        raise TwinsError(f"{str(path)!r} is no ONNX model ({line}): export it again") from None
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise TwinsError(f"{str(path)!r} is not an ONNX model ({one_line(error)}): export it again") from None
     metadata = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if metadata is None:
-        raise TwinsError(
-            f"{str(path)!r} is not of `twins-dense export`, which notes what a model needs: export it again"
-        )
+        raise TwinsError(f"{str(path)!r} has no metadata of `twins-dense export`: export the model with this command")
 
     def run(images: Tensor) -> tuple[Tensor, ...]:
         outputs = session.run(None, {"images": images.detach().cpu().numpy()})
         return tuple(torch.from_numpy(output) for output in outputs)
 
     return run, json.loads(metadata)
+
+
+class OnnxClassifier(NamedTuple):
+    """An exported ImageNet classifier.
+
+    Attributes:
+        net: function from (B, 3, H, W) images to (B, 1000) logits.
+        report: one line about the file.
+        variant: name of the variant.
+    """
+
+    net: Callable[[Tensor], Tensor]
+    report: str
+    variant: str
+
+
+def read_onnx_classifier(path: str | os.PathLike[str]) -> OnnxClassifier:
+    """Read an ONNX file of an ImageNet classifier.
+
+    Raises:
+        TwinsError: if the file cannot be read, or is not a classifier of 1000 classes.
+    """
+    run, metadata = read_onnx(path)
+    if metadata["kind"] != "classifier" or metadata["num_classes"] != 1000:
+        raise TwinsError(f"{str(path)!r} is not a classifier of 1000 classes: export one with --classifier")
+    variant = metadata["variant"]
+    return OnnxClassifier(lambda images: run(images)[0], f"{path} ({variant}), run by onnxruntime", variant)
 
 
 def _trace(net: TwinsBackbone) -> ExportedProgram:
@@ -108,14 +190,16 @@ def _trace(net: TwinsBackbone) -> ExportedProgram:
         (torch.zeros(batch_size, 3, height, width),),
         dynamic_shapes={"images": {0: batch, 2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}},
     )
-    # torch also notes which sizes have the memory layout of the traced ones and would refuse the others, though it
-    # computes them rightly, as the comparison shows. The ranges of the sizes stay.
+    # torch also records guards for the memory layout of the traced sizes, and would refuse sizes with another layout,
+    # although it computes them correctly, as the comparison shows. There is no public way to drop these guards. The
+    # ranges of the sizes are still checked.
     program._guards_code.clear()
     return program
 
 
 def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
-    _needed("onnxscript")
+    with requires_extra("export"):
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
     model = torch.onnx.export(program, (), input_names=["images"], output_names=list(names), dynamo=True, verbose=False)
     assert model is not None
     model.model.metadata_props[METADATA] = metadata
@@ -151,8 +235,8 @@ def _compare(
             difference = ((ours - theirs).abs().max() / ours.abs().max()).item() if ours.shape == theirs.shape else 1.0
             if not difference <= TOLERANCE:  # NaN included
                 raise TwinsError(
-                    f"the exported {name} differs from the model's at {batch}x3x{height}x{width} by {difference:.1e} "
-                    f"of its magnitude, more than {TOLERANCE:g}: try other versions of torch, onnxscript, onnxruntime"
+                    f"the exported {name} differs from the model at {batch}x3x{height}x{width} by {difference:.1e} of "
+                    f"its magnitude, more than {TOLERANCE:g}: try other versions of torch, onnxscript and onnxruntime"
                 )
             differences[name] = max(differences[name], difference)
     return differences
@@ -161,11 +245,12 @@ def _compare(
 def _describe(net: TwinsBackbone, preprocessing: Preprocessing | None, weights_sha256: str | None) -> dict[str, Any]:
     from .. import __version__
 
-    is_classifier = isinstance(net, TwinsClassifier)
+    kind: dict[str, Any] = {"kind": "backbone"}
+    if isinstance(net, TwinsClassifier):
+        kind = {"kind": "classifier", "num_classes": net.head.out_features}
     return {
         **describe_backbone(net),
-        "kind": "classifier" if is_classifier else "backbone",
-        **({"num_classes": net.head.out_features} if isinstance(net, TwinsClassifier) else {}),
+        **kind,
         "colour": "RGB",
         "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
         "size_step": _SIZE_STEP,
@@ -181,13 +266,6 @@ def _output_names(net: TwinsBackbone) -> tuple[str, ...]:
 @contextmanager
 def _without_gradients(net: TwinsBackbone) -> Iterator[None]:
     if net.training:
-        raise TwinsError("the model is in training mode: call its eval()")
+        raise TwinsError("the model is in training mode: call model.eval() first")
     with torch.no_grad():
         yield
-
-
-def _needed(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise TwinsError(f"{package} is not installed, which ONNX needs: pip install 'twins-dense[export]'") from None

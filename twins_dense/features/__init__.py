@@ -1,23 +1,25 @@
-"""Pyramid features of many images on disk: dense maps as Zarr arrays, vectors and the index as Parquet.
+"""Pyramid features of many images on disk: dense maps in Zarr arrays, pooled vectors and the index in Parquet.
 
-A folder of features holds
+A feature folder contains
 
-    manifest.json    what computed them: model, weights' SHA-256, preparation of the images, versions
-    index.parquet    a row an image: id, path, size, transform, SHA-256 of the file, why it has none; pooled vectors
-    maps.zarr        a Zarr v3 group: for images of one size an array (rows, C, H, W) a level; for images of many sizes
-                     a group a level with an array (C, H, W) an image, named by its row
+    manifest.json    how the features were computed: model, SHA-256 of the weights, image preparation, versions
+    index.parquet    one row per image: id, path, size, transform, SHA-256 of the file, the error if the image could
+                     not be read, and the pooled vectors
+    maps.zarr        a Zarr v3 group. For images of one size it has one array (rows, C, H, W) per level; for images of
+                     different sizes it has one group per level, with one array (C, H, W) per image, named by its row
 
-and, until it is complete, `parts`: the finished chunks' rows of the index.
+and, until the extraction is complete, `parts`: the index rows of the finished chunks.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import TwinsError
+from ..errors import TwinsError, requires_extra
 
 if TYPE_CHECKING:
     from .reader import Features
@@ -25,30 +27,28 @@ if TYPE_CHECKING:
 MANIFEST, INDEX, MAPS, PARTS = "manifest.json", "index.parquet", "maps.zarr", "parts"
 FORMAT = 1
 DTYPES = ("float32", "float16", "bfloat16")
+EXTRACTION_PROTOCOLS = ("crop", "imagenet", "native")
 
 
 def open_features(folder: str | PathLike[str], *, kind: Literal["numpy", "torch"] = "numpy") -> Features:
-    """Open what `twins-dense extract` has written; maps are read when they are asked for.
+    """Open a folder written by `twins-dense extract`. Maps are read when they are accessed.
 
     Args:
-        folder: the --out of `extract`, complete.
-        kind: of the arrays that come out.
+        folder: the `--out` of a complete extraction.
+        kind: type of the returned arrays.
 
     Raises:
-        TwinsError: where it is no such folder or not complete yet, or a package is missing.
+        TwinsError: if the folder is not a feature folder, is not complete, or a package is missing.
     """
-    with needed_packages():
+    with optional_packages():
         from .reader import Features
     return Features(folder, kind)
 
 
 @contextlib.contextmanager
-def needed_packages() -> Iterator[None]:
-    """Around the import of what a detector doesn't need: where it is missing, a line says how to get it."""
-    try:
+def optional_packages() -> Iterator[None]:
+    """Wrap imports of the modules that need zarr and pyarrow: if they are missing, raise `TwinsError`."""
+    if sys.version_info < (3, 11):
+        raise TwinsError(f"features need zarr 3, which needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    with requires_extra("features"):
         yield
-    except ImportError as error:
-        raise TwinsError(
-            f"{error.name} is not installed, which features need (on Python 3.11 or newer): "
-            "pip install 'twins-dense[features]'"
-        ) from None

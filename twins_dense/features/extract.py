@@ -1,4 +1,4 @@
-"""Images to features: reading, the model and writing overlap, and memory does not grow with the number of images."""
+"""Extract the features of images. Reading, the model and writing overlap, in constant memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,34 +27,33 @@ from tqdm import tqdm
 
 from ..data.image_lists import ImageList
 from ..distributed import joined_processes, wait_for_all
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 from ..models.backbone import TwinsBackbone, describe_backbone
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 from . import FORMAT, INDEX
 from .model import Batch, FeatureModel, Settings
-from .prepare import STEP, Chunk, ChunkDecoder, DecodedChunk
+from .prepare import STEP, ChunkDecoder, ChunkSampler, DecodedChunk
 from .store import FeatureStore, digest_of_list
 
-# Chunks that wait to be written, those that are being written included. More would only use memory.
+# Writing threads, and computed chunks that may wait for them. More would only use memory.
 _NUM_WRITERS, _MAX_PENDING = 2, 3
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """What an extraction did.
+    """Result of an extraction.
 
     Attributes:
-        num_images: in the folder now.
-        num_done: of them in this run, on this process.
-        unreadable: a line for each that can't be read.
-        seconds: of this process: "total", and by stage "read" (all workers together), "wait" (of the model for images),
-            "model", "compress", "write" (all writers together).
+        num_images: number of images in the folder.
+        num_done: number of images that this process computed in this run.
+        unreadable: one line for each image that cannot be read.
+        seconds: wall-clock time of this run.
     """
 
     num_images: int
     num_done: int
     unreadable: tuple[str, ...]
-    seconds: Mapping[str, float]
+    seconds: float
 
 
 def extract(
@@ -68,123 +67,89 @@ def extract(
     num_workers: int = 2,
     compiled: bool = False,
 ) -> Report:
-    """Compute the features of images and write them to a folder, see `twins_dense.features`.
+    """Compute the features of images and write them to a folder; `twins_dense.features` describes the folder.
 
-    Processes that torchrun started share the chunks. What was finished before is not computed again, and the folder is
-    the same in the end, byte for byte, as if nothing had happened.
+    Processes started by torchrun share the chunks. An interrupted extraction resumes: finished chunks are not computed
+    again, and the resulting folder is the same, byte for byte, as after an uninterrupted run.
 
     Args:
-        net: in eval mode, on `device`.
-        images: which; those that can't be read are noted in the index.
-        out: a new folder, or one of an extraction of the same images, model and settings.
+        net: the backbone, in eval mode, on `device`.
+        images: the images. Unreadable ones are recorded in the index.
+        out: a new folder, or the folder of an extraction with the same images, model and settings.
         settings: what to extract.
-        weights_sha256: of the file that `net` was loaded from.
-        device: where the model is.
-        num_workers: processes that read images; 0 reads them in this one.
+        weights_sha256: SHA-256 of the weights of `net`.
+        device: device of the model.
+        num_workers: number of data loader workers; 0 reads the images in this process.
         compiled: run the model through `torch.compile`.
 
     Raises:
-        TwinsError: where `out` holds something else, features are not finite, or writing fails.
+        TwinsError: if `out` contains anything else, the features are not finite, or writing fails.
     """
-    manifest = _manifest(net, images, settings, weights_sha256)
-    with joined_processes() as (rank, num_processes), _clear_errors(out):
+    manifest = make_manifest(net, images, settings, weights_sha256)
+    with joined_processes() as (rank, num_processes), _explain_errors(out):
         store = FeatureStore(out, manifest)
         store.check()
-        wait_for_all()  # all have looked before one writes
+        wait_for_all()  # no process writes before all have checked the folder
         if rank == 0:
             out.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
-        todo = _Todo(images, manifest["chunk"], rank, num_processes, store.finished_chunks() if out.exists() else set())
-        num_workers = min(num_workers, len(todo))
-        # The workers are forked before anything here has threads.
+        finished = store.finished_chunks() if out.exists() else set()
+        todo = [index for index in range(rank, store.num_chunks, num_processes) if index not in finished]
+        chunks = ChunkSampler(images, manifest["chunk"], todo)
+        num_workers = min(num_workers, len(chunks))
+        # Creating the iterator forks the workers, before this process has threads.
         loader = iter(
             DataLoader(
                 ChunkDecoder(settings.protocol),
                 batch_size=None,
-                sampler=todo,
+                sampler=chunks,
                 num_workers=num_workers,
                 multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
-                collate_fn=_as_it_is,
-                worker_init_fn=partial(_leave_without, os.getpid()),
+                worker_init_fn=partial(_exit_if_orphaned, os.getpid()),
             )
         )
-        # Locked after the workers are forked, which would go on holding the lock of a killed run.
+        # Lock after forking: the workers of a killed run would otherwise keep holding its lock.
         with store.locked() if rank == 0 else contextlib.nullcontext():
             if rank == 0:
                 store.prepare()
             wait_for_all()
             model = FeatureModel(torch.compile(net) if compiled else net, net.pyramid.strides, settings, device)
-            # float32 is float32, and the same again, on a GPU too.
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-                seconds = _run(loader, model, store, todo, quiet=rank != 0)
+            with tqdm(
+                total=chunks.num_images, desc="extract", unit=" images", disable=None if rank == 0 else True
+            ) as bar:
+                _run(loader, model, store, bar)
             wait_for_all()
             if rank == 0:
                 store.finish()
             wait_for_all()
-        seconds |= store.seconds | {"total": time.perf_counter() - start}
-        return Report(len(images.ids), todo.num_images, _unreadable(out), seconds)
+        return Report(len(images.ids), chunks.num_images, _read_errors(out), time.perf_counter() - start)
 
 
-class _Todo:
-    """The chunks that this process has to do, made as they are asked for."""
-
-    def __init__(self, images: ImageList, size: int, rank: int, num_processes: int, finished: set[int]) -> None:
-        self._images, self._size = images, size
-        self._indices = [i for i in range(rank, -(-len(images.ids) // size), num_processes) if i not in finished]
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __iter__(self) -> Iterator[Chunk]:
-        for index in self._indices:
-            rows = slice(index * self._size, (index + 1) * self._size)
-            yield Chunk(index, rows.start, self._images.ids[rows], self._images.paths[rows])
-
-    @property
-    def num_images(self) -> int:
-        return sum(min(self._size, len(self._images.ids) - index * self._size) for index in self._indices)
-
-
-def _run(
-    loader: Iterator[DecodedChunk], model: FeatureModel, store: FeatureStore, todo: _Todo, *, quiet: bool
-) -> dict[str, float]:
-    """Compute and write every chunk; returns the seconds of reading, waiting and the model."""
-    seconds = dict.fromkeys(("read", "wait", "model"), 0.0)
-    pending: deque[Future[float]] = deque()
-    bar = tqdm(total=todo.num_images, desc="extract", unit=" images", disable=True if quiet else None)
-    with ThreadPoolExecutor(_NUM_WRITERS) as writers, bar:
-        while True:
-            start = time.perf_counter()
-            decoded = next(loader, None)
-            seconds["wait"] += time.perf_counter() - start
-            if decoded is None:
-                break
-            start = time.perf_counter()
+def _run(loader: Iterable[DecodedChunk], model: FeatureModel, store: FeatureStore, bar: tqdm) -> None:
+    """Compute every chunk, and write it in the background."""
+    pending: deque[Future[None]] = deque()
+    with ThreadPoolExecutor(_NUM_WRITERS) as writers:
+        for decoded in loader:
+            num_images = len(decoded.images)
             try:
                 batches = model(decoded)
             except torch.OutOfMemoryError as error:
-                raise TwinsError(f"{len(decoded.images)} images don't fit the GPU's memory: lower --chunk") from error
-            seconds["model"] += time.perf_counter() - start
-            seconds["read"] += decoded.seconds
-            pending.append(writers.submit(_write, store, decoded, batches))
+                raise TwinsError(f"{num_images} images do not fit in GPU memory: lower --chunk") from error
+            pending.append(writers.submit(write_chunk, store, decoded, batches))
             while len(pending) > _MAX_PENDING:
-                seconds["model"] += pending.popleft().result()
-            bar.update(len(decoded.images))
+                pending.popleft().result()
+            bar.update(num_images)
         for future in pending:
-            seconds["model"] += future.result()
-    return seconds
+            future.result()
 
 
-def _write(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> float:
-    """Take a chunk's features from the device and write them; returns the seconds of waiting for the device."""
+def write_chunk(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> None:
+    """Copy the features of a chunk from the model's device and write them."""
     chunk, num_images = decoded.chunk, len(decoded.images)
     names = [level["name"] for level in store.manifest["model"]["levels"]]
     vectors: dict[str, np.ndarray] = {}
-    waited = 0.0
     for batch in batches:
-        start = time.perf_counter()
-        levels, pooled = ([_on_cpu(value) for value in values] for values in (batch.levels, batch.vectors))
-        waited += time.perf_counter() - start
+        levels, pooled = ([value.cpu().numpy() for value in values] for values in (batch.levels, batch.vectors))
         paths = [chunk.paths[place] for place in batch.places]
         for name, level in zip(names, levels, strict=False):
             _check_finite(level, name, paths, store.manifest["dtype"])
@@ -198,11 +163,6 @@ def _write(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> 
             column = vectors.setdefault(f"{name}_mean", np.zeros((num_images, values.shape[1]), values.dtype))
             column[batch.places] = values
     store.finish_chunk(chunk, decoded.images, vectors)
-    return waited
-
-
-def _on_cpu(values: Tensor) -> np.ndarray:
-    return values.cpu().numpy()
 
 
 def _check_finite(values: np.ndarray, name: str, paths: list[str], dtype: str) -> None:
@@ -214,7 +174,8 @@ def _check_finite(values: np.ndarray, name: str, paths: list[str], dtype: str) -
     raise TwinsError(f"{name} of {path} has values that are not finite in {dtype}: {remedy}")
 
 
-def _manifest(net: TwinsBackbone, images: ImageList, settings: Settings, weights_sha256: str) -> dict[str, Any]:
+def make_manifest(net: TwinsBackbone, images: ImageList, settings: Settings, weights_sha256: str) -> dict[str, Any]:
+    """Return the content of `manifest.json`: everything that determines the features, and the versions used."""
     from .. import __version__
 
     protocol = settings.protocol
@@ -247,36 +208,36 @@ def _manifest(net: TwinsBackbone, images: ImageList, settings: Settings, weights
     }
 
 
-def _unreadable(out: Path) -> tuple[str, ...]:
+def _read_errors(out: Path) -> tuple[str, ...]:
     table = pq.read_table(out / INDEX, columns=["path", "error"], filters=[("error", "!=", "")])
     return tuple(f"{row['path']} ({row['error']})" for row in table.to_pylist())
 
 
 @contextlib.contextmanager
-def _clear_errors(out: Path) -> Iterator[None]:
-    """A line for what happens to the disk and to the processes that read images."""
+def _explain_errors(out: Path) -> Iterator[None]:
+    """Turn errors of the disk and of data loader workers into a `TwinsError` with a remedy."""
     try:
         yield
     except OSError as error:
         raise TwinsError(
-            f"can't write to {out} ({error.strerror or ' '.join(str(error).split())}): what is finished is kept; "
-            "mend that and run the same command again to go on"
+            f"cannot write to {out} ({error.strerror or one_line(error)}): finished chunks are kept; "
+            "fix the problem and run the same command again to resume"
         ) from error
     except RuntimeError as error:
-        # torch tells of a dead worker by a signal, and so at any moment.
+        # torch reports a dead worker from a signal handler, so the error can appear anywhere.
         if not re.search(r"DataLoader worker \(pid|shared memory", str(error)):
             raise
         raise TwinsError(
-            f"a process that reads images has ended ({str(error).splitlines()[0]}); what is finished is kept. If "
-            "memory is short: fewer --workers, a smaller --chunk, or more of the shared (docker run --shm-size)"
+            f"a data loader worker died ({str(error).splitlines()[0]}); finished chunks are kept. If memory is short, "
+            "use fewer --workers, a smaller --chunk, or more shared memory (docker run --shm-size)"
         ) from error
 
 
-def _leave_without(parent: int, worker: int) -> None:
-    """torch's workers end when their parent is gone, but for one that was killed before they have looked who it is."""
+def _exit_if_orphaned(parent: int, worker: int) -> None:
+    """Exit a worker whose parent is gone already.
+
+    torch's own check compares the parent with the one at the start of the worker, so it misses a parent that was killed
+    before that.
+    """
     if os.getppid() != parent:
         sys.exit()
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -1,4 +1,4 @@
-"""Pixels of a chunk to its features."""
+"""Compute the features of a chunk from its pixels."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .prepare import STEP, DecodedChunk, Protocol
 
 @dataclass(frozen=True)
 class Settings:
-    """What is extracted, beside the model and the images.
+    """Settings of an extraction, apart from the model and the images.
 
     Attributes:
         protocol: how images are prepared.
-        maps: write the levels as they are.
-        pool: write the mean of each level over the cells that show the image, as vectors.
-        dtype: of what is written: "float32", "float16" or "bfloat16".
+        maps: write the maps of the levels.
+        pool: write the mean of each level over the cells that show the image, one vector per level.
+        dtype: type of the written values: "float32", "float16" or "bfloat16".
         amp: compute under autocast in bfloat16.
-        chunk: images that are computed, written and finished together.
+        chunk: number of images that are computed, written and finished together.
     """
 
     protocol: Protocol
@@ -38,19 +38,19 @@ class Settings:
         if self.dtype not in DTYPES:
             raise TwinsError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.chunk < 1:
-            raise TwinsError(f"chunk={self.chunk}: give the number of images, 1 or more")
+            raise TwinsError(f"chunk={self.chunk}: give a number of images, 1 or more")
         if not self.maps and not self.pool:
-            raise TwinsError("neither maps nor pooled vectors are to be written: choose one of them, or both")
+            raise TwinsError("neither maps nor pooled vectors would be written: choose at least one of them")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Features of those images of a chunk that have one size, on the model's device, in the type that is stored.
+    """Features of the images of a chunk that have the same size, on the model's device, in the stored type.
 
     Attributes:
-        places: of the images in their chunk.
-        levels: (B, C, H, W) each, finest first; empty where no maps are wanted.
-        vectors: (B, C) each; empty where none are wanted.
+        places: positions of the images in their chunk.
+        levels: one (B, C, H, W) per level, finest first; empty if no maps are written.
+        vectors: one (B, C) per level; empty if no vectors are written.
     """
 
     places: list[int]
@@ -59,7 +59,14 @@ class Batch:
 
 
 class FeatureModel:
-    """A backbone from uint8 pixels to what is stored."""
+    """A backbone with everything between the uint8 pixels and the stored values.
+
+    Args:
+        net: the backbone, in eval mode, on `device`; it may be compiled.
+        strides: strides of its levels.
+        settings: settings of the extraction.
+        device: device of the backbone.
+    """
 
     def __init__(
         self,
@@ -74,27 +81,35 @@ class FeatureModel:
 
     @torch.inference_mode()
     def __call__(self, decoded: DecodedChunk) -> list[Batch]:
-        """The features of a chunk, a batch a size; images that can't be read have zeros, or are left out."""
-        if isinstance(decoded.pixels, Tensor):
-            images = self._normalised(decoded.pixels)
-            unreadable = [place for place, image in enumerate(decoded.images) if image.error is not None]
-            return [self._features(list(range(len(images))), images, [images.shape[2:]] * len(images), unreadable)]
-        # Padding images to a common size would change their features, so only those of one padded size go together.
+        """Return the features of a chunk, one batch per image size.
+
+        Among images of one size, unreadable ones get zeros; among images of different sizes, they are left out.
+        """
+        # Full float32 precision and repeatable results on GPUs too.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            if isinstance(decoded.pixels, Tensor):
+                images = self._normalise(decoded.pixels)
+                unreadable = [place for place, image in enumerate(decoded.images) if image.error is not None]
+                return [self._compute(list(range(len(images))), images, [images.shape[2:]] * len(images), unreadable)]
+            return self._compute_many_sizes(decoded.pixels)
+
+    def _compute_many_sizes(self, pixels: list[Tensor]) -> list[Batch]:
+        # Padding images to a common size would change their features, so a batch has images of one padded size.
         places_by_size: dict[tuple[int, int], list[int]] = {}
-        for place, pixels in enumerate(decoded.pixels):
-            if len(pixels):
-                height, width = (side + -side % STEP for side in pixels.shape[:2])
+        for place, image in enumerate(pixels):
+            if len(image):
+                height, width = (side + -side % STEP for side in image.shape[:2])
                 places_by_size.setdefault((height, width), []).append(place)
         batches = []
         for (height, width), places in places_by_size.items():
             images = torch.zeros(len(places), 3, height, width, device=self._device)
-            sizes = [decoded.pixels[place].shape[:2] for place in places]
+            sizes = [pixels[place].shape[:2] for place in places]
             for image, place, size in zip(images, places, sizes, strict=True):
-                image[:, : size[0], : size[1]] = self._normalised(decoded.pixels[place][None])[0]
-            batches.append(self._features(places, images, sizes, []))
+                image[:, : size[0], : size[1]] = self._normalise(pixels[place][None])[0]
+            batches.append(self._compute(places, images, sizes, []))
         return batches
 
-    def _features(self, places: list[int], images: Tensor, sizes: list[torch.Size], unreadable: list[int]) -> Batch:
+    def _compute(self, places: list[int], images: Tensor, sizes: list[torch.Size], unreadable: list[int]) -> Batch:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._settings.amp):
             levels = [level.float() for level in self._net(images)]
         vectors = []
@@ -105,23 +120,24 @@ class FeatureModel:
             levels = [level.index_fill(0, index, 0) for level in levels]
         return Batch(
             places,
-            [self._rounded(level) for level in levels] if self._settings.maps else [],
-            [self._rounded(vector) for vector in vectors],
+            [self._round(level) for level in levels] if self._settings.maps else [],
+            [self._round(vector) for vector in vectors],
         )
 
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) to float32 (B, 3, H, W), by the arithmetic of torchvision."""
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """Convert uint8 (B, H, W, 3) to float32 (B, 3, H, W) with the same arithmetic as torchvision."""
         images = pixels.to(self._device).permute(0, 3, 1, 2).float().div_(255)
         return images.sub_(self._mean).div_(self._std)
 
-    def _rounded(self, values: Tensor) -> Tensor:
+    def _round(self, values: Tensor) -> Tensor:
+        """Round to the written type; bfloat16 values come as float32, which is how they are stored."""
         if self._settings.dtype == "bfloat16":
             return values.bfloat16().float()
         return values.to(getattr(torch, self._settings.dtype))
 
 
 def _means(level: Tensor, sizes: list[torch.Size], stride: int) -> Tensor:
-    """(B, C): the mean of each image's cells, those that show but a part of it included, those of padding not."""
+    """Return the mean (B, C) over the cells that show at least a part of the image, not over pure padding."""
     means = []
     for cells, (height, width) in zip(level, sizes, strict=True):
         means.append(cells[:, : -(-height // stride), : -(-width // stride)].mean((1, 2)))

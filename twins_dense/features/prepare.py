@@ -1,13 +1,12 @@
-"""From an image file to the pixels that a model takes, and where they lie in the image."""
+"""Turn image files into the pixels that the model takes, and record where these lie in the image."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import io
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.image_files import UNREADABLE, check_proportions, decode_image
-from ..errors import TwinsError, did_you_mean
+from ..data.image_lists import ImageList
+from ..errors import TwinsError, did_you_mean, one_line
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING
+from . import EXTRACTION_PROTOCOLS
 
-PROTOCOLS = ("crop", "imagenet", "native")
-# Errors of reading that say something of a file. Others are of the disk, the network or the machine.
-_OF_THE_FILE = (
+# Error numbers that blame the file itself. Others come from the disk, the network or the machine.
+_FILE_ERRORS = (
     None,
     errno.ENOENT,
     errno.ENOTDIR,
@@ -32,21 +32,21 @@ _OF_THE_FILE = (
     errno.EACCES,
     errno.EINVAL,
 )
-STEP = 32  # pixels; the coarsest stride, so that every cell of every level is whole
+STEP = 32  # pixels: the coarsest stride, so that sizes divisible by it have whole cells at every level
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images become what a model takes; then pixels are scaled to 0..1 and normalised by ImageNet's mean and std.
+    """How images are prepared. Pixels are then scaled to 0..1 and normalised by the mean and std of ImageNet.
 
-    * "crop": the short side is resized to `size` (bicubic, Pillow), and a square of `size` is cut from the middle.
-    * "imagenet": the same, but the short side is resized to `size` * 256 / 224: the published classifiers' protocol.
-    * "native": pixels as they are; zeros (after normalisation) fill up to multiples of 32 at the bottom and right.
+    * "crop": resize the short side to `size` (bicubic, Pillow), then cut a square of `size` from the centre.
+    * "imagenet": like "crop", but resize the short side to `size` * 256 / 224, as for the published classifiers.
+    * "native": keep the pixels, and pad the bottom and the right to multiples of 32 with zeros after normalisation.
 
     Attributes:
-        name: one of `PROTOCOLS`.
+        name: one of `EXTRACTION_PROTOCOLS`.
         size: side of the square in pixels, a multiple of 32; `None` for "native".
-        upright: turn photos as their EXIF orientation says.
+        upright: apply the EXIF orientation.
     """
 
     name: str
@@ -54,17 +54,17 @@ class Protocol:
     upright: bool = True
 
     def __post_init__(self) -> None:
-        if self.name not in PROTOCOLS:
-            raise TwinsError(f"unknown protocol {self.name!r}{did_you_mean(self.name, PROTOCOLS)}")
+        if self.name not in EXTRACTION_PROTOCOLS:
+            raise TwinsError(f"unknown protocol {self.name!r}{did_you_mean(self.name, EXTRACTION_PROTOCOLS)}")
         if self.name == "native":
             if self.size is not None:
-                raise TwinsError(f"size={self.size} with the protocol native: leave the size away")
+                raise TwinsError(f"size={self.size} with the protocol native: leave out the size")
         elif self.size is None or self.size < 2 * STEP or self.size % STEP:
             raise TwinsError(f"size={self.size}: give a multiple of {STEP}, {2 * STEP} or more")
 
     @property
     def short_side(self) -> int | None:
-        """To which images are resized, in pixels."""
+        """The short side that images are resized to, in pixels; `None` if they are not resized."""
         if self.size is None or self.name == "crop":
             return self.size
         official = OFFICIAL_PREPROCESSING
@@ -72,12 +72,12 @@ class Protocol:
         return int(self.size * official.short_side / official.crop)
 
     def apply(self, image: Image.Image) -> tuple[np.ndarray, Geometry]:
-        """An RGB image to uint8 (H, W, 3), and where that lies in the image."""
+        """Return the prepared pixels of an RGB image, uint8 (H, W, 3), and where they lie in the image."""
         width, height = image.size
         if self.size is None or self.short_side is None:
             return np.array(image), Geometry(height, width, height, width, 0, 0, height, width)
         check_proportions(image, self.short_side)
-        # The long side is cut, not rounded, as torchvision does it.
+        # Like torchvision, truncate the long side instead of rounding it.
         resized_height, resized_width = (self.short_side * side // min(height, width) for side in (height, width))
         image = image.resize((resized_width, resized_height), Image.Resampling.BICUBIC)
         top, left = (round((side - self.size) / 2) for side in (resized_height, resized_width))
@@ -87,17 +87,19 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes in pixels; x of the model's input is (x + crop_left) * width / resized_width of the image, y likewise.
+    """Position of the model's input in the image, in pixels.
+
+    A point x of the input lies at (x + crop_left) * width / resized_width in the image, and likewise for y.
 
     Attributes:
-        height: of the image, turned upright where the protocol says so.
-        width: likewise.
-        resized_height: of the whole image as it was resized.
-        resized_width: likewise.
+        height: height of the image, after the EXIF orientation if the protocol applies it.
+        width: width of the image, likewise.
+        resized_height: height of the whole image after resizing.
+        resized_width: width of the whole image after resizing.
         crop_top: first row of the resized image that the model sees.
-        crop_left: first column.
-        valid_height: rows of the model's input that are image; what lies below is padding.
-        valid_width: columns likewise.
+        crop_left: first column of the resized image that the model sees.
+        valid_height: number of input rows that show the image; the rows below are padding.
+        valid_width: number of input columns that show the image; the columns to the right are padding.
     """
 
     height: int
@@ -112,13 +114,13 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image file as it was read.
+    """An image file after reading.
 
     Attributes:
-        pixels: uint8 (H, W, 3); `None` where it can't be read.
-        geometry: likewise.
-        sha256: of the file; `None` where there is none.
-        error: why it can't be read.
+        pixels: uint8 (H, W, 3); `None` if the file cannot be read.
+        geometry: position of the pixels in the image; `None` if the file cannot be read.
+        sha256: SHA-256 of the file; `None` if the file is missing.
+        error: reason why the file cannot be read; `None` if it can.
     """
 
     pixels: Tensor | None
@@ -128,10 +130,10 @@ class Decoded:
 
 
 def decode(path: str, protocol: Protocol) -> Decoded:
-    """Read and prepare an image; what is wrong with the file is noted.
+    """Read and prepare an image. If the file is bad, the result says why.
 
     Raises:
-        TwinsError: where the disk, and not the file, is in the way: that passes, and may concern all others too.
+        TwinsError: if the disk fails. That may pass, and may affect all other images too.
     """
     sha256 = None
     try:
@@ -139,25 +141,25 @@ def decode(path: str, protocol: Protocol) -> Decoded:
         sha256 = hashlib.sha256(content).hexdigest()
         pixels, geometry = protocol.apply(decode_image(io.BytesIO(content), upright=protocol.upright))
     except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno not in _OF_THE_FILE:
+        if isinstance(error, OSError) and error.errno not in _FILE_ERRORS:
             raise TwinsError(
-                f"{path} can't be read now ({error.strerror}): what is finished is kept; run the same command again"
+                f"{path} cannot be read now ({error.strerror}): finished chunks are kept; run the same command again"
             ) from None
-        # Pillow names the buffer, which says nothing.
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+        # Pillow's own message only names the buffer.
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else one_line(error)
         return Decoded(None, None, sha256, reason or type(error).__name__)
     return Decoded(torch.from_numpy(pixels), geometry, sha256, None)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Images that are worked on, written and finished together.
+    """Images that are computed, written and finished together.
 
     Attributes:
-        index: its place among all chunks.
-        start: row of its first image.
-        ids: of its images.
-        paths: of its images.
+        index: position among all chunks.
+        start: row of the first image.
+        ids: ids of the images.
+        paths: paths of the images.
     """
 
     index: int
@@ -166,31 +168,49 @@ class Chunk:
     paths: Sequence[str]
 
 
-@dataclass(frozen=True)
-class DecodedChunk:
-    """A chunk with its images read: those of one size in one tensor, which reaches the model's process in one piece.
+class ChunkSampler:
+    """The chunks with the given indices, built one at a time.
 
     Attributes:
-        chunk: what it is.
-        images: of each image, without pixels.
-        pixels: for one size uint8 (B, H, W, 3), zeros for unreadable images; else one (H, W, 3) an image.
-        seconds: that reading took.
+        num_images: number of images in these chunks.
+    """
+
+    def __init__(self, images: ImageList, chunk_size: int, indices: Sequence[int]) -> None:
+        self._images, self._chunk_size, self._indices = images, chunk_size, indices
+        self.num_images = sum(min(chunk_size, len(images.ids) - index * chunk_size) for index in indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for index in self._indices:
+            rows = slice(index * self._chunk_size, (index + 1) * self._chunk_size)
+            yield Chunk(index, rows.start, self._images.ids[rows], self._images.paths[rows])
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """A chunk with its pixels. Images of one size share a tensor, which is cheaper to send between processes.
+
+    Attributes:
+        chunk: the chunk.
+        images: the images, without their pixels.
+        pixels: for images of one size, uint8 (B, H, W, 3) with zeros for unreadable images; otherwise one tensor
+            (H, W, 3) per image.
     """
 
     chunk: Chunk
     images: list[Decoded]
     pixels: Tensor | list[Tensor]
-    seconds: float
 
 
 class ChunkDecoder(Dataset):
-    """Runs in worker processes: a chunk's paths to its pixels. Holds nothing itself, however many images there are."""
+    """Map chunks to their pixels in data loader workers. Its size does not grow with the number of images."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol
 
     def __getitem__(self, chunk: Chunk) -> DecodedChunk:
-        start = time.perf_counter()
         images = [decode(path, self.protocol) for path in chunk.paths]
         size = self.protocol.size
         pixels: Tensor | list[Tensor]
@@ -199,5 +219,4 @@ class ChunkDecoder(Dataset):
         else:
             blank = torch.zeros(size, size, 3, dtype=torch.uint8)
             pixels = torch.stack([blank if image.pixels is None else image.pixels for image in images])
-        images = [Decoded(None, image.geometry, image.sha256, image.error) for image in images]
-        return DecodedChunk(chunk, images, pixels, time.perf_counter() - start)
+        return DecodedChunk(chunk, [replace(image, pixels=None) for image in images], pixels)

@@ -1,4 +1,4 @@
-"""What levels see: their first three principal components as colours, beside the photo."""
+"""Draw the first three principal components of each level as colours, beside the photo."""
 
 from __future__ import annotations
 
@@ -7,34 +7,50 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ..errors import TwinsError
 from .prepare import Protocol, decode
 from .reader import Features
 
+_JPEG_SIDE = 65_500  # pixels: the largest width or height that JPEG allows
+
+
+def write_previews(features: Features, count: int) -> list[Path]:
+    """Draw the first `count` readable images as JPEG files in the folder `preview`, and return their paths."""
+    paths = []
+    for row in features.readable().indices[:count]:
+        path = features.folder / "preview" / f"{row:08d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        picture = Image.fromarray(draw_preview(features, row))
+        picture.thumbnail((_JPEG_SIDE, _JPEG_SIDE))  # smaller pictures keep their size
+        picture.save(path, quality=92)
+        paths.append(path)
+    return paths
+
 
 def draw_preview(features: Features, row: int) -> np.ndarray:
-    """The photo as the model saw it, and each level beside it, finest first.
+    """Draw the photo as the model saw it, with each level beside it, finest first.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        TwinsError: where the image is unreadable by now, or was from the start.
+        TwinsError: if the image has no features, or cannot be read any more.
     """
     entry = features.entry(row)
     preparation = features.manifest["preparation"]
     protocol = Protocol(preparation["protocol"], preparation["size"], preparation["upright"])
     decoded = decode(entry["path"], protocol)
     if decoded.pixels is None:
-        raise TwinsError(f"{entry['path']} can't be read ({decoded.error}): a preview needs the photo")
+        raise TwinsError(f"{entry['path']} cannot be read ({decoded.error}): a preview needs the photo")
     photo = decoded.pixels.permute(2, 0, 1)
     height, width = photo.shape[1:]
     panels = [photo]
     for level in features.manifest["model"]["levels"]:
         cells = torch.from_numpy(features.map(row, level["name"])).float()
-        # The padding of images of many sizes is not looked at.
+        # Images of different sizes: leave out the padding.
         cells = cells[:, : -(-height // level["stride"]), : -(-width // level["stride"])]
         colours = F.interpolate(principal_colours(cells)[None], scale_factor=level["stride"], mode="nearest")[0]
         panels.append((255 * colours[:, :height, :width]).round().to(torch.uint8))
@@ -42,18 +58,21 @@ def draw_preview(features: Features, row: int) -> np.ndarray:
 
 
 def principal_colours(cells: Tensor) -> Tensor:
-    """A map's first three principal components, each stretched so that 1 % of the cells are black and 1 % full.
+    """Return the first three principal components of a map as red, green and blue.
+
+    Each component is stretched so that the lowest 1 % of the cells become 0 and the highest 1 % become 1, and has the
+    sign that makes its largest weight positive.
 
     Args:
         cells: (C, H, W).
 
     Returns:
-        (3, H, W) in 0..1: red is the first component; each is turned so that its largest weight is positive.
+        (3, H, W) in 0..1.
     """
     channels, height, width = cells.shape
     rows = cells.reshape(channels, -1).T.double()
     rows = rows - rows.mean(0)
-    _, vectors = torch.linalg.eigh(rows.T @ rows)  # rising
+    _, vectors = torch.linalg.eigh(rows.T @ rows)  # in ascending order
     vectors = vectors.flip(1)[:, :3]
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     values = rows @ (vectors * largest.sign())  # (H*W, up to 3)
@@ -61,8 +80,3 @@ def principal_colours(cells: Tensor) -> Tensor:
     low, high = values.quantile(0.01, dim=0), values.quantile(0.99, dim=0)
     values = (values - low) / (high - low).clamp_min(1e-12)
     return values.clamp(0, 1).T.reshape(3, height, width).float()
-
-
-def preview_path(folder: Path, row: int) -> Path:
-    """Where the preview of an image lies."""
-    return folder / "preview" / f"{row:08d}.jpg"

@@ -1,4 +1,4 @@
-"""Reading a folder of features."""
+"""Read a feature folder."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ from .store import read_manifest
 
 
 class Features(Dataset):
-    """Features by row or image id; `open_features` makes one. Small to pickle, so a DataLoader's workers can have it.
+    """Features by row or image id, as returned by `open_features`. It pickles small, for data loader workers.
 
-    `features[3]` and `features["photos/a.jpg"]` are dicts: `row`, `image_id`, `path`, then each level's map (C, H, W)
-    by its name (`c4`) and each pooled vector (C,) by its column (`c4_mean`), whichever there are. Negative rows count
-    from the end. An image that could not be read raises `TwinsError`; `features.readable()` leaves those out.
+    `features[3]` and `features["photos/a.jpg"]` are dicts with `row`, `image_id` and `path`, and, if they were
+    extracted, the map (C, H, W) of each level by its name (`c4`) and the pooled vector (C,) of each level by its column
+    (`c4_mean`). Negative rows count from the end. An unreadable image raises `TwinsError`; `features.readable()` leaves
+    these images out.
 
     Attributes:
-        folder: of the features.
-        manifest: what computed them.
-        levels: names of the levels.
+        folder: the feature folder.
+        manifest: how the features were computed.
+        levels: names of the levels, finest first.
     """
 
     def __init__(self, folder: str | PathLike[str], kind: Literal["numpy", "torch"] = "numpy") -> None:
@@ -41,7 +42,7 @@ class Features(Dataset):
         self._kind = kind
         self.manifest = read_manifest(self.folder)
         if not (self.folder / INDEX).exists():
-            raise TwinsError(f"{self.folder} is not complete: run `twins-dense extract` again to go on with it")
+            raise TwinsError(f"{self.folder} is not complete: run `twins-dense extract` again to resume")
         self.levels: tuple[str, ...] = tuple(level["name"] for level in self.manifest["model"]["levels"])
 
     def __len__(self) -> int:
@@ -52,30 +53,32 @@ class Features(Dataset):
         entry = self._readable_entry(row)
         item: dict[str, Any] = {name: entry[name] for name in ("row", "image_id", "path")}
         if self.manifest["maps"]:
-            item |= {level: self._out(self.map(row, level)) for level in self.levels}
+            item |= {level: self._convert(self.map(row, level)) for level in self.levels}
         for column in self._vector_columns:
-            item[column] = self._out(self._vector(row, column))
+            item[column] = self._convert(self._vector(row, column))
         return item
 
     @cached_property
     def index(self) -> pa.Table:
-        """The index without the vectors: what is known of each image, see `twins_dense.features`."""
+        """The index without the vectors: one row per image, see `twins_dense.features`."""
         names = [name for name in pq.read_schema(self.folder / INDEX).names if name not in self._vector_columns]
         return pq.read_table(self.folder / INDEX, columns=names)
 
     def entry(self, row: int) -> dict[str, Any]:
-        """What the index knows of an image."""
+        """Return the index row of an image."""
         return self.index.slice(range(len(self))[row], 1).to_pylist()[0]
 
     def row_of(self, image_id: str) -> int:
-        """The row of an image; an unknown id raises `TwinsError`."""
+        """Return the row of an image; an unknown id raises `TwinsError`."""
         row = pc.index(self.index["image_id"], image_id).as_py()
         if row < 0:
-            raise TwinsError(f"{self.folder} has no image {image_id!r}: its ids are like {self.entry(0)['image_id']!r}")
+            raise TwinsError(
+                f"{self.folder} has no image {image_id!r}: its ids look like {self.entry(0)['image_id']!r}"
+            )
         return row
 
     def map(self, row: int, level: str) -> np.ndarray:
-        """A level's map (C, H, W); for images of many sizes that of the padded image."""
+        """Return the map (C, H, W) of a level; for images of different sizes it includes the padding."""
         if not self.manifest["maps"]:
             raise TwinsError(f"{self.folder} has no maps: extract them without --pool mean, or with --maps")
         row = self._readable_entry(row)["row"]
@@ -83,15 +86,17 @@ class Features(Dataset):
         return group[level][row] if self.manifest["preparation"]["size"] else group[f"{level}/{row}"][:]
 
     def vectors(self, level: str) -> Any:
-        """All pooled vectors of a level, (rows, C); zeros for images that could not be read."""
+        """Return all pooled vectors of a level, (rows, C), with zeros for unreadable images."""
         column = f"{level}_mean"
         if column not in self._vector_columns:
-            have = ", ".join(self._vector_columns) or "none"
-            raise TwinsError(f"{self.folder} has no vectors {column!r} (it has {have}): extract them with --pool mean")
-        return self._out(_matrix(pq.read_table(self.folder / INDEX, columns=[column])[column]))
+            available = ", ".join(self._vector_columns) or "none"
+            raise TwinsError(
+                f"{self.folder} has no vectors {column!r} (it has {available}): extract them with --pool mean"
+            )
+        return self._convert(_matrix(pq.read_table(self.folder / INDEX, columns=[column])[column]))
 
     def readable(self) -> Subset:
-        """A torch data set of the images that could be read."""
+        """Return a torch dataset of the readable images."""
         return Subset(self, np.flatnonzero(pc.is_null(self.index["error"]).to_numpy()).tolist())
 
     def _readable_entry(self, row: int) -> dict[str, Any]:
@@ -125,10 +130,10 @@ class Features(Dataset):
         start = int(self._group_ends[group - 1]) if group else 0
         return self._cached_group[1][column][row - start]
 
-    # The last row group that was read, for those who read row after row.
+    # The last row group that was read, which makes reading consecutive rows fast.
     _cached_group: tuple[int, dict[str, np.ndarray]] = (-1, {})
 
-    def _out(self, array: np.ndarray) -> Any:
+    def _convert(self, array: np.ndarray) -> Any:
         if self._kind == "numpy":
             return array
         return torch.from_numpy(array).to(getattr(torch, self.manifest["dtype"]))
@@ -139,7 +144,7 @@ class Features(Dataset):
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Lists of one length to (rows, length); zeros for those that are missing."""
+    """Convert a column of fixed-size lists to (rows, length), with zeros for missing lists."""
     chunks = []
     for chunk in column.chunks:
         values = np.zeros((len(chunk), chunk.type.list_size), chunk.type.value_type.to_pandas_dtype())

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from ..errors import TwinsError, one_line, requires_extra
 from .prediction import Predictor
+from .shipped_configs import find_config
 
 _YAML = (".yaml", ".yml")
 
@@ -53,6 +54,37 @@ class Engine(Protocol):
 
     def load_predictor(self, config: Any, checkpoint: str | Path, score: float) -> Predictor:
         """Load a trained model to be called on single images; `score` is the threshold of detectors."""
+
+
+def open_config(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    data_root: str | Path | None = None,
+    skip_bad: bool = False,
+) -> tuple[Engine, Any]:
+    """Load a config with the engine that it is written for.
+
+    Args:
+        config: Path of a config file, or the name of one that comes with the package, see `list_configs`.
+        overrides: `key=value` each.
+        data_root: Take every data set of the config from this folder.
+        skip_bad: Leave out images and annotations that cannot be used, instead of raising an error.
+
+    Returns:
+        The engine and the loaded config.
+
+    Raises:
+        TwinsError: if the config cannot be used, or packages are not installed.
+    """
+    path = find_config(config)
+    engine = engine_of(path)
+    loaded = engine.load_config(path, overrides)
+    if data_root is not None:
+        engine.set_data_root(loaded, data_root)
+    if skip_bad:
+        engine.set_skip_bad(loaded)
+    return engine, loaded
 
 
 def engine_of(config: str | Path) -> Engine:

@@ -1,4 +1,4 @@
-"""ImageNet's validation set on disk: folders named by WordNet id (wnid), or a flat folder and a ground-truth file."""
+"""Read ImageNet's validation set: class folders named by WordNet id (wnid), or a flat folder with a ground truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..atomic import write_atomically
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 from .classes import WNIDS
 
 _SUFFIXES = {".jpeg", ".jpg", ".png"}
@@ -21,40 +21,44 @@ Sample = tuple[Path, int]
 
 
 def read_samples(root: str | Path, ground_truth: str | Path | None = None, *, subset: bool = False) -> list[Sample]:
-    """The images of a validation set with their labels: positions in `WNIDS`, whatever classes are there.
+    """List the images of a validation set with their labels, which are always positions in `WNIDS`.
 
     Args:
-        root: holds one folder a class, named by its wnid, or has a folder `val` that does. With a ground truth, or
-            inside `val`: the images themselves.
-        ground_truth: a file that `read_ground_truth` reads, for a flat folder.
-        subset: score the classes that are there, where some of the 1000 are missing.
+        root: folder with one subfolder per class, named by its wnid; or, with a ground truth, folder with the images.
+            Either may also be in a subfolder `val`.
+        ground_truth: ground-truth file for a flat folder, see `read_ground_truth`.
+        subset: accept that some of the 1000 classes are missing.
 
     Raises:
-        TwinsError: for folders that are missing or that are no class of ImageNet-1k, or where there are no images.
+        TwinsError: if a class is missing, a subfolder is not a class of ImageNet-1k, or there are no images.
     """
     root = Path(root)
     if not root.is_dir():
-        raise TwinsError(f"--data {str(root)!r}: {'is a file' if root.exists() else 'no such folder'}; check the path")
+        raise TwinsError(
+            f"--data {str(root)!r}: {'not a folder' if root.exists() else 'no such folder'}; check the path"
+        )
     if (root / "val").is_dir():
         root = root / "val"
     if ground_truth is not None:
-        files = find_images(root)
+        files = images_in_folder(root)
         wnids = read_ground_truth(ground_truth, [file.stem for file in files])
         samples = [(file, _LABELS[wnids[file.stem]]) for file in files]
     else:
         folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
         if not folders:
             raise TwinsError(
-                f"{root} has no class folders (n01440764, …): give the folder that has them, "
-                "or the ground truth of a flat folder with --ground-truth"
+                f"{root} has no class folders (n01440764, …): give the folder that contains them, "
+                "or add --ground-truth for a flat folder"
             )
         extra = [folder.name for folder in folders if folder.name not in _LABELS]
         if extra:
             raise TwinsError(
-                f"{root} has {_some(extra, 'folders')} that are no class of ImageNet-1k: "
-                "remove them, or give the folder that has only its wnids"
+                f"{root} has {_some(extra, 'folders')} that are not classes of ImageNet-1k: "
+                "remove them, or give a folder that contains only class folders"
             )
-        samples = [(file, _LABELS[folder.name]) for folder in folders for file in find_images(folder, required=False)]
+        samples = [
+            (file, _LABELS[folder.name]) for folder in folders for file in images_in_folder(folder, required=False)
+        ]
     missing = sorted(set(WNIDS) - {WNIDS[label] for _, label in samples})
     if missing and not subset:
         raise TwinsError(
@@ -66,40 +70,52 @@ def read_samples(root: str | Path, ground_truth: str | Path | None = None, *, su
 
 
 def sort_into_folders(flat: str | Path, ground_truth: str | Path, out: str | Path) -> int:
-    """Give the images of a flat folder a second name in `out`, below their wnids; returns how many there are.
+    """Sort the images of a flat folder into class folders in `out`, and return their number.
 
-    The names are hard links where the disk allows them, else copies. What is there already is left as it is.
+    The images are hard links if the file system allows them, and copies otherwise. Images that are in `out` already
+    are kept.
+
+    Args:
+        flat: folder with the images.
+        ground_truth: ground-truth file, see `read_ground_truth`.
+        out: folder for the class folders, named by wnid.
 
     Raises:
-        TwinsError: where images and ground truth don't match one to one, or `out` has other images.
+        TwinsError: if images and ground truth do not match one to one, or `out` contains other images.
     """
     flat, out = Path(flat), Path(out)
     if not flat.is_dir():
         raise TwinsError(f"images {str(flat)!r}: no such folder; check the path")
-    files = find_images(flat)
+    files = images_in_folder(flat)
     wnids = read_ground_truth(ground_truth, [file.stem for file in files])
     targets = [out / wnids[file.stem] / file.name for file in files]
     for file, target in zip(files, targets, strict=True):
         if target.exists() and target.stat().st_size != file.stat().st_size:
-            raise TwinsError(f"{target} is another file than {file}: choose an empty folder")
+            raise TwinsError(f"{target} differs from {file}: choose an empty folder")
     known = set(targets)
     for folder in out.iterdir() if out.is_dir() else ():
-        for there in find_images(folder, required=False) if folder.is_dir() else ():
-            if there not in known:
-                raise TwinsError(f"{there} doesn't belong there by {str(ground_truth)!r}: choose an empty folder")
+        for image in images_in_folder(folder, required=False) if folder.is_dir() else ():
+            if image not in known:
+                raise TwinsError(
+                    f"{image} does not belong there according to {str(ground_truth)!r}: choose an empty folder"
+                )
     for file, target in zip(files, tqdm(targets, desc="sorting", unit=" images", disable=None), strict=True):
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(file.resolve(), target)
-        except OSError:  # another disk, or one without links
+        except OSError:  # a different file system, or one without hard links
             write_atomically(target, file.read_bytes())
     return len(files)
 
 
-def find_images(folder: Path, *, required: bool = True) -> list[Path]:
-    """The image files of a folder in the order of their names; `TwinsError` where there are none but have to be."""
+def images_in_folder(folder: Path, *, required: bool = True) -> list[Path]:
+    """Return the image files of a folder, sorted by name.
+
+    Raises:
+        TwinsError: if there are none, but they are required.
+    """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if required and not files:
         raise TwinsError(f"{folder} has no images ({', '.join(sorted(_SUFFIXES))}): check the path")
@@ -107,32 +123,33 @@ def find_images(folder: Path, *, required: bool = True) -> list[Path]:
 
 
 def read_ground_truth(file: str | Path, names: list[str]) -> Mapping[str, str]:
-    """Which wnid each image has.
+    """Read the wnid of each image from a ground-truth file.
 
-    The file has a line an image: its name and its wnid or label 0..999, parted by blanks or a comma, with or without
-    more behind it (Kaggle's LOC_val_solution.csv, Caffe's val.txt); or a wnid alone, in the order of the images' names.
+    Each line has an image name, then its wnid or its label 0..999, separated by spaces or a comma; the rest of the line
+    is ignored. Kaggle's LOC_val_solution.csv and Caffe's val.txt are such files. Alternatively, each line has only a
+    wnid, in the order of the image names.
 
     Args:
-        file: the ground truth.
-        names: of the images, sorted, without suffix.
+        file: path of the ground-truth file.
+        names: image names without suffix, sorted.
 
     Returns:
-        From each of `names` to its wnid.
+        The wnid of each name.
 
     Raises:
-        TwinsError: for a line that is none of these, or where lines and images don't match one to one.
+        TwinsError: if a line has another form, or lines and images do not match one to one.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TwinsError(f"ground truth {str(file)!r} can't be read ({' '.join(str(error).split())})") from None
+        raise TwinsError(f"ground truth {str(file)!r} cannot be read ({one_line(error)})") from None
     rows = [re.split(r"[\s,]+", line.strip()) for line in lines if line.strip()]
     if rows and rows[0][0] == "ImageId":
         rows = rows[1:]
     if rows and all(len(row) == 1 and _WNID.fullmatch(row[0]) for row in rows):
         if len(rows) != len(names):
             raise TwinsError(
-                f"ground truth {str(file)!r} has {len(rows)} wnids for {len(names)} images: complete either"
+                f"ground truth {str(file)!r} has {len(rows)} wnids for {len(names)} images: the numbers must be equal"
             )
         rows = [[name, *row] for name, row in zip(names, rows, strict=True)]
     wnids: dict[str, str] = {}
@@ -140,16 +157,16 @@ def read_ground_truth(file: str | Path, names: list[str]) -> Mapping[str, str]:
         name = Path(row[0]).stem
         if len(row) < 2 or (wnid := _wnid_of(row[1])) is None:
             raise TwinsError(
-                f"ground truth {str(file)!r}: line {' '.join(row[:2])!r} is no image's name with a wnid of ImageNet-1k "
-                "or a label 0..999; lines of the devkit's own numbers (ILSVRC2012_ID) don't serve"
+                f"ground truth {str(file)!r}: line {' '.join(row[:2])!r} is not an image name with a wnid of "
+                "ImageNet-1k or a label 0..999; the devkit's own class numbers (ILSVRC2012_ID) are not supported"
             )
         if name in wnids:
             raise TwinsError(f"ground truth {str(file)!r} has {name} twice: remove one line")
         wnids[name] = wnid
     unknown, surplus = sorted(set(names) - wnids.keys()), sorted(wnids.keys() - set(names))
     if unknown or surplus:
-        what = f"says nothing of {_some(unknown, 'images')}" if unknown else f"names {_some(surplus, 'missing images')}"
-        raise TwinsError(f"ground truth {str(file)!r} {what}: lines and images must match one to one")
+        problem = f"lacks {_some(unknown, 'images')}" if unknown else f"names {_some(surplus, 'missing images')}"
+        raise TwinsError(f"ground truth {str(file)!r} {problem}: lines and images must match one to one")
     return wnids
 
 
@@ -159,5 +176,6 @@ def _wnid_of(text: str) -> str | None:
     return WNIDS[int(text)] if re.fullmatch(r"\d{1,3}", text) else None
 
 
-def _some(names: list[str], what: str) -> str:
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+def _some(names: list[str], kind: str) -> str:
+    """Return the number of names and the first three of them."""
+    return f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"

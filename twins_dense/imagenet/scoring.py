@@ -1,4 +1,4 @@
-"""The ImageNet protocol: images as the published classifiers saw them, and exact totals of a model's answers."""
+"""Score a classifier on ImageNet: exact top-1, top-5 and loss, also across several processes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,27 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 from torchvision.models import ResNet50_Weights
 from tqdm import tqdm
 
 from ..atomic import write_atomically
 from ..data.image_files import UNREADABLE, check_proportions
-from ..errors import TwinsError
-from ..weights.preprocessing import OFFICIAL_PREPROCESSING, TIMM_PREPROCESSING, Preprocessing
+from ..errors import TwinsError, one_line
+from ..weights.preprocessing import Preprocessing
 from .classes import WNIDS
 from .folders import Sample
-
-PROTOCOLS = {"official": OFFICIAL_PREPROCESSING, "timm": TIMM_PREPROCESSING}
+from .transforms import image_transform
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a classifier makes of a set of images.
+    """Score of a classifier on a set of images.
 
     Attributes:
-        counts: (1000, 3) images, hits of the first guess, hits among the first five, by class.
+        counts: (1000, 3) int64, per class: number of images, of correct top-1 and of correct top-5 predictions.
         loss: mean cross-entropy.
-        unreadable: a line for each image that was left out because it can't be read.
-        seconds: for all of it, reading included.
+        unreadable: one line for each image that was left out because it cannot be read.
+        seconds: total time, including reading the images.
     """
 
     counts: Tensor
@@ -49,36 +47,19 @@ class Score:
 
     @property
     def top1(self) -> float:
-        """In percent."""
+        """Top-1 accuracy in percent."""
         return 100 * int(self.counts[:, 1].sum()) / self.num_images
 
     @property
     def top5(self) -> float:
-        """In percent."""
+        """Top-5 accuracy in percent."""
         return 100 * int(self.counts[:, 2].sum()) / self.num_images
 
 
-def image_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """From an RGB image to what a classifier takes: (3, crop, crop), normalised."""
-    assert preprocessing.crop is not None, "classifiers take a crop"
-    return transforms.Compose(
-        [
-            transforms.Resize(
-                preprocessing.short_side,
-                transforms.InterpolationMode(preprocessing.interpolation),
-                preprocessing.long_side,
-            ),
-            transforms.CenterCrop(preprocessing.crop),
-            transforms.ToTensor(),
-            transforms.Normalize(preprocessing.mean, preprocessing.std),
-        ]
-    )
-
-
 class LabelledImages(Dataset):
-    """Images with labels; an image that can't be read comes as a line that says why.
+    """Transformed images with their labels; for an unreadable image, a line that says why.
 
-    EXIF orientation is not applied, as the published protocols don't; gray and CMYK become RGB.
+    As in the published protocols, the EXIF orientation is not applied. Gray and CMYK images are converted to RGB.
     """
 
     def __init__(self, samples: Sequence[Sample], preprocessing: Preprocessing) -> None:
@@ -96,7 +77,7 @@ class LabelledImages(Dataset):
                 check_proportions(file, self.short_side)
                 return self.transform(file.convert("RGB")), label
         except UNREADABLE as error:
-            return f"{path} can't be read ({' '.join(str(error).split())})"
+            return f"{path} cannot be read ({one_line(error)})"
 
 
 @torch.inference_mode()
@@ -110,27 +91,29 @@ def score(
     num_workers: int,
     amp: torch.dtype | None = None,
 ) -> Score:
-    """Score a classifier of ImageNet's 1000 classes; `joined_processes` share the images, and none counts twice.
+    """Score a classifier of the 1000 ImageNet classes.
+
+    Inside `joined_processes`, the processes share the images, and every image counts exactly once.
 
     Args:
-        net: a classifier in eval mode, on `device`.
-        samples: all of them, in the same order in each process.
-        preprocessing: what to do with the images.
-        device: where the model is.
-        batch_size: images at a time in each process.
-        num_workers: processes that read images, for each process.
-        amp: run under autocast with this type.
+        net: the classifier, in eval mode, on `device`.
+        samples: all samples, in the same order in every process.
+        preprocessing: how images are prepared.
+        device: device of the classifier.
+        batch_size: batch size of each process.
+        num_workers: number of data loader workers of each process.
+        amp: type to compute in under autocast; `None` computes in float32.
 
     Returns:
-        The totals, the same in every process.
+        The score over all processes, the same in each of them.
 
     Raises:
-        TwinsError: where none of the images can be read, or the classifier's outputs are not finite.
+        TwinsError: if no image can be read, or the outputs of the classifier are not finite.
     """
     rank, num_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     start = time.perf_counter()
     images = LabelledImages(samples[rank::num_processes], preprocessing)
-    loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_collated)
+    loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=_collate)
     counts = torch.zeros(len(WNIDS), 3, dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
     unreadable: list[str] = []
@@ -157,12 +140,12 @@ def score(
     if not num_images:
         raise TwinsError(f"none of the {len(samples)} images can be read; the first: {unreadable[0]}")
     if not loss.isfinite():
-        raise TwinsError("the classifier's outputs are not finite: its weights are broken")
+        raise TwinsError("the outputs of the classifier are not finite: its weights are broken")
     return Score(counts, loss.item() / num_images, tuple(unreadable), seconds.item())
 
 
 def write_classes(score: Score, path: Path) -> None:
-    """Write a CSV file with a line a class that has images: wnid, name, images, top-1 and top-5 in percent."""
+    """Write a CSV file with one line per class that has images: wnid, name, images, top-1 and top-5 in percent."""
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     lines = ["wnid,name,images,top1,top5"]
     for wnid, name, (count, top1, top5) in zip(WNIDS, names, score.counts.tolist(), strict=True):
@@ -171,9 +154,9 @@ def write_classes(score: Score, path: Path) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-def _collated(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
-    """A batch of the images that can be read, their labels, and the lines of those that can't."""
-    good = [item for item in items if not isinstance(item, str)]
+def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
+    """Return the batch of the readable images, their labels, and the lines of the unreadable images."""
+    readable = [item for item in items if not isinstance(item, str)]
     lines = [item for item in items if isinstance(item, str)]
-    batch = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return batch, torch.tensor([label for _, label in good], dtype=torch.int64), lines
+    batch = torch.stack([image for image, _ in readable]) if readable else torch.empty(0)
+    return batch, torch.tensor([label for _, label in readable], dtype=torch.int64), lines

@@ -6,130 +6,26 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from cli_fixtures import Result, assert_error, snapshot, twins
+from cli_fixtures import assert_error, snapshot, twins
 from d2_fixtures import HEADS, MARKS, clean_detectron2, engine, read_metrics, write_lazy  # noqa: F401  (a fixture)
+from d2_run_fixtures import (
+    assert_whole,
+    command,
+    folder_with_programs,
+    last_checkpoint,
+    train,
+)
 from detection_fixtures import child_environment
-from detectron2.config import instantiate
-from detectron2.utils.events import JSONWriter
 
 pytestmark = MARKS
 ITERATIONS, PERIOD = 16, 4  # of the tiny configs
 KILLED_AT = 9  # the iteration, counted from 0, after which the process is killed
-
-# Stands beside the configs and is run in the place of `-m twins_dense`.
-PROGRAM = """
-import os
-import signal
-import sys
-import time
-from pathlib import Path
-
-from detectron2.utils.events import JSONWriter, get_event_storage
-
-JSONWriter.__init__.__defaults__ = (1,)  # the value of each iteration in metrics.jsonl, not the median over 20
-log = JSONWriter.write
-
-
-def log_and_halt(writer):
-    '''Stop once the iteration HALT_AFTER is logged, and wait to be killed.'''
-    log(writer)
-    if get_event_storage().iter == int(os.environ.get("HALT_AFTER", -1)):
-        time.sleep(600)
-
-
-JSONWriter.write = log_and_halt
-remaining = int(os.environ.get("KILL_AT_CALL", 0))
-
-
-def dying(function, dies_in):
-    def call(*arguments):
-        global remaining
-        remaining -= 1
-        if remaining == 0:
-            dies_in(*arguments)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments)
-
-    return call
-
-
-if os.environ.get("KILL_IN") == "write":  # after half of the file
-    write_bytes = Path.write_bytes
-    Path.write_bytes = dying(write_bytes, lambda path, content: write_bytes(path, content[: len(content) // 2]))
-elif os.environ.get("KILL_IN") == "replace":  # before the file gets its name
-    os.replace = dying(os.replace, lambda *paths: None)
-
-if __name__ == "__main__":
-    from twins_dense.cli import main
-
-    main()
-"""
-MAPPERS = """
-from detectron2.data import DatasetMapper
-
-
-class BadMapper(DatasetMapper):
-    '''Gives one image infinite pixels.'''
-
-    def __init__(self, bad_id=None, **settings):
-        super().__init__(**settings)
-        self.bad_id = bad_id
-
-    def __call__(self, record):
-        entry = super().__call__(record)
-        if record["image_id"] == self.bad_id:
-            entry["image"] = entry["image"] * float("inf")
-        return entry
-"""
-BAD = "import mappers\ndataloader.train.mapper._target_ = mappers.BadMapper\n"
-
-
-def command(config: Path, work_dir: Path, *options: object) -> list[str]:
-    return [sys.executable, "program.py", "train", str(config), "--work-dir", str(work_dir), *map(str, options)]
-
-
-def train(config: Path, work_dir: Path, *options: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, work_dir, *options),
-        cwd=config.parent,
-        env={**child_environment(), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
-def folder_with_programs(path: Path) -> Path:
-    path.mkdir(exist_ok=True)
-    (path / "program.py").write_text(PROGRAM)
-    (path / "mappers.py").write_text(MAPPERS)
-    return path
-
-
-def last_checkpoint(work_dir: Path) -> str | None:
-    path = work_dir / "last_checkpoint"
-    return path.read_text() if path.exists() else None
-
-
-def assert_whole(work_dir: Path) -> int:
-    """Every checkpoint can be loaded, safely, and `last_checkpoint` names one of them; returns its iteration."""
-    contents = {path.name: torch.load(path, weights_only=True) for path in work_dir.glob("*.pth")}
-    for content in contents.values():
-        assert set(content) == {"model", "trainer", "dataset_meta", "total_batch_size", "iteration"}
-        assert content["trainer"]["iteration"] == content["iteration"]
-        assert all(value.isfinite().all() for value in content["model"].values())
-    name = last_checkpoint(work_dir)
-    assert name in contents
-    return contents[name]["iteration"]
 
 
 @dataclass(frozen=True)
@@ -214,15 +110,6 @@ class TestKilled:
         assert result.code == 0, result.err
         after = {path.name: path.read_bytes() for pattern in kept for path in (tmp_path / "run").glob(pattern)}
         assert after == before and len(before) == 7
-
-
-@pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder for runs in this process, with exact values in metrics.jsonl and the modules of the configs."""
-    monkeypatch.setattr(JSONWriter.__init__, "__defaults__", (1,))
-    monkeypatch.syspath_prepend(folder_with_programs(tmp_path))
-    monkeypatch.delitem(sys.modules, "mappers", raising=False)
-    return tmp_path
 
 
 class TestInThisProcess:
@@ -347,77 +234,3 @@ class TestWholeCheckpoints:
             found = assert_whole(work_dir)
             assert found > last
             last = found
-
-
-# Losses that are not finite
-
-
-class TestNotFinite:
-    def fails(self, config: Path, work_dir: Path, *options: object) -> Result:
-        result = twins("train", config, "--work-dir", work_dir, "train.checkpointer.period=1", *options)
-        assert_error(result, "not finite", "checkpoints written so far are kept", "optimizer.lr")
-        return result
-
-    def test_one_image(self, exact: Path, toy_data: Path) -> None:
-        """The last checkpoint is from before it, and the run goes on from there when the image is mended."""
-        config = write_lazy(exact / "tiny.py", toy_data, "retinanet", more=BAD)
-        options = ("train.max_iter=4", "train.checkpointer.period=1")
-        result = twins("train", config, "--work-dir", exact / "good", *options)
-        assert result.code == 0, result.err
-        *before, last = ids_by_iteration(config, 4)
-        bad_id = next(image_id for image_id in last if all(image_id not in batch for batch in before))
-        work_dir = exact / "run"
-        result = self.fails(config, work_dir, "train.max_iter=4", f"dataloader.train.mapper.bad_id={bad_id}")
-        assert result.err.startswith("error: iteration 3: not finite: loss_cls=nan, loss_box_reg=nan")
-        assert last_checkpoint(work_dir) == "model_0000002.pth" and assert_whole(work_dir) == 2
-        ours, theirs = (torch.load(f / "model_0000002.pth", weights_only=True) for f in (work_dir, exact / "good"))
-        torch.testing.assert_close(ours["model"], theirs["model"], rtol=1e-5, atol=1e-6)
-        assert sorted(read_metrics(work_dir)) == [0, 1, 2]
-        result = twins("train", config, "--work-dir", work_dir, "--resume", "train.max_iter=5")
-        assert result.code == 0, result.err
-        assert assert_whole(work_dir) == 4
-
-    @pytest.mark.parametrize(
-        ("head", "override", "named", "iteration"),
-        [
-            ("mask_rcnn", "optimizer.lr=1e30", "loss_rpn_", 1),
-            ("retinanet", "optimizer.lr=1e30", "loss_", 1),
-            ("mask_rcnn", "model.pixel_std=[0,0,0]", "loss_rpn_", 0),
-            ("retinanet", "model.pixel_std=[0,0,0]", "loss_cls=nan", 0),
-            ("mask_rcnn", "model.roi_heads.box_predictor.loss_weight={loss_cls: inf}", "loss_cls=inf of loss_cls=", 0),
-        ],
-    )
-    def test_other_causes(
-        self, exact: Path, toy_data: Path, head: str, override: str, named: str, iteration: int
-    ) -> None:
-        config = write_lazy(exact / "tiny.py", toy_data, head)
-        result = self.fails(config, exact / "run", override)
-        assert result.err.startswith(f"error: iteration {iteration}: not finite: ")
-        assert named in result.err
-        names = {path.name for path in (exact / "run").glob("*.pth")}
-        assert names == {f"model_{number:07}.pth" for number in range(iteration)}
-        if iteration:
-            assert assert_whole(exact / "run") == iteration - 1
-
-    def test_in_the_last_iteration(self, exact: Path, toy_data: Path) -> None:
-        """The run ends there; nothing is evaluated."""
-        config = write_lazy(exact / "tiny.py", toy_data, "retinanet")
-        options = ("model.pixel_std=[0,0,0]", "train.max_iter=1", "train.eval_period=1")
-        result = self.fails(config, exact / "run", *options)
-        assert "Start inference" not in result.out
-
-    def test_as_a_program(self, exact: Path, toy_data: Path) -> None:
-        config = write_lazy(exact / "tiny.py", toy_data)
-        result = train(config, exact / "run", "optimizer.lr=1e30")
-        assert result.returncode == 2
-        assert "Traceback" not in result.stderr and "Traceback" not in result.stdout
-        assert "Traceback" not in (exact / "run" / "log.txt").read_text()
-        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert line.startswith("error: iteration 1: not finite: ")
-        assert result.stderr.rstrip().endswith(line)
-
-
-def ids_by_iteration(config: Path, count: int) -> list[list[int]]:
-    """The images of each of the first iterations."""
-    loader = instantiate(engine.load_config(config).dataloader.train)
-    return [[entry["image_id"] for entry in batch] for batch in islice(loader, count)]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli_fixtures import assert_error, twins
 from detection_fixtures import read_scalars, write_config
-from run_fixtures import HALT_HOOK, steps, train, train_and_kill
+from run_fixtures import HALT_HOOK, steps, train_and_kill
 
 from twins_dense.frameworks.mmengine import engine
 
@@ -35,8 +36,7 @@ def halting_config(config: Path, data: Path, iteration: int) -> Path:
 
 @pytest.fixture(scope="module")
 def whole_run(config: Path) -> Path:
-    result = train(config, config.parent / "whole")
-    assert result.returncode == 0, result.stderr
+    engine.train(engine.load_config(config), config.parent / "whole")
     return config.parent / "whole"
 
 
@@ -60,8 +60,8 @@ def test_what_a_kill_leaves(killed_run: Path) -> None:
 def test_goes_on_as_without_the_kill(config: Path, whole_run: Path, killed_run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"  # the folder may have been moved in between
     shutil.copytree(killed_run, moved)
-    result = train(config, moved, "--resume")
-    assert result.returncode == 0, result.stderr
+    result = twins("train", config, "--work-dir", moved, "--resume")
+    assert result.code == 0, result.err
 
     expected = steps(read_scalars(whole_run)[0])
     before, after = (steps(records) for records in read_scalars(moved))
@@ -110,11 +110,9 @@ def test_a_kill_before_the_first_checkpoint(config: Path, toy_data: Path, tmp_pa
     work_dir = tmp_path / "early"
     train_and_kill(halting_config(config, toy_data, 1), work_dir, 1)
     assert not list(work_dir.glob("*.pth"))
-    result = train(config, work_dir, "--resume")
-    assert result.returncode == 2
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert str(work_dir) in line and "no run to resume" in line and "--resume" in line
+    result = twins("train", config, "--work-dir", work_dir, "--resume")
+    assert_error(result, str(work_dir), "no run to resume", "--resume")
     # A plain start is not refused: there is nothing to lose.
-    result = train(config, work_dir, "train_cfg.max_epochs=1")
-    assert result.returncode == 0, result.stderr
+    result = twins("train", config, "--work-dir", work_dir, "train_cfg.max_epochs=1")
+    assert result.code == 0, result.err
     assert (work_dir / "epoch_1.pth").is_file()

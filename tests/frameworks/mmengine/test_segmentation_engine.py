@@ -18,7 +18,7 @@ from cli_fixtures import assert_error, twins
 from contracts import randomise
 from detection_fixtures import Run, read_scalars, run_python
 from PIL import Image
-from run_fixtures import DUMP_HOOK, HALT_HOOK, steps, train, train_and_kill
+from run_fixtures import DUMP_HOOK, HALT_HOOK, steps, train_and_kill
 from segmentation_fixtures import CLASSES, NUM_VAL, resized, write_config
 from torch import Tensor
 
@@ -155,8 +155,7 @@ def long_config(tmp_path_factory: pytest.TempPathFactory, label_data: Path) -> P
 
 @pytest.fixture(scope="module")
 def whole_run(long_config: Path) -> Path:
-    result = train(long_config, long_config.parent / "whole")
-    assert result.returncode == 0, result.stderr
+    engine.train(engine.load_config(long_config), long_config.parent / "whole")
     return long_config.parent / "whole"
 
 
@@ -172,8 +171,8 @@ class TestResume:
         killed = tmp_path / "moved"
         shutil.copytree(long_config.parent / "killed", killed)
         assert {path.name for path in killed.glob("*.pth")} == {"iter_3.pth"}
-        result = train(long_config, killed, "--resume")
-        assert result.returncode == 0, result.stderr
+        result = twins("train", long_config, "--work-dir", killed, "--resume")
+        assert result.code == 0, result.err
 
         expected = steps(read_scalars(whole_run)[0])
         before, after = (steps(records) for records in read_scalars(killed))

@@ -25,6 +25,7 @@ from ...atomic import write_atomically
 from ...errors import TwinsError
 from .. import checks, metrics_file
 from ..work_dir import for_evaluation, for_training, last_checkpoint
+from . import silence_deprecations
 from .checkpoints import InitialStateHook, dataset_meta, read_for_config, read_for_model, silent_log, unwrapped
 from .config import building, check_settings, settings_called, test_part, without_initial_weights
 from .hooks import as_fractions, register_needed_hooks
@@ -241,6 +242,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
     runner = Runner(**arguments, cfg=config)
+    silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
             # Formatted here: MMEngine's logger drops a warning whose format it has seen, and two data sets may warn.

@@ -10,21 +10,22 @@ import warnings
 
 from mmengine.registry import Registry
 
+from ...errors import requires_extra
 from . import checkpoints, hooks, samplers  # noqa: F401  (importing them registers what configs name)
 from .backbone import build_backbone
 from .mmcv_ops import stand_in
 
-stand_in()  # before mmseg is imported
-with warnings.catch_warnings():
+with requires_extra("segmentation"), warnings.catch_warnings():
+    stand_in()  # before mmseg is imported
     # An operator that mmcv-lite lacks and that Twins models do not use.
     warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
     from mmseg.utils import register_all_modules
 
     register_all_modules(init_default_scope=False)
 
-from mmseg.registry import DATASETS, MODELS  # noqa: E402
+from mmseg.registry import DATASETS, MODELS
 
-from .segmentation_data import ADE20KDataset, SegmentationDataset  # noqa: E402
+from .segmentation_data import ADE20KDataset, SegmentationDataset
 
 # mmseg warns about its own use of itself, and about a setting of the published recipes.
 for message in (

@@ -1,0 +1,126 @@
+"""Runs of detectron2 in processes of their own, killed or observed on the way; imported after detectron2 was found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import torch
+from d2_fixtures import HEADS, MARKS, clean_detectron2, engine, read_metrics, write_lazy  # noqa: F401  (a fixture)
+from detection_fixtures import child_environment
+from detectron2.config import instantiate
+
+# Stands beside the configs and is run in the place of `-m twins_dense`.
+PROGRAM = """
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from detectron2.utils.events import JSONWriter, get_event_storage
+
+JSONWriter.__init__.__defaults__ = (1,)  # the value of each iteration in metrics.jsonl, not the median over 20
+log = JSONWriter.write
+
+
+def log_and_halt(writer):
+    '''Stop once the iteration HALT_AFTER is logged, and wait to be killed.'''
+    log(writer)
+    if get_event_storage().iter == int(os.environ.get("HALT_AFTER", -1)):
+        time.sleep(600)
+
+
+JSONWriter.write = log_and_halt
+remaining = int(os.environ.get("KILL_AT_CALL", 0))
+
+
+def dying(function, dies_in):
+    def call(*arguments):
+        global remaining
+        remaining -= 1
+        if remaining == 0:
+            dies_in(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+
+    return call
+
+
+if os.environ.get("KILL_IN") == "write":  # after half of the file
+    write_bytes = Path.write_bytes
+    Path.write_bytes = dying(write_bytes, lambda path, content: write_bytes(path, content[: len(content) // 2]))
+elif os.environ.get("KILL_IN") == "replace":  # before the file gets its name
+    os.replace = dying(os.replace, lambda *paths: None)
+
+if __name__ == "__main__":
+    from twins_dense.cli import main
+
+    main()
+"""
+MAPPERS = """
+from detectron2.data import DatasetMapper
+
+
+class BadMapper(DatasetMapper):
+    '''Gives one image infinite pixels.'''
+
+    def __init__(self, bad_id=None, **settings):
+        super().__init__(**settings)
+        self.bad_id = bad_id
+
+    def __call__(self, record):
+        entry = super().__call__(record)
+        if record["image_id"] == self.bad_id:
+            entry["image"] = entry["image"] * float("inf")
+        return entry
+"""
+BAD = "import mappers\ndataloader.train.mapper._target_ = mappers.BadMapper\n"
+
+
+def command(config: Path, work_dir: Path, *options: object) -> list[str]:
+    return [sys.executable, "program.py", "train", str(config), "--work-dir", str(work_dir), *map(str, options)]
+
+
+def train(config: Path, work_dir: Path, *options: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(config, work_dir, *options),
+        cwd=config.parent,
+        env={**child_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def folder_with_programs(path: Path) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "program.py").write_text(PROGRAM)
+    (path / "mappers.py").write_text(MAPPERS)
+    return path
+
+
+def last_checkpoint(work_dir: Path) -> str | None:
+    path = work_dir / "last_checkpoint"
+    return path.read_text() if path.exists() else None
+
+
+def assert_whole(work_dir: Path) -> int:
+    """Every checkpoint can be loaded, safely, and `last_checkpoint` names one of them; returns its iteration."""
+    contents = {path.name: torch.load(path, weights_only=True) for path in work_dir.glob("*.pth")}
+    for content in contents.values():
+        assert set(content) == {"model", "trainer", "dataset_meta", "total_batch_size", "iteration"}
+        assert content["trainer"]["iteration"] == content["iteration"]
+        assert all(value.isfinite().all() for value in content["model"].values())
+    name = last_checkpoint(work_dir)
+    assert name in contents
+    return contents[name]["iteration"]
+
+
+def ids_by_iteration(config: Path, count: int) -> list[list[int]]:
+    """The images of each of the first iterations."""
+    loader = instantiate(engine.load_config(config).dataloader.train)
+    return [[entry["image_id"] for entry in batch] for batch in islice(loader, count)]
