@@ -44,7 +44,7 @@ def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: 
     coco_files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
     if coco_files:
         if len(arguments) > 1:
-            raise TwinsError(f"images {str(coco_files[0])!r}: give a COCO file without other images")
+            raise TwinsError(f"images {str(coco_files[0])!r}: give a COCO file alone, without other images")
         names = read_image_names(coco_files[0])
         folder = Path(image_dir) if image_dir is not None else _coco_image_dir(coco_files[0])
         return ImageList([str(i) for i in names], [str(folder / name) for name in names.values()], upright=False)
@@ -100,4 +100,4 @@ def _coco_image_dir(ann_file: Path) -> Path:
     folder = ann_file.parent.parent / ann_file.stem.partition("_")[2]
     if ann_file.parent.name == "annotations" and folder.is_dir():
         return folder
-    raise TwinsError(f"{ann_file}: the folder of its images is unknown; give it with --image-dir")
+    raise TwinsError(f"{ann_file}: cannot find its images; name their folder with --image-dir")

@@ -23,17 +23,17 @@ def convert_file(
     """Convert a weights file of any known format, and write the state dict.
 
     Args:
-        source: a file or a name of the catalog. Its format is recognised by its keys.
-        out: a new file, "NAME.pth" or "NAME.safetensors".
-        to: format of the new names, one of `FORMATS`.
-        task: what to write, one of `TASKS`; `None` writes as much as the format supports.
-        dry_run: convert, but do not write.
+        source: Path of a file, or a catalog name. The format is recognised by the keys.
+        out: Path of a new file, "NAME.pth" or "NAME.safetensors".
+        to: Format of the new names, one of `FORMATS`.
+        task: Part of the model to write, one of `TASKS`; `None` writes as much as the format supports.
+        dry_run: Whether to convert without writing the file.
 
     Returns:
-        The conversion that was written.
+        The conversion.
 
     Raises:
-        TwinsError: if the source cannot be read or converted, or `out` exists or has another suffix.
+        TwinsError: If the source cannot be read or converted, or `out` exists or has another suffix.
     """
     out = Path(out)
     if out.suffix not in _SUFFIXES:

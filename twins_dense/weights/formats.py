@@ -81,7 +81,7 @@ WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 SHELLS = ("module.", "detector.")
 # Prefixes of the backbone inside a model: those of MMEngine and detectron2.
 PARENTS = ("backbone.", "bottom_up.", "net.")
-# Parts of such a model beside the backbone.
+# Other parts of such a model, outside the backbone.
 COMPANIONS = (
     *("neck", "decode_head", "auxiliary_head"),  # mmseg
     *("rpn_head", "roi_head", "bbox_head", "mask_head"),  # mmdet
