@@ -348,6 +348,11 @@ def test_hugging_face_without_the_file(server: Server, home: Path) -> None:
     assert "cannot be downloaded" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+def test_hugging_face_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(CATALOG["svt_small.in1k-timm"], "huggingface_hub is not installed: pip install 'twins-dense[hub]'")
+
+
 # Catalog names instead of paths
 
 

@@ -98,7 +98,7 @@ def test_the_catalog_has_mmpretrains_files_and_scores(mmpretrain: Any) -> None:
 def mmseg() -> Iterator[Any]:
     stand_in = pytest.importorskip(
         "twins_dense.frameworks.mmengine.mmcv_ops",
-        reason="without mmcv's operators or a stand-in, mmseg doesn't import",
+        reason="mmseg needs mmcv's operators or a stand-in for them",
     ).stand_in
     imported("mmcv")
     stand_in()

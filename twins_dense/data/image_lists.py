@@ -100,4 +100,4 @@ def _coco_image_dir(ann_file: Path) -> Path:
     folder = ann_file.parent.parent / ann_file.stem.partition("_")[2]
     if ann_file.parent.name == "annotations" and folder.is_dir():
         return folder
-    raise TwinsError(f"{ann_file}: the folder of its images is unknown; give it with --image-dir")
+    raise TwinsError(f"{ann_file}: cannot find its images; name their folder with --image-dir")
