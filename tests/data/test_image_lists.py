@@ -47,7 +47,7 @@ def test_coco(tmp_path: Path) -> None:
     file.parent.mkdir()
     entries = [{"id": 7, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}]
     file.write_text(json.dumps({"images": entries}))
-    with pytest.raises(td.TwinsError, match="give it with --image-dir"):
+    with pytest.raises(td.TwinsError, match="name their folder with --image-dir"):
         list_images([str(file)])
     (tmp_path / "val").mkdir()
     found = list_images([str(file)])
