@@ -1,4 +1,4 @@
-"""Shared material of the tests: formulas, small specs, random weights, and what every Twins family has to fulfil."""
+"""Shared parts of the tests: small specs, random weights, formulas, and a contract for both Twins families."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WINDOW_PADDINGS = ("zeros", "mask", "upstream_mask")
 VARIANTS = ("pcpvt_small", "pcpvt_base", "pcpvt_large", "svt_small", "svt_base", "svt_large")
 
-# Two small Twins whose numbers are as different from each other as they can be: swapped axes and mixed-up stages fail.
+# Two small Twins whose numbers differ as much as possible, so that swapped axes and mixed-up stages are noticed.
 TINY_PCPVT = td.TwinsSpec.from_columns(
     "tiny_pcpvt",
     dims=(6, 10, 14),
@@ -47,7 +47,7 @@ TINY_SVT = td.TwinsSpec.from_columns(
     patch_sizes=(4, 2, 2),
     window_size=5,
 )
-# Reduction ratios, patches and windows of the published variants, with few channels and blocks.
+# The reduction ratios, patch sizes and windows of the published variants, with few channels and blocks.
 SLIM_PCPVT = td.TwinsSpec.from_columns(
     "slim_pcpvt",
     dims=(8, 12, 20, 28),
@@ -73,7 +73,7 @@ def all_stages(spec: td.TwinsSpec) -> tuple[int, ...]:
 
 
 def random_backbone(spec: td.TwinsSpec, *, seed: int = 7, **settings: Any) -> td.TwinsBackbone:
-    """A backbone of all levels with random weights everywhere, norms and biases included, in eval mode."""
+    """Build a backbone with all levels and random weights, including norms and biases, in eval mode."""
     net = td.create_backbone(spec, **{"out_indices": all_stages(spec), **settings})
     return randomise(net, seed).eval()
 
@@ -83,7 +83,7 @@ def stage_numbers(spec: td.TwinsSpec) -> list[slow_twins.StageNumbers]:
 
 
 def randomise(net: Net, seed: int) -> Net:
-    """Replace every parameter by random numbers of a size that keeps activations near 1."""
+    """Replace every parameter by random numbers that keep activations near 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -96,7 +96,7 @@ def randomise(net: Net, seed: int) -> Net:
 
 
 def without_initialisation(build: Callable[[], Net]) -> Net:
-    """Build a large model without the time that its random initialisation takes; every parameter is undefined."""
+    """Build a large model without the slow random initialisation. Its parameters are undefined."""
     with torch.device("meta"):
         net = build()
     return net.to_empty(device="cpu")
@@ -104,7 +104,7 @@ def without_initialisation(build: Callable[[], Net]) -> Net:
 
 @cache
 def state_dict_shapes(kind: str, variant: str) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of another code base's state dict, see tests/golden/README.md."""
+    """Return the names and shapes in a state dict of another project, see tests/golden/README.md."""
     with gzip.open(GOLDEN / "state_dict_keys.json.gz", "rt", encoding="utf-8") as file:
         return {name: tuple(shape) for name, shape in json.load(file)[f"{kind}/{variant}"].items()}
 
@@ -114,13 +114,13 @@ def shapes_of(net: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def block_settings(net: td.TwinsBackbone) -> list[tuple[float, str | None]]:
-    """What neither shapes nor `str` tell of a net: stochastic depth and the padding of windows, block by block."""
+    """Return the stochastic depth rate and the window padding of every block, which shapes and `str` do not show."""
     blocks = [block for stage in net.blocks for block in stage.children()]
     return [(block.drop_path_rate, getattr(block.attn, "window_padding", None)) for block in blocks]
 
 
 def formula_weight(name: str, shape: tuple[int, ...]) -> Tensor:
-    """The value that an entry had when the golden tensors were made, see tests/golden/README.md."""
+    """Return the value of an entry for the golden tensors, see tests/golden/README.md."""
     noise = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     if len(shape) > 1:
         value = noise / np.sqrt(np.prod(shape[1:]))
@@ -135,22 +135,23 @@ def formula_image(height: int, width: int) -> Tensor:
 
 
 class BackboneContract:
-    """What holds for the backbones of both families. A subclass names its specs.
+    """Tests for the backbones of both families. Each subclass defines its specs.
 
-    `tiny` has three stages and a smallest image of 16 pixels, `slim` has four and one of 32, like the variants.
+    `tiny` has three stages and a minimum image size of 16 pixels. `slim` has four stages and a minimum of 32 pixels, as
+    the published variants do.
     """
 
     tiny: ClassVar[td.TwinsSpec]
     slim: ClassVar[td.TwinsSpec]
 
-    # The maps have strides 4, 8, 16; windows are 5. Comments: (rows, columns) that padding adds, stage by stage.
+    # Strides are 4, 8 and 16, and windows 5. The comments give the (rows, columns) of padding in each stage.
     @pytest.mark.parametrize(
         ("height", "width"),
         [
             (80, 160),  # (0, 0) (0, 0) (0, 0)
             (64, 160),  # (4, 0) (2, 0) (1, 0): one axis
-            (160, 72),  # (0, 2) (0, 1) (0, 1): the other
-            (96, 131),  # (1, 3) (3, 4) (4, 2): both; 131 is not filled by any stride
+            (160, 72),  # (0, 2) (0, 1) (0, 1): the other axis
+            (96, 131),  # (1, 3) (3, 4) (4, 2): both; 131 is not a multiple of any stride
             (148, 184),  # (3, 4) (2, 2) (1, 4): both, 37x46 cells
             (23, 29),  # (0, 3) (3, 2) (4, 4): maps of 5x7, 2x3 and 1x1, smaller than a window
         ],
@@ -219,7 +220,7 @@ class BackboneContract:
     @pytest.mark.parametrize(("height", "width"), [(80, 160), (64, 160), (160, 72), (96, 131)])
     @torch.no_grad()
     def test_images_of_a_batch_are_independent(self, window_padding: str, height: int, width: int) -> None:
-        """Padding on neither axis, on each of them and on both, as in the comparison with the slow reference."""
+        """Neither axis, each axis and both axes are padded, as in the comparison with the slow reference."""
         net = random_backbone(self.tiny, window_padding=window_padding).double()
         images = torch.randn(3, 3, height, width, dtype=torch.float64)
         singles = zip(*(net(image[None]) for image in images), strict=True)
@@ -236,7 +237,7 @@ class BackboneContract:
 
     @pytest.mark.parametrize("window_padding", WINDOW_PADDINGS)
     def test_checkpointing_changes_nothing(self, window_padding: str) -> None:
-        """Stochastic depth is on: the recomputation has to draw the same numbers again."""
+        """With stochastic depth, the recomputation has to draw the same random numbers again."""
         images = torch.randn(5, 3, 48, 67)
         results = []
         for checkpointing in (False, True):
@@ -263,7 +264,7 @@ class BackboneContract:
         assert torch.equal(torch.get_rng_state(), state)
         net.train()
         trained = net(images)
-        assert not torch.equal(trained[-1], first[-1])  # the rate acts where it should
+        assert not torch.equal(trained[-1], first[-1])  # the rate has an effect in training
         for before, after in zip(first, net.eval()(images), strict=True):
             assert torch.equal(before, after)
 
@@ -301,7 +302,7 @@ class BackboneContract:
 
     @pytest.mark.parametrize("window_padding", WINDOW_PADDINGS)
     def test_compiles_without_graph_breaks(self, window_padding: str) -> None:
-        """`fullgraph=True` raises at the first graph break. Gradients run through the compiled graph as well."""
+        """`fullgraph=True` raises at the first graph break. Gradients are computed in the compiled graph as well."""
         torch._dynamo.reset()
         net = random_backbone(self.tiny, window_padding=window_padding, drop_path_rate=0.0).train()
         images = torch.randn(1, 3, 48, 67)
@@ -318,6 +319,6 @@ class BackboneContract:
 
 
 def random_loss(levels: tuple[Tensor, ...]) -> Tensor:
-    """A scalar that depends on every value of every level, the same at every call."""
+    """Return a scalar that depends on every value of every level, by the same weights in every call."""
     generator = torch.Generator().manual_seed(5)
     return sum((torch.randn(level.shape, generator=generator) * level).sum() for level in levels)  # type: ignore[return-value]

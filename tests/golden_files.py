@@ -1,4 +1,4 @@
-"""The recorded outputs of the official code, and how outputs of ours are compared with them."""
+"""Recorded outputs of the official code, and their comparison with outputs of this package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILES = sorted(GOLDEN.glob("*.npz"))
 CLASSIFIER_FILES = [path for path in FILES if path.stem.startswith("cls-")]
 DENSE_FILES = [path for path in FILES if path not in CLASSIFIER_FILES]
 WINDOW_PADDING = {"det": "zeros", "seg": "upstream_mask"}
-# Largest allowed difference, in units of the largest magnitude in the file.
+# Largest difference allowed, relative to the largest magnitude in the file.
 TOLERANCE = 1e-4
 
 
@@ -37,7 +37,7 @@ def assert_close(found: dict[str, np.ndarray], path: Path) -> None:
 
 
 def golden_arrays(names: Sequence[str], levels: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """What the files hold of a pyramid of one image."""
+    """Return the arrays that a file stores for the pyramid of one image."""
     found = {}
     for name, level in zip(names, levels, strict=True):
         x = level[0].numpy()

@@ -27,7 +27,7 @@ class _DefaultGroup(click.Group):
         return super().parse_args(context, args)
 
 
-@click.group("benchmark", cls=_DefaultGroup)
+@click.group("benchmark", cls=_DefaultGroup, short_help="Time backbones and extraction.")
 def command() -> None:
     """Time the backbone beside timm's or mmsegmentation's, or `twins-dense extract` beside the bare model.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command("check-data")
+@click.command("check-data", short_help="Check the data of a config.")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--data-root", help="Folder of the data set; relative paths in the config start here.")

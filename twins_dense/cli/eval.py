@@ -13,7 +13,7 @@ from ..distributed import is_first_process
 from .options import launch_options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Evaluate a checkpoint.")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

@@ -10,7 +10,7 @@ from ..distributed import is_first_process
 from .options import launch_options
 
 
-@click.command("train")
+@click.command("train", short_help="Train the model of a config.")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--work-dir", help="Work directory.  [default: as the config says, or work_dirs/NAME OF CONFIG]")
