@@ -1,4 +1,4 @@
-"""Segmentations in COCO format: polygons and run-length codes become masks, and malformed ones are refused."""
+"""Segmentations in COCO format: polygons and run-length encodings become masks, and malformed ones are refused."""
 
 from __future__ import annotations
 
