@@ -33,6 +33,7 @@ _ALLOWED: list[Any] = [
         # arguments of training scripts
         "argparse.Namespace",
         "pathlib.PosixPath",
+        "pathlib._local.PosixPath",  # as Python 3.13 writes it
         # scores and learning rates as numpy scalars or arrays, under the names that numpy 1 and numpy 2 write
         "numpy.dtype",
         "numpy.ndarray",
