@@ -36,4 +36,6 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
     options = (tmp_path / "a.png", "--size", 64, "--device", "cpu", "--rounds", 1)
     assert_error(twins("benchmark", "extract", *options, "--scratch", tmp_path / "gone"), "gone", "no such folder")
-    assert_error(twins("benchmark", "extract", *options, "--workers", 0), "a.png", "cannot be read; give images that")
+    assert_error(
+        twins("benchmark", "extract", *options, "--workers", 0), "a.png", "cannot be read; give readable images"
+    )
