@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all the set-up on a fresh machine. Both use .venv, made on the first call.
+# On a fresh machine, `make demo` or `make test` is all the setup you need. The first call creates .venv.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
@@ -9,7 +9,7 @@ VPY := $(VENV)/bin/python
 PIP := $(VPY) -m pip --disable-pip-version-check
 SOURCES := $(wildcard twins_dense tests tools datasets configs setup.py)
 
-# A stamp is touched last: an interrupted installation leaves none, and the next call finishes the work.
+# Stamp files, touched last: an interrupted installation leaves none, so the next call continues it.
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
@@ -17,15 +17,15 @@ DEV := $(VENV)/.installed-dev
 
 help:
 	@echo 'make demo    train, evaluate and draw a small Mask R-CNN'
-	@echo 'make test    run the tests (PYTEST_ARGS="-m slow" selects others, -n0 uses one process)'
+	@echo 'make test    run the tests (PYTEST_ARGS="-m slow" runs the slow tests, -n0 uses one process)'
 	@echo 'make check   run ruff and mypy'
 	@echo 'make clean   remove .venv, caches and build outputs; keeps data and results'
-	@echo 'The first call installs into .venv: about 3 GB to download. PYTHON=... picks the Python (3.10 or newer).'
+	@echo 'The first call installs into .venv, a download of about 3 GB. PYTHON=... chooses the Python (3.10 or newer).'
 
 demo: $(RUNTIME)
 	$(VENV)/bin/twins-dense demo $(DEMO_ARGS)
 
-# One process per core, but no more than four: each takes up to 2 GB of memory.
+# One process per core, but at most four, because each takes up to 2 GB of memory.
 test: $(DEV)
 	$(VPY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
@@ -34,10 +34,10 @@ check: $(DEV)
 	$(VPY) -m ruff format --check $(SOURCES)
 	$(VPY) -m mypy twins_dense
 
-# opencv-python is linked to libGL.so.1, which machines without a display often lack: `import cv2` fails there.
-# opencv-python-headless has the same modules without the windows, and does not need it. It can't simply be our
-# dependency, because mmengine asks for opencv-python by name. Both are uninstalled first: they share the folder cv2/,
-# and a later `pip install -e` puts opencv-python back over the headless one.
+# opencv-python is linked to libGL.so.1, which machines without a display often lack; `import cv2` then fails.
+# opencv-python-headless has the same modules except for windows, and does not need that library. It cannot simply be
+# our dependency, because mmengine requires opencv-python by name. Both are uninstalled first, because they share the
+# folder cv2/, and a later `pip install -e` installs opencv-python over the headless one again.
 define ensure_cv2
 	@$(VPY) -c 'import cv2' 2>/dev/null || { \
 	  echo 'OpenCV does not load here (libGL.so.1 missing?): replacing it with opencv-python-headless.'; \
@@ -50,10 +50,10 @@ $(RUNTIME): setup.py constraints.txt
 	@$(VPY) -m pip --version >/dev/null 2>&1 || { \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
 	    found=`$(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null || echo 'not found'`; \
-	    echo "twins-dense needs Python 3.10 or newer; $(PYTHON) is $$found. Name another: make PYTHON=python3.11" >&2; \
+	    echo "twins-dense needs Python 3.10 or newer; $(PYTHON) is $$found. Choose another: make PYTHON=python3.11" >&2; \
 	    exit 1; }; \
 	  $(PYTHON) -m venv $(VENV); }
-	@echo 'Installing into $(VENV): downloads about 3 GB once; this takes some minutes.'
+	@echo 'Installing into $(VENV): this downloads about 3 GB once and takes a few minutes.'
 	@$(PIP) install -q -c constraints.txt -e '.[all]'
 	$(ensure_cv2)
 	@touch $@
@@ -64,7 +64,7 @@ $(DEV): $(RUNTIME)
 	$(ensure_cv2)
 	@touch $@
 
-# User outputs (demo/, work_dirs/, data/) stay.
+# Keeps user outputs (demo/, work_dirs/, data/).
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(wildcard twins_dense tests tools datasets configs) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 README = ROOT / "README.md"
 
-# `import twins_dense`, the backbones and their weights need no more than this.
+# `import twins_dense`, the backbones and their weights need only these.
 CORE = [
     "torch>=2.8",
     "numpy>=1.26",
@@ -41,7 +41,7 @@ ALL = [*SEGMENTATION, *FEATURES, *EXPORT, *HUB]
 TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", *ALL]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
 
-# The configs lie at the top of the repository and are installed inside the package.
+# The configs are at the top of the repository, but are installed inside the package.
 CONFIG_FOLDERS = [path for path in (ROOT / "configs").rglob("*") if path.is_dir() and path.name != "__pycache__"]
 CONFIG_PACKAGES = [
     "twins_dense.configs",

@@ -3,7 +3,7 @@ r"""Mask R-CNN, svt_small, 1x schedule, COCO 2017, ImageNet weights.
 twins-dense train detectron2/mask_rcnn_svt_small_1x --num-gpus 8 --data-root data/coco --skip-bad \
     model.backbone.bottom_up.net.weights=FILE
 
-We have not trained it yet, so there is no score to expect and no measured duration.
+We have not trained it yet, so the score and the duration are unknown.
 """
 
 from .common.mask_rcnn_1x import dataloader, lr_multiplier, model, optimizer, train

@@ -3,8 +3,8 @@ r"""Semantic FPN, pcpvt_base, 80k iterations, ADE20K at 512x512, ImageNet weight
 torchrun --nproc_per_node=8 -m twins_dense train mmseg/semantic_fpn_pcpvt_base_80k \
     --data-root data/ade/ADEChallengeData2016 model.backbone.weights=FILE
 
-mIoU of mmsegmentation's run of this recipe: 45.66 / 46.48 (one scale / six scales and flip; its model zoo). We have not
-trained it yet, so there is no measured duration.
+mIoU of mmsegmentation's own training with this recipe: 45.66 / 46.48 (single scale / six scales with flips,
+from its model zoo). We have not trained it yet, so the duration is unknown.
 """
 
 _base_ = "_base_/semantic_fpn_80k.py"

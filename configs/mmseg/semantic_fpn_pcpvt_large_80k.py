@@ -3,8 +3,8 @@ r"""Semantic FPN, pcpvt_large, 80k iterations, ADE20K at 512x512, ImageNet weigh
 torchrun --nproc_per_node=8 -m twins_dense train mmseg/semantic_fpn_pcpvt_large_80k \
     --data-root data/ade/ADEChallengeData2016 model.backbone.weights=FILE
 
-mIoU of mmsegmentation's run of this recipe: 45.94 / 46.70 (one scale / six scales and flip; its model zoo). We have not
-trained it yet, so there is no measured duration.
+mIoU of mmsegmentation's own training with this recipe: 45.94 / 46.70 (single scale / six scales with flips,
+from its model zoo). We have not trained it yet, so the duration is unknown.
 """
 
 _base_ = "_base_/semantic_fpn_80k.py"

@@ -1,10 +1,11 @@
-r"""Semantic FPN, svt_small, trained from scratch on your own data set: here 60 street photos of CamVid, 11 classes.
+r"""Semantic FPN, svt_small, trained from scratch on a custom data set: 60 street photos of CamVid with 11 classes.
 
 twins-dense train mmseg/semantic_fpn_svt_small_camvid --data-root data/camvid
 
-The folder holds images/{training,validation}/*.png and annotations/{training,validation}/*.png, whose values are 0 for
-pixels of no class and 1 to 11 for the classes in the order below. For your own data, change the names, the suffix and
-the number of classes. The settings suit two CPU cores: crops of 192 pixels, a batch size of 6, 800 iterations.
+The data folder contains images/{training,validation}/*.png and annotations/{training,validation}/*.png. Annotations
+have the values 1 to 11 for the classes in the order below, and 0 for pixels without a class. For your own data, change
+the class names, the number of classes and the file suffixes. The settings suit two CPU cores: crops of 192 pixels, a
+batch size of 6, 800 iterations.
 """
 
 _base_ = "_base_/semantic_fpn_80k.py"
@@ -20,7 +21,7 @@ _DATASET = dict(
             *("sky", "building", "pole", "road", "pavement", "tree"),
             *("sign_symbol", "fence", "car", "pedestrian", "bicyclist"),
         ),
-        # Red, green and blue of each class in pictures; without a palette, colours are random.
+        # The RGB colour of each class in pictures; without a palette, colours are random.
         palette=[
             *([128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0]),
             *([192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]),

@@ -3,8 +3,8 @@ r"""UPerNet, pcpvt_large, 160k iterations, ADE20K at 512x512, ImageNet weights.
 torchrun --nproc_per_node=8 -m twins_dense train mmseg/upernet_pcpvt_large_160k \
     --data-root data/ade/ADEChallengeData2016 model.backbone.weights=FILE
 
-mIoU of mmsegmentation's run of this recipe: 49.35 / 50.08 (one scale / six scales and flip; its model zoo). We have not
-trained it yet, so there is no measured duration.
+mIoU of mmsegmentation's own training with this recipe: 49.35 / 50.08 (single scale / six scales with flips,
+from its model zoo). We have not trained it yet, so the duration is unknown.
 """
 
 _base_ = "_base_/upernet_160k.py"

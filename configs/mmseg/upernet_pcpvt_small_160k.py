@@ -3,8 +3,8 @@ r"""UPerNet, pcpvt_small, 160k iterations, ADE20K at 512x512, ImageNet weights.
 torchrun --nproc_per_node=8 -m twins_dense train mmseg/upernet_pcpvt_small_160k \
     --data-root data/ade/ADEChallengeData2016 model.backbone.weights=FILE
 
-mIoU of mmsegmentation's run of this recipe: 46.04 / 46.92 (one scale / six scales and flip; its model zoo). We have not
-trained it yet, so there is no measured duration.
+mIoU of mmsegmentation's own training with this recipe: 46.04 / 46.92 (single scale / six scales with flips,
+from its model zoo). We have not trained it yet, so the duration is unknown.
 """
 
 _base_ = "_base_/upernet_160k.py"
@@ -15,6 +15,6 @@ model = dict(
     auxiliary_head=dict(in_channels=320),
 )
 
-# Of all variants, this one was trained with a batch of 32.
+# Unlike the other variants, this one was trained with a batch size of 32.
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=32)

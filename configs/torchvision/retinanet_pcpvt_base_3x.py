@@ -3,7 +3,7 @@ r"""RetinaNet, pcpvt_base, 3x schedule, COCO 2017, ImageNet weights.
 torchrun --nproc_per_node=8 -m twins_dense train torchvision/retinanet_pcpvt_base_3x \
     --data-root data/coco --skip-bad model.backbone.weights=FILE
 
-We have not trained it yet, so there is no score to expect and no measured duration.
+We have not trained it yet, so the score and the duration are unknown.
 """
 
 _base_ = "_base_/retinanet_3x.py"

@@ -90,7 +90,7 @@ class TestCopy:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
         before = snapshot(tmp_path)
-        with pytest.raises(td.TwinsError, match="exists: choose another folder"):
+        with pytest.raises(td.TwinsError, match="already exists: choose another folder"):
             copy_config(NAME, tmp_path)
         assert snapshot(tmp_path) == before
 
@@ -108,7 +108,7 @@ class TestCommand:
     def test_copy(self, tmp_path: Path) -> None:
         result = twins("configs", "copy", NAME, tmp_path / "mine")
         assert result.code == 0 and result.out.splitlines()[0] == str(tmp_path / "mine" / PATH.name)
-        assert_error(twins("configs", "copy", NAME, tmp_path / "mine"), "exists: choose another folder")
+        assert_error(twins("configs", "copy", NAME, tmp_path / "mine"), "already exists: choose another folder")
 
 
 def test_the_wheel_has_them(tmp_path: Path) -> None:

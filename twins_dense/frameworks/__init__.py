@@ -1,4 +1,4 @@
-"""The two frameworks that run experiments: MMEngine's Runner and detectron2's trainer."""
+"""Running experiments with MMEngine's Runner or detectron2's trainer, behind one interface."""
 
 from __future__ import annotations
 
@@ -15,45 +15,50 @@ _YAML = (".yaml", ".yml")
 
 
 class Engine(Protocol):
-    """What the command line asks of a framework; the modules `mmengine.engine` and `detectron2.engine` provide it.
+    """The interface between the command line and a framework.
 
-    `config` is whatever `load_config` of the same engine returned; the `set_` functions change it in place. Every
-    function raises `TwinsError` for a config, data, a checkpoint or a folder that cannot be used.
+    The modules `mmengine.engine` and `detectron2.engine` implement it.
+
+    `config` is the return value of the same engine's `load_config`; the `set_` functions change it in place. All
+    functions raise `TwinsError` if the config, the data, a checkpoint or a folder cannot be used.
     """
 
     def load_config(self, path: str | Path, overrides: Sequence[str] = ()) -> Any:
-        """Read a config file and apply overrides, `key=value` each."""
+        """Read a config file and apply overrides of the form `key=value`."""
 
     def default_work_dir(self, config: Any) -> Path:
-        """Return the folder of a run whose user names none."""
+        """Return the work directory to use if the user does not choose one."""
 
     def set_amp(self, config: Any) -> None:
-        """Train in mixed precision (bfloat16)."""
+        """Enable mixed-precision training (bfloat16)."""
 
     def set_data_root(self, config: Any, data_root: str | Path) -> None:
-        """Take every data set of the config from another folder."""
+        """Make every data set of the config use another root folder."""
 
     def set_skip_bad(self, config: Any) -> None:
-        """Leave out images and annotations that cannot be used, instead of raising an error."""
+        """Skip unusable images and annotations instead of raising an error."""
 
     def set_tta(self, config: Any) -> None:
-        """Evaluate with test-time augmentation."""
+        """Enable test-time augmentation for evaluation."""
 
     def check_data(self, config: Any) -> Iterator[str]:
-        """Check the files of every data set, and yield lines that say what it holds."""
+        """Check the files of every data set, and yield lines that describe it."""
 
     def train(
         self, config: Any, work_dir: str | Path, *, resume: bool = False, launch: Mapping[str, Any] | None = None
     ) -> Any:
-        """Train, or with `resume` continue from the last checkpoint; `launch` has the options of several processes."""
+        """Train, or continue from the last checkpoint if `resume` is true.
+
+        `launch` holds the options for running several processes.
+        """
 
     def evaluate(
         self, config: Any, checkpoint: str | Path, work_dir: str | Path, *, launch: Mapping[str, Any] | None = None
     ) -> dict[str, float]:
-        """Evaluate a checkpoint on the test data, write `metrics.json` and return its metrics (fractions)."""
+        """Evaluate a checkpoint on the test data, write `metrics.json` and return the metrics as fractions."""
 
     def load_predictor(self, config: Any, checkpoint: str | Path, score: float) -> Predictor:
-        """Load a trained model to be called on single images; `score` is the threshold of detectors."""
+        """Load a trained model for prediction on single images; `score` is the score threshold for detectors."""
 
 
 def open_config(
@@ -63,19 +68,19 @@ def open_config(
     data_root: str | Path | None = None,
     skip_bad: bool = False,
 ) -> tuple[Engine, Any]:
-    """Load a config with the engine that it is written for.
+    """Find the engine that a config is written for, and load the config with it.
 
     Args:
-        config: Path of a config file, or the name of one that comes with the package, see `list_configs`.
-        overrides: `key=value` each.
-        data_root: Take every data set of the config from this folder.
-        skip_bad: Leave out images and annotations that cannot be used, instead of raising an error.
+        config: Path of a config file, or the name of one that comes with the package (see `list_configs`).
+        overrides: Overrides of the form `key=value`.
+        data_root: Root folder to use for every data set of the config.
+        skip_bad: Whether to skip unusable images and annotations instead of raising an error.
 
     Returns:
         The engine and the loaded config.
 
     Raises:
-        TwinsError: if the config cannot be used, or packages are not installed.
+        TwinsError: if the config cannot be used, or packages that it needs are not installed.
     """
     path = find_config(config)
     engine = engine_of(path)
@@ -90,11 +95,11 @@ def open_config(
 def engine_of(config: str | Path) -> Engine:
     """Return the engine that a config file is written for.
 
-    The engine is recognised by the content: a file that imports detectron2, or other config files by Python's relative
-    imports, is a LazyConfig; YAML is for detectron2, too; anything else is for MMEngine.
+    YAML files belong to detectron2. A Python file is a LazyConfig for detectron2 if it imports detectron2, or imports
+    other config files by relative imports; any other Python file belongs to MMEngine.
 
     Raises:
-        TwinsError: if the file is missing or broken, or if the packages of its framework are not installed.
+        TwinsError: if the file is missing or broken, or if its framework is not installed.
     """
     path = Path(config)
     if not path.is_file():
@@ -113,7 +118,7 @@ def _is_lazy_config(path: Path) -> bool:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError) as error:
         raise TwinsError(f"config {str(path)!r} is not a Python file: {one_line(error)}") from None
-    # Only at the top level: MMEngine's own relative imports stand inside `with read_base():`.
+    # Only look at the top level: MMEngine's relative imports are inside `with read_base():`.
     names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     names |= {"." * node.level + (node.module or "") for node in imports}

@@ -1,4 +1,4 @@
-"""Checks that both frameworks make before a run or an evaluation starts."""
+"""Checks that both frameworks run before training or evaluation starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _NUM_SHOWN = 4
 
 @contextmanager
 def config_errors(config: str) -> Iterator[None]:
-    """Turn any exception raised while a part of a config is built into a `TwinsError` of one line.
+    """Turn any exception raised while a part of a config is built into a one-line `TwinsError`.
 
-    The type of the exception depends on the class that the config names, so all of them are caught. `config` names the
-    config in the message.
+    A config can name any class, which can raise any exception, so all types are caught. `config` identifies the config
+    in the message.
     """
     try:
         yield
@@ -29,11 +29,11 @@ def config_errors(config: str) -> Iterator[None]:
 
 
 def check_checkpoint(state: Mapping[str, Any], target: Mapping[str, Any], checkpoint: str | Path) -> None:
-    """Raise `TwinsError` unless the state dict of a checkpoint fits the whole model, whose state dict is `target`."""
+    """Raise `TwinsError` unless the state dict of a checkpoint fits `target`, the state dict of the whole model."""
     misfit = describe_misfit(state, target)
     if misfit:
         raise TwinsError(
-            f"checkpoint {str(checkpoint)!r} is of another model; {misfit}. "
+            f"checkpoint {str(checkpoint)!r} belongs to another model; {misfit}. "
             "Use the config and the overrides that it was trained with"
         )
 
@@ -41,23 +41,23 @@ def check_checkpoint(state: Mapping[str, Any], target: Mapping[str, Any], checkp
 def check_resumable(*, done: int, limit: int, limit_key: str) -> None:
     """Raise `TwinsError` if a run has done more epochs or iterations than the config asks for."""
     if done > limit:
-        raise TwinsError(f"{limit_key}={limit}: the run has done {done} already; choose at least as many")
+        raise TwinsError(f"{limit_key}={limit}: the run has already done {done}; choose at least that many")
 
 
 def check_batch_size(size: int | None, before: int | None, *, key: str, num_processes: int = 1) -> None:
-    """Raise `TwinsError` if a resumed run would use another batch size than before.
+    """Raise `TwinsError` if a resumed run would use a different batch size than before.
 
     Args:
-        size: Images per process and iteration; `None` if the config does not say.
-        before: Images per iteration over all processes, from the checkpoint; `None` if it does not say.
+        size: Number of images per process and iteration; `None` if the config does not set it.
+        before: Number of images per iteration over all processes, from the checkpoint; `None` if it was not stored.
         key: The config key of `size`.
         num_processes: Number of processes of the resumed run.
     """
     if size is not None and before is not None and size * num_processes != before:
         processes = f" in {num_processes} processes" if num_processes > 1 else ""
         raise TwinsError(
-            f"{key}={size}{processes}: the run has used {before} images per iteration, and its learning rate and the "
-            "order of its data depend on that; use the same number"
+            f"{key}={size}{processes}: the run has used {before} images per iteration so far, and its learning rate "
+            "and data order depend on that number; use the same one"
         )
 
 
@@ -65,32 +65,32 @@ def check_num_classes(source: str, num_categories: int, num_classes: Mapping[str
     """Raise `TwinsError` unless the model has as many classes as the data.
 
     Args:
-        source: The data set, as messages name it.
+        source: The name of the data set in messages.
         num_categories: Number of categories in the data set.
-        num_classes: Value of each config key that sets the number of classes of the model.
+        num_classes: Config keys that set the number of classes of the model, with their values.
     """
     wrong = [key for key, value in num_classes.items() if value != num_categories]
     if wrong:
         raise TwinsError(
-            f"{source} has {num_categories} categories and the model {num_classes[wrong[0]]} classes: "
+            f"{source} has {num_categories} categories, but the model has {num_classes[wrong[0]]} classes: "
             f"add {' '.join(f'{key}={num_categories}' for key in wrong)}"
         )
 
 
 def check_categories(source: str, found: Sequence[str], other_source: str, expected: Sequence[str]) -> None:
-    """Raise `TwinsError` unless a data set has the same categories as another one or as a checkpoint.
+    """Raise `TwinsError` unless a data set has the same categories as another data set or a checkpoint.
 
-    Categories are texts of id and name, in the order of the labels.
+    Each category is a string of its id and name; they are in the order of the labels.
     """
     if list(found) != list(expected):
         raise TwinsError(
-            f"{source} has other categories than {other_source}: {_shortened(found)} instead of "
-            f"{_shortened(expected)}; use the same list for both"
+            f"{source} has different categories from {other_source}: {_shortened(found)} instead of "
+            f"{_shortened(expected)}; use the same categories for both"
         )
 
 
 def describe_data(split: str, source: str, num_images: int, num_classes: int, problems: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of `check-data` on one split: its size, then what was left out of it."""
+    """Yield the lines that `check-data` prints for one split: its size, then each image or annotation left out."""
     left_out = f", left out {len(problems)}" if problems else ""
     yield f"{split}: {source}: {num_images} images, {num_classes} classes{left_out}"
     yield from problems

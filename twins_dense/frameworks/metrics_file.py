@@ -1,4 +1,4 @@
-"""`metrics.json`: one schema and one unit, whichever framework has run."""
+"""Read and write `metrics.json`, which has the same schema and units for both frameworks."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def write_metrics(
     checkpoint: str | None = None,
     dataset: str | None = None,
 ) -> None:
-    """Write `metrics.json` of a training run or an evaluation.
+    """Write the `metrics.json` of a training run or an evaluation.
 
     Args:
-        work_dir: Folder of the file.
-        metrics: By name; scores are fractions in 0..1. A value that is not finite, such as COCO's AP of a class without
-            an instance, becomes null, because JSON has no NaN.
+        work_dir: Folder to write to.
+        metrics: Metrics by name; scores are fractions in 0..1. Values that are not finite, such as COCO's AP of a class
+            without instances, become null, because JSON has no NaN.
         epoch: Number of finished epochs, for runs that count epochs.
         iteration: Number of finished iterations.
-        losses: The last losses of a training run, by name.
-        checkpoint: The checkpoint that was evaluated.
-        dataset: The data set that it was evaluated on.
+        losses: Latest losses of a training run, by name.
+        checkpoint: Checkpoint that was evaluated.
+        dataset: Data set that the checkpoint was evaluated on.
     """
     fields: dict[str, Any] = {
         "checkpoint": checkpoint,
@@ -48,7 +48,7 @@ def write_metrics(
 
 
 def read_metrics(work_dir: Path) -> dict[str, float]:
-    """Return the metrics of a `metrics.json`, with NaN for null; an empty dictionary if there is no such file."""
+    """Return the metrics of a `metrics.json`, with NaN for null, or an empty dictionary if the file does not exist."""
     path = work_dir / NAME
     metrics = json.loads(path.read_bytes())["metrics"] if path.is_file() else {}
     return {name: math.nan if value is None else value for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""What the predictors of both frameworks return for an image."""
+"""The interface of the predictors of both frameworks, and the types that they return."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 
 
 class DetectionPrediction(NamedTuple):
-    """Detections on an image of H x W pixels.
+    """The detections in an image of H x W pixels.
 
     Attributes:
-        picture: uint8 RGB (H, W, 3), the image with the detections drawn on it.
-        detections: entries as in a COCO results file, with `category` (the name of the class) instead of `image_id`.
+        picture: The image with the detections drawn on it, uint8 RGB (H, W, 3).
+        detections: Entries as in a COCO results file, with `category` (the name of the class) instead of `image_id`.
     """
 
     picture: np.ndarray
@@ -23,9 +23,9 @@ class SegmentationPrediction(NamedTuple):
     """The segmentation of an image of H x W pixels.
 
     Attributes:
-        picture: uint8 RGB (H, W, 3), the image tinted with the colors of the classes.
-        labels: uint8 (H, W), the class of each pixel, numbered as in the label maps of the data set.
-        shares: the share of the pixels by class name, for the classes that appear.
+        picture: The image tinted with the colours of the classes, uint8 RGB (H, W, 3).
+        labels: The class of each pixel, numbered as in the label maps of the data set, uint8 (H, W).
+        shares: The fraction of the pixels that each predicted class covers, by class name.
     """
 
     picture: np.ndarray
@@ -37,11 +37,11 @@ class Predictor(Protocol):
     """A trained model that is called on one image at a time.
 
     Attributes:
-        legend: of a segmentor, a uint8 RGB picture of the colors, names and label values of the classes.
+        legend: For segmentors, a uint8 RGB picture of the colours, names and label values of the classes; else `None`.
     """
 
     @property
     def legend(self) -> np.ndarray | None: ...
 
     def __call__(self, image: np.ndarray) -> DetectionPrediction | SegmentationPrediction:
-        """Predict on a uint8 RGB (H, W, 3) image."""
+        """Run the model on a uint8 RGB (H, W, 3) image."""

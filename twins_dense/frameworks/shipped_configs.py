@@ -1,4 +1,4 @@
-"""The configs that come with the package: found by name, listed and copied."""
+"""Find, list and copy the configs that come with the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SUFFIXES = (".py", ".yaml", ".yml")
 
 
 def configs_dir() -> Path:
-    """Return the folder of the configs: inside an installed package, at the top of a checkout of the repository."""
+    """Return the folder of the configs, inside an installed package or at the top of a checkout of the repository."""
     installed = Path(__file__).parents[1] / "configs"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
 
@@ -22,7 +22,7 @@ def configs_dir() -> Path:
 def list_configs(pattern: str = "*") -> list[str]:
     """Return the names of the experiments that match a pattern, such as "torchvision/mask_rcnn_*".
 
-    A name is the folder and the file without its suffix; YAML files keep theirs.
+    A name consists of the folder and the file name without `.py`; YAML files keep their suffix.
     """
     files = (path for path in configs_dir().glob("*/*") if path.suffix in _SUFFIXES)
     names = (path.relative_to(configs_dir()).as_posix().removesuffix(".py") for path in files)
@@ -30,7 +30,9 @@ def list_configs(pattern: str = "*") -> list[str]:
 
 
 def find_config(name: str | Path) -> Path:
-    """Return the file of a config, given by its path or by its name in `list_configs`; a path that exists wins.
+    """Return the file of a config, given by its path or by its name in `list_configs`.
+
+    A path that exists takes precedence over a name.
 
     Raises:
         TwinsError: if there is no such file and no such name.
@@ -43,23 +45,24 @@ def find_config(name: str | Path) -> Path:
     if key in names:
         return configs_dir() / (key if Path(key).suffix in _SUFFIXES else f"{key}.py")
     raise TwinsError(
-        f"config {str(name)!r}: no such file; check the path, or choose a name of `twins-dense configs list`"
+        f"config {str(name)!r}: no such file; check the path, or choose a name from `twins-dense configs list`"
         f"{did_you_mean(key, names)}"
     )
 
 
 def copy_config(name: str | Path, folder: str | Path) -> list[Path]:
-    """Copy a config, together with the files that it inherits from, so that the copy works on its own.
+    """Copy a config and all files that it inherits from, so that the copy works on its own.
 
     Args:
-        name: A path or a name, see `find_config`.
-        folder: Destination; the files keep their places relative to the config.
+        name: Path or name of the config (see `find_config`).
+        folder: Destination; the files keep their paths relative to the config.
 
     Returns:
         The new files, the config first.
 
     Raises:
-        TwinsError: if a file exists already; nothing is written then.
+        TwinsError: if one of the new files already exists (then nothing is written), or if the config inherits from a
+            file outside its folder.
     """
     source = find_config(name)
     files = list(dict.fromkeys(_with_inherited(source)))
@@ -69,14 +72,14 @@ def copy_config(name: str | Path, folder: str | Path) -> list[Path]:
     targets = [Path(folder) / file.relative_to(source.parent) for file in files]
     existing = next((target for target in targets if target.exists()), None)
     if existing is not None:
-        raise TwinsError(f"{existing} exists: choose another folder")
+        raise TwinsError(f"{existing} already exists: choose another folder")
     for file, target in zip(files, targets, strict=True):
         write_atomically(target, file.read_bytes())
     return targets
 
 
 def _with_inherited(path: Path) -> Iterator[Path]:
-    """Yield a config and all files that it inherits from, directly or not."""
+    """Yield a config and all files that it inherits from, directly or indirectly."""
     yield path
     if path.suffix != ".py":
         return
@@ -86,7 +89,7 @@ def _with_inherited(path: Path) -> Iterator[Path]:
             bases = ast.literal_eval(node.value)
             for base in [bases] if isinstance(bases, str) else bases:
                 yield from _with_inherited(path.parent / base)
-        # LazyConfig: Python's relative imports.
+        # LazyConfig: relative imports.
         elif isinstance(node, ast.ImportFrom) and node.level and node.module:
             parent = path.parents[node.level - 1]
             yield from _with_inherited(parent.joinpath(*node.module.split(".")).with_suffix(".py"))

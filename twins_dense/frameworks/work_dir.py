@@ -1,4 +1,4 @@
-"""The work directory of a run: whether it may be used, and which checkpoint a run in it resumes from."""
+"""Check the work directory of a run, and find the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ _POINTER = "last_checkpoint"  # both MMEngine and detectron2 write it
 
 
 def for_training(work_dir: str | Path, resume: bool) -> Path:
-    """Return the folder of a run that starts, or with `resume` continues.
+    """Check and return the folder of a training run that starts or, if `resume` is true, continues.
 
     Raises:
-        TwinsError: if it is a file, if it already holds a run and `resume` is false, or if it holds none to resume.
+        TwinsError: if it is a file, if it already contains a run and `resume` is false, or if `resume` is true and it
+            contains no run.
     """
     folder = _folder(work_dir)
     if resume and not (folder / _POINTER).is_file():
-        raise TwinsError(f"work directory {str(work_dir)!r} holds no run to resume: start it without --resume")
+        raise TwinsError(f"work directory {str(work_dir)!r} contains no run to resume: start one without --resume")
     if not resume and (folder / _POINTER).exists():
         raise TwinsError(
-            f"work directory {str(work_dir)!r} already holds a run: add --resume to continue it, "
+            f"work directory {str(work_dir)!r} already contains a run: add --resume to continue it, "
             "or choose another --work-dir"
         )
     return folder
 
 
 def for_evaluation(work_dir: str | Path) -> Path:
-    """Return the folder for the results of an evaluation.
+    """Check and return the folder for the results of an evaluation.
 
     Raises:
-        TwinsError: if it is a file or holds a training run.
+        TwinsError: if it is a file or contains a training run.
     """
     folder = _folder(work_dir)
     if (folder / _POINTER).exists():
-        raise TwinsError(f"work directory {str(work_dir)!r} holds a training run: choose another --work-dir")
+        raise TwinsError(f"work directory {str(work_dir)!r} contains a training run: choose another --work-dir")
     return folder
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint that a run resumes from; `TwinsError` if it is missing."""
+    """Return the checkpoint to resume from.
+
+    Raises:
+        TwinsError: if it is missing.
+    """
     pointer = folder / _POINTER
     name = pointer.read_text().strip()
-    path = folder / Path(name).name  # only the name, because the folder may have been moved
+    path = folder / Path(name).name  # ignore its folder, which may have been moved
     if not path.is_file():
         raise TwinsError(
-            f"{pointer} names {name!r}, which does not exist: write the name of another checkpoint into it"
+            f"{pointer} names {name!r}, which does not exist: write the name of another checkpoint to that file"
         )
     return path
 

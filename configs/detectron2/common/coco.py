@@ -1,4 +1,4 @@
-"""COCO 2017 with boxes and masks, in $DETECTRON2_DATASETS/coco unless `--data-root` or the fields below differ."""
+"""COCO 2017 with boxes and masks, in $DETECTRON2_DATASETS/coco unless `--data-root` or the fields below are set."""
 
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
@@ -54,7 +54,7 @@ dataloader = dict(
     evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.name}"),
 )
 
-# Half of the images are first resized and cropped to 384-600 pixels; all are then resized to a short side.
+# Each image is first resized and cropped to 384-600 pixels with probability 0.5, then resized to a random short side.
 multi_scale_crop = [
     L(T.RandomFlip)(horizontal=True),
     L(T.RandomApply)(

@@ -1,4 +1,4 @@
-"""Mask R-CNN (arXiv 1703.06870) on c2 to c5 and a pooled p6, with the values of the published recipes."""
+"""Mask R-CNN (arXiv 1703.06870) on c2 to c5 and a pooled p6, with the settings of the published recipes."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
@@ -18,8 +18,8 @@ from detectron2.modeling.roi_heads import (
 
 from .backbone import bottom_up, pixels
 
-_CHANNELS = 256  # of each pyramid level
-_LEVELS = ["p2", "p3", "p4", "p5"]  # regions are pooled from these
+_CHANNELS = 256  # number of channels of each pyramid level
+_LEVELS = ["p2", "p3", "p4", "p5"]  # levels for RoI pooling
 _SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 model = L(GeneralizedRCNN)(
@@ -36,7 +36,7 @@ model = L(GeneralizedRCNN)(
             sizes=[[8 * stride] for stride in (4, 8, 16, 32, 64)],
             aspect_ratios=[0.5, 1.0, 2.0],
             strides=[4, 8, 16, 32, 64],
-            offset=0.0,  # the first centre is the corner of the image
+            offset=0.0,  # the first anchor is centred on the corner of the image
         ),
         anchor_matcher=L(Matcher)(thresholds=[0.3, 0.7], labels=[0, -1, 1], allow_low_quality_matches=True),
         box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),
@@ -60,7 +60,7 @@ model = L(GeneralizedRCNN)(
         box_predictor=L(FastRCNNOutputLayers)(
             input_shape=ShapeSpec(channels=1024),
             num_classes="${..num_classes}",
-            # One over the standard deviations 0.1, 0.1, 0.2, 0.2.
+            # The reciprocals of the standard deviations 0.1, 0.1, 0.2, 0.2.
             box2box_transform=L(Box2BoxTransform)(weights=[10.0, 10.0, 5.0, 5.0]),
             test_score_thresh=0.05,
             test_nms_thresh=0.5,
@@ -71,7 +71,7 @@ model = L(GeneralizedRCNN)(
         mask_head=L(MaskRCNNConvUpsampleHead)(
             input_shape=ShapeSpec(channels=_CHANNELS, height=14, width=14),
             num_classes="${..num_classes}",
-            conv_dims=[256, 256, 256, 256, 256],  # four convolutions and the upsampling one
+            conv_dims=[256, 256, 256, 256, 256],  # four convolutions, then the transposed convolution
         ),
     ),
     pixel_mean=pixels.mean,

@@ -1,4 +1,4 @@
-"""Mask R-CNN, 1x schedule."""
+"""Mask R-CNN with the 1x schedule."""
 
 from .coco import dataloader
 from .mask_rcnn import model

@@ -1,4 +1,4 @@
-"""Mask R-CNN, 3x schedule with multi-scale training."""
+"""Mask R-CNN with the 3x schedule and multi-scale training."""
 
 from .coco import dataloader, multi_scale_crop
 from .mask_rcnn import model

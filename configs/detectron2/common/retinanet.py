@@ -1,4 +1,4 @@
-"""RetinaNet (arXiv 1708.02002) on c3 to c5, with p6 from c5 and p7, with the values of the published recipes."""
+"""RetinaNet (arXiv 1708.02002) on c3 to c5, p6 from c5, and p7 from p6, with the settings of the published recipes."""
 
 from detectron2.config import LazyCall as L
 from detectron2.layers import ShapeSpec
@@ -11,7 +11,7 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
 
 from .backbone import bottom_up, pixels
 
-_CHANNELS = 256  # of each pyramid level
+_CHANNELS = 256  # number of channels of each pyramid level
 _STRIDES = [8, 16, 32, 64, 128]
 
 bottom_up.net.out_indices = [1, 2, 3]
@@ -20,7 +20,7 @@ model = L(RetinaNet)(
         bottom_up=bottom_up,
         in_features=["res3", "res4", "res5"],
         out_channels=_CHANNELS,
-        # Experiments set the channels of c5 of their variant.
+        # Each experiment sets in_channels to the number of channels of c5.
         top_block=L(LastLevelP6P7)(in_channels=None, out_channels=_CHANNELS, in_feature="res5"),
     ),
     head=L(RetinaNetHead)(
@@ -34,7 +34,7 @@ model = L(RetinaNet)(
         sizes=[[4 * stride * 2 ** (step / 3) for step in range(3)] for stride in _STRIDES],
         aspect_ratios=[0.5, 1.0, 2.0],
         strides=_STRIDES,
-        offset=0.0,  # the first centre is the corner of the image
+        offset=0.0,  # the first anchor is centred on the corner of the image
     ),
     anchor_matcher=L(Matcher)(thresholds=[0.4, 0.5], labels=[0, -1, 1], allow_low_quality_matches=True),
     box2box_transform=L(Box2BoxTransform)(weights=[1.0, 1.0, 1.0, 1.0]),

@@ -1,4 +1,4 @@
-"""RetinaNet, 1x schedule."""
+"""RetinaNet with the 1x schedule."""
 
 from .coco import dataloader
 from .retinanet import model

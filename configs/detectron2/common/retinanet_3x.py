@@ -1,4 +1,4 @@
-"""RetinaNet, 3x schedule with multi-scale training."""
+"""RetinaNet with the 3x schedule and multi-scale training."""
 
 from .coco import dataloader, multi_scale_crop
 from .retinanet import model

@@ -1,4 +1,4 @@
-"""1x and 3x, from epochs to iterations; warm-up over 500 iterations from x 0.001."""
+"""The 1x and 3x schedules in iterations, with a linear warm-up over 500 iterations from 0.001 x the learning rate."""
 
 import torch
 from detectron2.config import LazyCall as L
@@ -10,27 +10,27 @@ from twins_dense.frameworks.detectron2.config import multi_step_lr
 ITERATIONS_PER_EPOCH = 7_330
 
 _train = dict(
-    output_dir=None,  # set by experiments
-    init_checkpoint="",  # a checkpoint of a whole detector
+    output_dir=None,  # set by each experiment
+    init_checkpoint="",  # checkpoint of a complete detector
     seed=0,
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
     checkpointer=dict(period=ITERATIONS_PER_EPOCH, max_to_keep=3),
     eval_period=ITERATIONS_PER_EPOCH,
     log_period=20,
-    device="cuda",  # twins-dense uses the CPU if there is no GPU
-    # Read by twins-dense only.
+    device="cuda",  # twins-dense falls back to the CPU if there is no GPU
+    # Only twins-dense reads this.
     auto_scale_lr=dict(enabled=True, base_batch_size=16),
 )
 
-# 12 epochs x 7,330 = 87,960 iterations, a tenth of the learning rate after epochs 8 and 11.
+# 12 epochs x 7,330 = 87,960 iterations; the learning rate is divided by 10 after epochs 8 and 11.
 train_1x = dict(_train, max_iter=12 * ITERATIONS_PER_EPOCH, amp=dict(enabled=False, dtype="bfloat16"))
 lr_multiplier_1x = L(multi_step_lr)(max_iter="${train.max_iter}", milestones=[8 / 12, 11 / 12], warmup_iters=500)
 optimizer_1x = L(torch.optim.AdamW)(
     params=L(optimizer_params)(no_decay=[]), lr=1e-4, betas=[0.9, 0.999], weight_decay=1e-4
 )
 
-# 36 epochs x 7,330 = 263,880 iterations, a tenth of the learning rate after epochs 27 and 33. The published
-# runs used float16, and so does detectron2's own train script, which has no setting for the dtype.
+# 36 epochs x 7,330 = 263,880 iterations; the learning rate is divided by 10 after epochs 27 and 33. The published
+# runs used float16, as does detectron2's own training script, which has no setting for the dtype.
 train_3x = dict(_train, max_iter=36 * ITERATIONS_PER_EPOCH, amp=dict(enabled=True, dtype="bfloat16"))
 lr_multiplier_3x = L(multi_step_lr)(max_iter="${train.max_iter}", milestones=[27 / 36, 33 / 36], warmup_iters=500)
 optimizer_3x = L(torch.optim.AdamW)(

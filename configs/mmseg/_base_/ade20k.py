@@ -1,4 +1,4 @@
-"""ADE20K with 150 classes. datasets/README.md describes the folder; `--data-root` chooses another one."""
+"""ADE20K with 150 classes. datasets/README.md describes the folder; use `--data-root` if it is somewhere else."""
 
 _TRAIN_PIPELINE = [
     dict(type="LoadImageFromFile"),
@@ -16,7 +16,7 @@ _TEST_PIPELINE = [
     dict(type="LoadAnnotations"),
     dict(type="PackSegInputs"),
 ]
-# For `twins-dense eval --tta`: six sizes, each with and without a flip.
+# For `twins-dense eval --tta`: six sizes, each with and without a horizontal flip.
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
@@ -64,7 +64,8 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], collect_device="gpu")  # "gpu" gathers by the process group
+# "gpu" gathers results through the process group.
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], collect_device="gpu")
 test_evaluator = val_evaluator
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

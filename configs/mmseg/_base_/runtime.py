@@ -11,11 +11,11 @@ default_hooks = dict(
     ),
     sampler_seed=dict(type="DistSamplerSeedHook"),
 )
-# `twins-dense train` adds these and the backend above itself; they are listed for mmsegmentation's own tools.
+# `twins-dense train` adds these hooks and the checkpoint backend itself; mmsegmentation's own tools need them here.
 custom_hooks = [dict(type="IterationSeedHook"), dict(type="PlainCheckpointHook"), dict(type="MetricsFileHook")]
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
 log_processor = dict(by_epoch=False)
-sync_bn = "torch"  # BatchNorm becomes SyncBatchNorm if several GPUs train
+sync_bn = "torch"  # converts BatchNorm to SyncBatchNorm for training on several GPUs
 randomness = dict(seed=0)
 log_level = "INFO"
 load_from = None

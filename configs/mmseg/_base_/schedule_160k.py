@@ -1,7 +1,7 @@
-"""160,000 iterations: AdamW, linear warm-up over 1,500, then linear decay to zero.
+"""160,000 iterations of AdamW, with a linear warm-up over 1,500 iterations and then a linear decay to zero.
 
-Norms and positional encodings have no weight decay. At a batch size of 16 that is 127 times ADE20K's 20,210 training
-images.
+Norms and positional encodings have no weight decay. At a batch size of 16, the schedule covers ADE20K's 20,210 training
+images 127 times.
 """
 
 train_cfg = dict(type="ResumableIterLoop", max_iters=160000, val_interval=16000)

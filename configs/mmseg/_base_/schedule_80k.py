@@ -1,6 +1,6 @@
-"""80,000 iterations: AdamW, polynomial decay.
+"""80,000 iterations of AdamW, with polynomial decay.
 
-At a batch size of 32 that is 127 times ADE20K's 20,210 training images.
+At a batch size of 32, the schedule covers ADE20K's 20,210 training images 127 times.
 """
 
 train_cfg = dict(type="ResumableIterLoop", max_iters=80000, val_interval=8000)

@@ -1,4 +1,4 @@
-"""The common part of both segmentors: a Twins pyramid as mmsegmentation computes it, so that its checkpoints fit."""
+"""The common part of both segmentors: a Twins pyramid with mmsegmentation's settings, so that its checkpoints fit."""
 
 model = dict(
     type="EncoderDecoder",
@@ -14,7 +14,7 @@ model = dict(
     backbone=dict(
         type="twins_dense.TwinsBackbone",
         variant=None,
-        # The published segmentors were trained with this; "mask" hides all padding, see docs/segmentation.md.
+        # The published segmentors were trained with this setting; "mask" hides all padding (see docs/segmentation.md).
         window_padding="upstream_mask",
         # mmsegmentation's values; UPerNet checkpoints of the official repository need "drop" and None.
         partial_patches="pad",

@@ -1,4 +1,4 @@
-"""Semantic FPN (arXiv 1901.02446) on a Twins pyramid; experiments choose the variant and its channels."""
+"""Semantic FPN (arXiv 1901.02446) on a Twins pyramid; each experiment sets the variant and its channels."""
 
 _base_ = "segmentor.py"
 

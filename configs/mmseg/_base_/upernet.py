@@ -1,4 +1,4 @@
-"""UPerNet (arXiv 1807.10221) on a Twins pyramid; experiments choose the variant and its channels."""
+"""UPerNet (arXiv 1807.10221) on a Twins pyramid; each experiment sets the variant and its channels."""
 
 _base_ = "segmentor.py"
 

@@ -1,4 +1,4 @@
-"""UPerNet, 160k schedule, ADE20K at 512x512."""
+"""UPerNet with the 160k schedule on ADE20K at 512x512."""
 
 _base_ = ["ade20k.py", "upernet.py", "schedule_160k.py", "runtime.py"]
 

@@ -1,4 +1,4 @@
-"""COCO 2017 with boxes and masks; `--data-root` chooses another folder."""
+"""COCO 2017 with boxes and masks; use `--data-root` if it is in another folder."""
 
 train_dataloader = dict(
     batch_size=2,  # per GPU; the recipes use 8 GPUs

@@ -1,4 +1,4 @@
-"""Mask R-CNN on a Twins pyramid; experiments choose the variant."""
+"""Mask R-CNN on a Twins pyramid; each experiment sets the variant."""
 
 model = dict(
     type="TwinsMaskRCNN",
@@ -9,5 +9,5 @@ model = dict(
     min_size=800,
     max_size=1333,
     fpn_channels=256,
-    options=dict(rpn_post_nms_top_n_train=1000),  # torchvision: 2000
+    options=dict(rpn_post_nms_top_n_train=1000),  # torchvision's default is 2000
 )

@@ -1,4 +1,4 @@
-"""Mask R-CNN, 3x schedule with multi-scale training."""
+"""Mask R-CNN with the 3x schedule and multi-scale training."""
 
 _base_ = ["coco_masks.py", "mask_rcnn.py", "schedule_3x.py", "runtime.py"]
 

@@ -1,4 +1,4 @@
-"""RetinaNet on a Twins pyramid; experiments choose the variant."""
+"""RetinaNet on a Twins pyramid; each experiment sets the variant."""
 
 model = dict(
     type="TwinsRetinaNet",

@@ -1,4 +1,4 @@
-"""RetinaNet, 1x schedule."""
+"""RetinaNet with the 1x schedule."""
 
 _base_ = ["coco_boxes.py", "retinanet.py", "schedule_1x.py", "runtime.py"]
 

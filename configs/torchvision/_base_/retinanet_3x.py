@@ -1,4 +1,4 @@
-"""RetinaNet, 3x schedule with multi-scale training."""
+"""RetinaNet with the 3x schedule and multi-scale training."""
 
 _base_ = ["coco_boxes.py", "retinanet.py", "schedule_3x.py", "runtime.py"]
 

@@ -1,6 +1,7 @@
-"""1x: 12 epochs, a tenth of the learning rate after epochs 8 and 11, linear warm-up over 500 iterations from x 0.001.
+"""The 1x schedule: 12 epochs, with the learning rate divided by 10 after epochs 8 and 11.
 
-At a batch size of 16, COCO's 117,266 images with instances are 7,330 iterations per epoch, 87,960 in all.
+The linear warm-up takes 500 iterations, from 0.001 x the learning rate. At a batch size of 16, COCO's 117,266 images
+with instances make 7,330 iterations per epoch, or 87,960 in total.
 """
 
 train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)

@@ -1,7 +1,7 @@
-"""3x: 36 epochs, a tenth of the learning rate after epochs 27 and 33, the same warm-up as 1x, no weight decay on norms
-and positional encodings.
+"""The 3x schedule: 36 epochs, with the learning rate divided by 10 after epochs 27 and 33.
 
-At a batch size of 16, COCO's 117,266 images with instances are 7,330 iterations per epoch, 263,880 in all.
+The warm-up is that of the 1x schedule. Norms and positional encodings have no weight decay. At a batch size of 16,
+COCO's 117,266 images with instances make 7,330 iterations per epoch, or 263,880 in total.
 """
 
 train_cfg = dict(by_epoch=True, max_epochs=36, val_interval=1)
@@ -20,7 +20,7 @@ auto_scale_lr = dict(enable=True, base_batch_size=16)
 _SHORT_SIDES = tuple(range(480, 801, 32))
 _MULTI_SCALE_CROP = [
     dict(type="RandomHorizontalFlip", p=0.5),
-    # Half of the images are first resized and cropped to 384-600 pixels; all are then resized to a short side.
+    # Each image is first resized and cropped to 384-600 pixels with probability 0.5. The model then resizes all images.
     dict(
         type="RandomApply",
         p=0.5,

@@ -136,7 +136,7 @@ class TestCocoDataset:
                 ("'coco_2017_vall'", "did you mean 'coco_2017_val'?", "ann_file and image_dir"),
             ),
             ({"name": "mine"}, ("'mine'", "register_coco_instances")),
-            ({"name": "ade20k_sem_seg_val"}, ("'ade20k_sem_seg_val'", "not a COCO-format one")),
+            ({"name": "ade20k_sem_seg_val"}, ("'ade20k_sem_seg_val'", "not a COCO-format data set")),
             ({"name": "mine", "ann_file": "a.json"}, ("'mine'", "ann_file='a.json'", "give both or neither")),
             ({"name": "mine", "image_dir": "a"}, ("'mine'", "image_dir='a'", "give both or neither")),
             ({"name": "mine", "ann_file": "no.json", "image_dir": "no"}, ("no.json: no such file",)),

@@ -193,7 +193,7 @@ class TestErrorsOfTraining:
         before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")}
         option = "model.roi_heads.mask_head.conv_dims=[16,16]"
         result = twins("train", run.config, "--work-dir", tmp_path / "run", "--resume", option)
-        assert_error(result, "model_final.pth", "of another model", "mask_head")
+        assert_error(result, "model_final.pth", "another model", "mask_head")
         assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pth")} == before
 
     def test_resuming_behind_the_end(self, run: Run, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ class TestErrorsOfCheckpoints:
 
     def test_of_another_model(self, run: Run, use: Any) -> None:
         result = use(run.config, run.checkpoint, "model.roi_heads.num_classes=5")
-        assert_error(result, str(run.checkpoint), "of another model", "overrides")
+        assert_error(result, str(run.checkpoint), "another model", "overrides")
 
     def test_backbone_weights(self, run: Run, use: Any, tmp_path: Path) -> None:
         path = tmp_path / "backbone.pth"
@@ -290,4 +290,4 @@ class TestErrorsOfCheckpoints:
         result = twins(
             "eval", run.config, run.checkpoint, "--data-root", tmp_path / "toy", "--work-dir", tmp_path / "out"
         )
-        assert_error(result, "ring", "circle", "other categories")
+        assert_error(result, "ring", "circle", "different categories")

@@ -223,8 +223,8 @@ class TestOverrides:
             ("SOLVER.WEIGHT_DECAY_NORM=0.1", "SOLVER.WEIGHT_DECAY_NORM=0.1"),
             ("SOLVER.BIAS_LR_FACTOR=2.0", "SOLVER.BIAS_LR_FACTOR=2.0"),
             ("TEST.PRECISE_BN.ENABLED=True", "TEST.PRECISE_BN.ENABLED=True"),
-            ("DATASETS.TRAIN=('a', 'b')", "name one data set each"),
-            ("DATASETS.TEST=()", "name one data set each"),
+            ("DATASETS.TRAIN=('a', 'b')", "name one data set in each"),
+            ("DATASETS.TEST=()", "name one data set in each"),
             ("SOLVER.MAX_ITER=0", "MAX_ITER"),
         ],
     )

@@ -51,7 +51,12 @@ class TestNotFinite:
             ("retinanet", "optimizer.lr=1e30", "loss_", 1),
             ("mask_rcnn", "model.pixel_std=[0,0,0]", "loss_rpn_", 0),
             ("retinanet", "model.pixel_std=[0,0,0]", "loss_cls=nan", 0),
-            ("mask_rcnn", "model.roi_heads.box_predictor.loss_weight={loss_cls: inf}", "loss_cls=inf of loss_cls=", 0),
+            (
+                "mask_rcnn",
+                "model.roi_heads.box_predictor.loss_weight={loss_cls: inf}",
+                "loss_cls=inf (all losses: ",
+                0,
+            ),
         ],
     )
     def test_other_causes(

@@ -75,7 +75,7 @@ class TestTrain:
         ("override", "parts"),
         [
             ("train_dataloader.batch_size=1", ("batch_size=1: ", "2 images per iteration")),
-            ("train_cfg.max_epochs=1", ("train_cfg.max_epochs=1", "has done 2")),
+            ("train_cfg.max_epochs=1", ("train_cfg.max_epochs=1", "already done 2")),
         ],
     )
     def test_resume_that_would_not_go_on(

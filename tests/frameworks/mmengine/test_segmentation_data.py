@@ -142,7 +142,7 @@ class TestBadData:
     def test_nothing_left(self, data: Path) -> None:
         shutil.rmtree(data / LABELS)
         (data / LABELS).mkdir()
-        with pytest.raises(TwinsError, match=r"no image left to use: 8 × image without its label"):
+        with pytest.raises(TwinsError, match=r"no usable image is left: 8 × image without its label"):
             dataset(data, skip_bad=True)
 
     def test_indices_are_the_first_images(self, data: Path) -> None:
@@ -152,7 +152,7 @@ class TestBadData:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"img_suffix": ".jpg"}, "no image"),
+            ({"img_suffix": ".jpg"}, r"contains no \*\.jpg images"),
             ({"data_root": "/no/where"}, "no such folder"),
             ({"metainfo": None}, "no classes"),
         ],
@@ -278,7 +278,7 @@ class TestCheckData:
     def test_other_number_of_classes(self, data: Path, tmp_path: Path) -> None:
         config = engine.load_config(write_config(tmp_path / "c.py", data), ["model.decode_head.num_classes=7"])
         with pytest.raises(
-            TwinsError, match=r"3 categories and the model 7 classes: add model.decode_head.num_classes=3"
+            TwinsError, match=r"3 categories, but the model has 7 classes: add model.decode_head.num_classes=3"
         ):
             engine.train(config, tmp_path / "work")
 

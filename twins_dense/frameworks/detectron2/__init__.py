@@ -1,1 +1,1 @@
-"""detectron2: the Twins backbone for any detectron2 project (`backbone`), and training with its trainer."""
+"""The Twins backbone for any detectron2 project (`backbone`), and training with detectron2's trainer."""

@@ -40,7 +40,7 @@ class D2Twins(Backbone):
     """A Twins backbone with detectron2's names for its levels: `res2` (stride 4) to `res5` (stride 32).
 
     Args:
-        net: From `create_backbone` or `build_net`; its `out_indices` choose the levels.
+        net: Backbone from `create_backbone` or `build_net`; its `out_indices` choose the levels.
     """
 
     def __init__(self, net: TwinsBackbone) -> None:
@@ -49,19 +49,19 @@ class D2Twins(Backbone):
         self._names = tuple(_FEATURES[index] for index in net.out_indices)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the levels.
+        """Compute the pyramid levels.
 
         Args:
-            images: (B, 3, H, W), RGB, normalised; H and W are multiples of 32.
+            images: Normalised RGB images (B, 3, H, W); H and W are multiples of 32.
 
         Returns:
-            (B, C, H / stride, W / stride) for each level, by name.
+            The levels by name, each of shape (B, C, H / stride, W / stride).
         """
         return dict(zip(self._names, self.net(images), strict=True))
 
     @property
     def size_divisibility(self) -> int:
-        """Return the stride of the last stage in pixels; images of multiples of it lose no cells in any stage."""
+        """The stride of the last stage in pixels; no stage drops pixels of images whose sides are multiples of it."""
         return self.net.spec.strides[-1]
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -73,13 +73,13 @@ class D2Twins(Backbone):
 def build_net(
     variant: str | Mapping[str, Any], *, weights: str | PathLike[str] | None = None, **options: Any
 ) -> TwinsBackbone:
-    """Build a backbone as `create_backbone` does, from values that a config file can hold.
+    """Build a backbone as `create_backbone` does, from values that a config file can contain.
 
-    The report on loaded weights goes to detectron2's log.
+    A report on the loaded weights goes to detectron2's log.
 
     Args:
         variant: One of `list_variants()`, or the arguments of `TwinsSpec.from_columns`.
-        weights: A file or a catalog name, see `load_weights`.
+        weights: A file or a catalog name (see `load_weights`).
         options: Further arguments of `create_backbone`.
     """
     spec = TwinsSpec.from_columns(**variant) if isinstance(variant, Mapping) else variant
@@ -90,9 +90,10 @@ def build_net(
 
 
 def optimizer_params(model: nn.Module, *, no_decay: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimiser, without weight decay for names that contain one of `no_decay`.
+    """Return parameter groups for an optimiser, without weight decay for some of the parameters.
 
-    The published 3x recipes exempt `pos_block` (the positional encodings) and `norm`.
+    These are the parameters whose names contain one of the strings in `no_decay`. The published 3x recipes exempt
+    `pos_block` (the positional encodings) and `norm`.
     """
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in model.named_parameters():
@@ -111,13 +112,13 @@ def add_twins_config(cfg: CfgNode) -> None:
     cfg.MODEL.TWINS.VARIANT = "svt_small"
     cfg.MODEL.TWINS.OUT_FEATURES = list(_FEATURES)
     cfg.MODEL.TWINS.WINDOW_PADDING = "zeros"
-    # None chooses the default of the family in dense models: with norms for SVT, without for PCPVT.
+    # None means the default of the family for dense models: with norms for SVT, without for PCPVT.
     cfg.MODEL.TWINS.LEVEL_NORM = None
     cfg.MODEL.TWINS.DROP_PATH_RATE = 0.2
     cfg.MODEL.TWINS.CHECKPOINTING = False
     # Backbone weights in any format of `load_weights`; MODEL.WEIGHTS is for detectron2 checkpoints of whole models.
     cfg.MODEL.TWINS.WEIGHTS = ""
-    # For `optimizer_params` and AdamW; detectron2's own build_optimizer makes SGD.
+    # For `optimizer_params` and AdamW; detectron2's own build_optimizer builds SGD.
     cfg.SOLVER.NO_DECAY = []
 
 
@@ -148,7 +149,7 @@ def build_twins_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
 @BACKBONE_REGISTRY.register()
 def build_retinanet_twins_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
-    """Build the backbone with an FPN, p6 from res5, and p7, for RetinaNet."""
+    """Build the backbone with an FPN, p6 computed from res5, and p7 from p6, for RetinaNet."""
     bottom_up = build_twins_backbone(cfg, input_shape)
     channels = bottom_up.output_shape()["res5"].channels
     return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))

@@ -1,4 +1,4 @@
-"""Read LazyConfig files, YAML files and `key=value` overrides, so that typing errors show before anything starts."""
+"""Read LazyConfig files, YAML files and `key=value` overrides, and report mistakes in them before a run starts."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .data import build_train_loader, coco_dataset
 
 # The parts that detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
-# Settings that detectron2's own configs need not have.
+# Defaults for settings that detectron2's own configs may lack.
 _TRAIN = {"seed": 0, "amp": {"dtype": "bfloat16"}, "auto_scale_lr": {"enabled": False, "base_batch_size": 16}}
-# Settings of a CfgNode that the LazyConfig made from it cannot express.
+# CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
 _UNREAD = (
     "DATALOADER.SAMPLER_TRAIN",
     "MODEL.KEYPOINT_ON",
@@ -49,12 +49,13 @@ _UNREAD = (
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a LazyConfig file, or a YAML file of CfgNode with `add_twins_config`, and apply overrides.
+    """Read a LazyConfig file, or a YAML file for CfgNode with `add_twins_config`, and apply overrides.
 
     Args:
         path: A `.py` or `.yaml` file.
-        overrides: `key=value` each. Keys of a LazyConfig are dotted (`optimizer.lr`), and must exist or be an argument
-            of the object that the node builds. Keys of a YAML file are those of CfgNode (`SOLVER.BASE_LR`).
+        overrides: Overrides of the form `key=value`. Keys of a LazyConfig are dotted (`optimizer.lr`), and must exist
+            or be an argument of the object that the node builds. Keys of a YAML file are those of CfgNode
+            (`SOLVER.BASE_LR`).
 
     Returns:
         A LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
@@ -73,7 +74,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     missing = [part for part in _PARTS if part not in config]
     if missing:
-        raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: give a config of a whole experiment")
+        raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
     for override in overrides:
         _apply(config, override)
@@ -81,39 +82,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def default_work_dir(config: DictConfig) -> Path:
-    """Return the default folder of a run, the `train.output_dir` of the config; `TwinsError` if it has none."""
+    """Return the default folder of a run: the `train.output_dir` of the config.
+
+    Raises:
+        TwinsError: if the config has none.
+    """
     if not config.train.get("output_dir"):
-        raise TwinsError("the config has no train.output_dir: give --work-dir, or a config of a whole experiment")
+        raise TwinsError(
+            "the config has no train.output_dir: add --work-dir, or use the config of a complete experiment"
+        )
     return Path(config.train.output_dir)
 
 
 def set_data_root(config: DictConfig, data_root: str | Path) -> None:
-    """Make both data sets of a config lie in the folder `data_root`."""
+    """Make `data_root` the root folder of both data sets of a config."""
     for dataset in _datasets(config, "data_root"):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: DictConfig) -> None:
-    """Make both data sets of a config leave out what they cannot use."""
+    """Make both data sets of a config skip unusable images and annotations."""
     for dataset in _datasets(config, "skip_bad"):
         dataset.skip_bad = True
 
 
 def set_amp(config: DictConfig) -> None:
-    """Make a config train in mixed precision (bfloat16)."""
+    """Enable mixed-precision training (bfloat16) in a config."""
     config.train.amp = {"enabled": True, "dtype": "bfloat16"}
 
 
 def set_tta(config: DictConfig) -> NoReturn:
-    """Raise `TwinsError`: detectron2's detectors are evaluated at one size."""
-    raise TwinsError("--tta works for mmsegmentation's configs only: evaluate this one without it")
+    """Raise `TwinsError`, because test-time augmentation is not supported for detectron2 models."""
+    raise TwinsError("--tta works with mmsegmentation configs only: evaluate this one without it")
 
 
 def check_settings(config: DictConfig) -> None:
-    """Check the numbers that would make detectron2 fail in the middle of a run.
+    """Check the settings that would make detectron2 fail in the middle of a run.
 
     Raises:
-        TwinsError: for a number that has another type or is too small.
+        TwinsError: for a setting that has the wrong type or is out of range.
     """
     least = {
         "max_iter": 1,
@@ -131,38 +138,40 @@ def check_settings(config: DictConfig) -> None:
     if keep is not None and (type(keep) is not int or keep < 1):
         raise TwinsError(f"train.checkpointer.max_to_keep={keep!r}: choose a whole number, 1 or more, or null for all")
     if not isinstance(config.train.init_checkpoint, str):
-        raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: give a file")
+        raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: set it to the path of a checkpoint")
     if config.train.amp.dtype not in ("bfloat16", "float16"):
         raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: choose bfloat16 or float16")
     rate = config.optimizer.get("lr")
     if type(rate) not in (int, float):
-        raise TwinsError(f"optimizer.lr={rate!r}: give a number")
+        raise TwinsError(f"optimizer.lr={rate!r}: set it to a number")
 
 
 def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:
-    """Return the published schedule: linear warm-up from x 0.001, then a tenth of the learning rate at each milestone.
+    """Return the published schedule: a linear warm-up from 0.001, then a division by 10 at each milestone.
+
+    Values of the schedule are multiples of the base learning rate.
 
     Args:
         max_iter: Number of iterations of the whole run.
-        milestones: Fractions of the run, in ascending order.
-        warmup_iters: Number of iterations of the warm-up, which always ends before the first milestone.
+        milestones: Milestones as fractions of the run, in ascending order.
+        warmup_iters: Number of warm-up iterations; it is reduced if the warm-up would reach the first milestone.
 
     Raises:
         TwinsError: if `max_iter` is below 1.
     """
     if max_iter < 1:
         raise TwinsError(f"train.max_iter={max_iter}: choose 1 or more")
-    # In a very short run, milestones may coincide with each other or with the end.
+    # In very short runs, milestones may coincide with each other, the start or the end.
     steps = sorted({round(milestone * max_iter) for milestone in milestones} - {0, max_iter})
     values = [0.1**step for step in range(len(steps) + 1)]
     schedule = MultiStepParamScheduler(values, milestones=[*steps, max_iter])
-    # detectron2 warms up to the learning rate that the schedule has at the end of the warm-up.
+    # detectron2 warms up to the value of the schedule at the end of the warm-up, so it must end before the first step.
     warmup_iters = min(warmup_iters, min(steps, default=max_iter) - 1)
     return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=warmup_iters / max_iter)
 
 
 def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
-    """Call detectron2's `build_model` with a dumped CfgNode and the weights of its backbone, on the CPU."""
+    """Build a model on the CPU by detectron2's `build_model`, from a dumped CfgNode and weights for its backbone."""
     node = _read_dump(cfg)
     node.MODEL.TWINS.WEIGHTS = weights or ""
     node.MODEL.DEVICE = "cpu"
@@ -191,7 +200,7 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
     cfg = _twins_cfg()
     try:
         cfg.merge_from_file(str(path))
-    except Exception as error:  # yacs raises KeyError, ValueError, AssertionError; yaml its own
+    except Exception as error:  # KeyError, ValueError or AssertionError of yacs, or an error of yaml
         raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     for override in overrides:
         key, separator, value = override.partition("=")
@@ -209,7 +218,9 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
         raise TwinsError(f"config {str(path)!r}: SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: choose 1 or more")
     if not len(cfg.DATASETS.TRAIN) == len(cfg.DATASETS.TEST) == 1:
         found = f"{[*cfg.DATASETS.TRAIN]} and {[*cfg.DATASETS.TEST]}"
-        raise TwinsError(f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {found}: name one data set each")
+        raise TwinsError(
+            f"config {str(path)!r}: DATASETS.TRAIN and DATASETS.TEST have {found}: name one data set in each"
+        )
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     dumped = cfg.dump()
     dataset = {"data_root": None, "ann_file": None, "image_dir": None, "skip_bad": False, "indices": None}
@@ -289,7 +300,7 @@ def _apply(config: DictConfig, override: str) -> None:
     is_argument = "_target_" in parent and "_target_" not in node if isinstance(node, DictConfig) else True
     if not is_argument and not isinstance(parsed.value(), dict):
         raise TwinsError(
-            f"override {override!r}: {parsed.key_or_group} holds {', '.join(map(str, node))}: give one of these a value"
+            f"override {override!r}: {parsed.key_or_group} contains {', '.join(map(str, node))}: set one of these"
         )
     try:
         OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
@@ -298,9 +309,9 @@ def _apply(config: DictConfig, override: str) -> None:
 
 
 def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
-    """Return the node that has a key, and its value.
+    """Return the node that contains a key, and the value of the key.
 
-    Every part of the key must exist, or the last one must be an argument of the object that the node builds.
+    Every part of the key must exist, except that the last one may be a new argument of the object that the node builds.
     """
     node: Any = config
     parent: Any = None
@@ -323,7 +334,7 @@ def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
 
 
 def _arguments(target: Any) -> list[str]:
-    """Return the argument names of a callable; for a class, also those that its constructor passes on as `**kwargs`."""
+    """Return the argument names of a callable, including those that a constructor passes to parents by `**kwargs`."""
     if isinstance(target, str):
         target = locate(target)
     if target is None or isinstance(target, Mapping):

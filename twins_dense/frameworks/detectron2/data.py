@@ -1,4 +1,4 @@
-"""COCO-format data for detectron2: checked before training, and in the same order after a resume."""
+"""COCO-format data for detectron2, checked before training and read in the same order after a resume."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ...evaluation.coco import complete_ground_truth
 from ...seeds import derived_seed
 from .backbone import logger
 
-# Ground truth for detectron2's evaluator, one file per data set, kept while the process lives.
+# Holds the ground truth for detectron2's evaluator, one file per data set, until the process ends.
 _ground_truth_folder = tempfile.TemporaryDirectory(prefix="twins_dense-")
 
 
@@ -42,21 +42,23 @@ def coco_dataset(
     skip_bad: bool = False,
     indices: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return COCO-format data as detectron2's list of dicts, checked by `load_coco`, and register it in the catalogs.
+    """Return COCO-format data as detectron2's list of dicts, and register it in detectron2's catalogs.
+
+    The data is checked by `load_coco`.
 
     Args:
-        name: Name in detectron2's catalogs. If the name is registered already, its entry says where the files are
-            (COCO's own names are below the folder DETECTRON2_DATASETS), unless they are given here.
-        training: Check and filter for training. Otherwise the catalog gets ground truth of exactly the returned
-            images for `COCOEvaluator`, completed with fields that custom annotations may lack.
-        with_masks: Training needs a segmentation of every instance.
-        data_root: Folder of the data set, where relative `ann_file` and `image_dir` start. Without these two, it
+        name: Name in detectron2's catalogs. If it is already registered, and `ann_file` and `image_dir` are not given,
+            the files of that entry are used (for COCO's own names, they are below the folder DETECTRON2_DATASETS).
+        training: Whether to check and filter the data for training. Otherwise ground truth for `COCOEvaluator` is
+            written for exactly the returned images, completed with fields that custom annotations may lack.
+        with_masks: Whether training needs a segmentation of every instance.
+        data_root: Root folder of the data set, to which `ann_file` and `image_dir` are relative. Without these two, it
             replaces the folder in the catalog.
         ann_file: COCO JSON file.
         image_dir: Folder of the images.
-        filter_empty: For training, leave out images without an instance.
-        skip_bad: Leave out and log what cannot be used, instead of raising an error.
-        indices: Use only this many images, the first ones of the file.
+        filter_empty: Whether to leave out images without instances in training.
+        skip_bad: Whether to leave out and log unusable images and annotations instead of raising an error.
+        indices: Number of images to use, from the start of the file; `None` for all.
 
     Raises:
         TwinsError: if files or annotations cannot be used.
@@ -84,10 +86,10 @@ def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str
     metadata = MetadataCatalog.get(name) if name in DatasetCatalog else None
     if metadata is None or not metadata.get("json_file") or not metadata.get("image_root"):
         raise TwinsError(
-            f"data set {name!r} is not a COCO-format one in detectron2's catalog{did_you_mean(name, DatasetCatalog)}; "
+            f"{name!r} is not a COCO-format data set in detectron2's catalog{did_you_mean(name, DatasetCatalog)}; "
             "register it with register_coco_instances, or give its ann_file and image_dir"
         )
-    # In an entry of ours, json_file may be the ground truth that was made from the file.
+    # In entries that we registered, json_file may be the ground truth that was generated from ann_file.
     files = Path(metadata.get("ann_file", metadata.json_file)), Path(metadata.image_root)
     if data_root is None:
         return files
@@ -96,7 +98,7 @@ def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str
 
 
 def _record(image: CocoImage, contiguous: dict[int, int]) -> dict[str, Any]:
-    """Return an image in detectron2's standard format. Crowd regions are kept; its mapper leaves them out."""
+    """Return an image in detectron2's standard format, including crowd regions, which detectron2's mapper removes."""
     annotations = []
     for annotation in image.annotations:
         entry = {
@@ -142,7 +144,7 @@ def _register(
     image_dir: Path,
     json_file: Path,
 ) -> None:
-    """Register a data set in detectron2's catalogs, replacing one of the same name."""
+    """Register a data set in detectron2's catalogs, replacing any data set of the same name."""
     colors = None
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
@@ -173,15 +175,15 @@ def build_train_loader(
 ) -> DataLoader:
     """Build detectron2's training loader, with batches that depend only on the seed and the iteration.
 
-    As in detectron2, all images of a batch are wide, or all are tall. An iteration has the same images and the same
-    augmentation whichever data loader worker prepares it, and after a resume.
+    As in detectron2, the images of a batch are either all wide or all tall. The images and the augmentation of an
+    iteration do not depend on the data loader worker that prepares it, and are the same after a resume.
 
     Args:
-        dataset: From `coco_dataset`, or any list in detectron2's standard format with widths and heights.
+        dataset: List from `coco_dataset`, or any list in detectron2's standard format with widths and heights.
         mapper: A mapper such as `DatasetMapper`.
         total_batch_size: Number of images per iteration, over all processes.
         num_workers: Number of data loader workers per process.
-        seed: Seed of the order and of the augmentation.
+        seed: Seed of the order and the augmentation.
 
     Raises:
         TwinsError: if the number of processes does not divide the batch size, or the mapper cannot handle the masks.
@@ -190,7 +192,7 @@ def build_train_loader(
     if total_batch_size < 1 or total_batch_size % world_size:
         raise TwinsError(
             f"dataloader.train.total_batch_size={total_batch_size} (in a YAML file SOLVER.IMS_PER_BATCH): "
-            f"choose a multiple of the {world_size} processes"
+            f"choose a multiple of {world_size}, the number of processes"
         )
     check_masks(dataset, mapper)
     is_wide = [record["width"] > record["height"] for record in dataset]
@@ -199,7 +201,7 @@ def build_train_loader(
         mapper=None,
         sampler=PositionSampler(is_wide, total_batch_size // world_size, seed),
         total_batch_size=total_batch_size,
-        aspect_ratio_grouping=False,  # the sampler has grouped them
+        aspect_ratio_grouping=False,  # the sampler groups them
         num_workers=num_workers,
     )
 
@@ -210,14 +212,14 @@ class PositionSampler(Sampler[tuple[int, int]]):
     Args:
         is_wide: For each image, whether it is wider than tall.
         batch_size: Number of images per iteration in this process.
-        seed: Seed of the shuffling; the same in all processes.
+        seed: Seed of the order; it must be the same in all processes.
 
     Attributes:
-        first_iteration: Number of batches to skip at the start, for a run that resumes.
+        first_iteration: Number of batches to skip at the start, for a resumed run.
     """
 
     def __init__(self, is_wide: Sequence[bool], batch_size: int, seed: int) -> None:
-        self.is_wide = torch.tensor(is_wide)  # data loader workers share the memory of a tensor
+        self.is_wide = torch.tensor(is_wide)  # a tensor, because data loader workers share its memory
         self.batch_size = batch_size
         self.seed = seed
         self.first_iteration = 0
@@ -244,7 +246,7 @@ class PositionSampler(Sampler[tuple[int, int]]):
 
 
 class _SeededDataset(Dataset):
-    """Maps the record of an (index, seed) pair; everything random is drawn from that seed."""
+    """Data set that looks up an (index, seed) pair and maps the record with all randomness drawn from that seed."""
 
     def __init__(self, records: Dataset, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.records = records
@@ -261,7 +263,7 @@ class _SeededDataset(Dataset):
 
 
 def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
-    """Raise `TwinsError` for masks that detectron2's mapper would reject in the middle of a run."""
+    """Raise `TwinsError` if the data set has masks that detectron2's mapper would reject in the middle of a run."""
     if not getattr(mapper, "use_instance_mask", False):
         return
     if _crops(mapper.augmentations) and importlib.util.find_spec("shapely") is None:
@@ -272,7 +274,7 @@ def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
         for annotation in filter(is_instance, record.get("annotations", ())):
             if isinstance(annotation.get("segmentation"), dict):
                 raise TwinsError(
-                    f"image {record['file_name']} has a run-length mask, which is not a polygon: "
+                    f"image {record['file_name']} has a run-length mask instead of a polygon: "
                     "add dataloader.train.mapper.instance_mask_format=bitmask (YAML: INPUT.MASK_FORMAT=bitmask)"
                 )
 

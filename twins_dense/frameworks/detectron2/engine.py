@@ -1,9 +1,9 @@
-"""detectron2's trainer as an `Engine`: configs and data that are checked first, and runs that resume exactly."""
+"""The `Engine` interface for detectron2's trainer."""
 
 from ...errors import TwinsError
 
 try:
-    from . import backbone as _adapter  # noqa: F401  (its error says how to install detectron2)
+    from . import backbone as _adapter  # noqa: F401  (the error explains how to install detectron2)
 except ImportError as error:
     raise TwinsError(str(error)) from None
 

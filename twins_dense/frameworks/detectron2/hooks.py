@@ -1,4 +1,4 @@
-"""Hooks and a checkpointer for detectron2's trainer, so that a run may be killed at any moment."""
+"""Hooks and a checkpointer for detectron2's trainer, which allow a run to be killed and resumed at any moment."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..divergence import check_finite
 from .data import PositionSampler
 
 _COCO_TASKS = ("bbox", "segm", "keypoints")
-LEARNING_RATE = "optimizer.lr"  # its key in a config
+LEARNING_RATE = "optimizer.lr"  # the key of the learning rate in a config
 
 
 class RunCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer, with files that appear whole or not at all.
+    """detectron2's checkpointer, but its files appear whole or not at all.
 
     Args:
         model: The detector, possibly inside DistributedDataParallel.
         save_dir: The work directory.
-        facts: Entries to store beside the model: `dataset_meta` (`classes` and `category_ids`), which prediction needs,
+        facts: Entries to store with the model: `dataset_meta` (`classes` and `category_ids`), which prediction needs,
             and `total_batch_size`, which resuming needs.
-        checkpointables: Further objects with a state dict, such as the trainer.
+        checkpointables: Further objects whose state dicts are stored, such as the trainer.
     """
 
     def __init__(self, model: nn.Module, save_dir: str, facts: dict[str, Any], **checkpointables: Any) -> None:
@@ -41,7 +41,7 @@ class RunCheckpointer(DetectionCheckpointer):
         self.facts = facts
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `name`.pth, then its name into `last_checkpoint`."""
+        """Write `name`.pth, then write its name to `last_checkpoint`."""
         if not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
@@ -53,18 +53,18 @@ class RunCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Write the name of a file into `last_checkpoint`."""
+        """Write the name of a file to `last_checkpoint`."""
         write_atomically(Path(self.save_dir) / "last_checkpoint", last_filename_basename.encode())
 
 
 class ExactResume(HookBase):
-    """Make a resumed run continue as if it had not stopped; register it before the checkpointer.
+    """Make a resumed run continue as if it had not stopped. Register this hook before the checkpointer.
 
-    Everything random depends on the seed of the run and the iteration. RetinaNet's running mean of the number of
-    positive anchors, an attribute that detectron2 leaves out of its state dict, is stored with the checkpoint.
+    All randomness depends on the seed of the run and the iteration. RetinaNet's running mean of the number of positive
+    anchors, which detectron2 leaves out of the state dict, is stored with the checkpoint.
 
     Args:
-        sampler: Sampler of the training loader; `None` for a loader of the user's own, whose order starts anew.
+        sampler: Sampler of the training loader; `None` for a custom loader, whose order restarts after a resume.
         seed: Seed of the run.
         period: Number of iterations between checkpoints.
     """
@@ -73,22 +73,22 @@ class ExactResume(HookBase):
         self.sampler = sampler
         self.seed = seed
         self.period = period
-        self.normalizers: list[float] | None = None  # one per process, from the last checkpoint
+        self.normalizers: list[float] | None = None  # one running mean per process, as in the last checkpoint
 
     def before_train(self) -> None:
         if self.sampler is not None:
             self.sampler.first_iteration = self.trainer.start_iter
         if self.normalizers is not None:
             self._model.loss_normalizer = self.normalizers[comm.get_rank() % len(self.normalizers)]
-        # Making the iterator draws from torch's generator once; do it before the first iteration is seeded. detectron2
-        # has no public name for it.
+        # Creating the iterator draws from torch's generator once, so do it before the first iteration is seeded.
+        # detectron2 has no public name for the iterator.
         iter(self.trainer._data_loader_iter)
 
     def before_step(self) -> None:
         torch.manual_seed(derived_seed(self.seed, self.trainer.iter, comm.get_rank()))
 
     def after_step(self) -> None:
-        # All processes take part here; only the first one saves the checkpoint.
+        # All processes must call `all_gather`, although only the first one saves the checkpoint.
         is_saved = (self.trainer.iter + 1) % self.period == 0 or self.trainer.iter + 1 == self.trainer.max_iter
         if is_saved and hasattr(self._model, "loss_normalizer"):
             self.normalizers = comm.all_gather(float(self._model.loss_normalizer))
@@ -105,9 +105,9 @@ class ExactResume(HookBase):
 
 
 class Evaluation(EvalHook):
-    """detectron2's evaluation during and after training, but not after a last iteration that has failed.
+    """detectron2's evaluation during and after training, skipped if the last iteration has failed.
 
-    detectron2 would evaluate even then, and wait for processes that wait for this one.
+    detectron2 would evaluate even then, and hang, because the processes would wait for each other.
     """
 
     def after_train(self) -> None:
@@ -116,7 +116,7 @@ class Evaluation(EvalHook):
 
 
 class MetricsFile(HookBase):
-    """Write `metrics.json` at each checkpoint, at each evaluation and at the end.
+    """Write `metrics.json` at each checkpoint, after each evaluation and at the end.
 
     Args:
         folder: The work directory.
@@ -136,7 +136,7 @@ class MetricsFile(HookBase):
         return results
 
     def before_train(self) -> None:
-        if self.trainer.start_iter:  # keep those of before the resume
+        if self.trainer.start_iter:  # keep the metrics from before the resume
             self.metrics = metrics_file.read_metrics(self.folder)
 
     def after_step(self) -> None:
@@ -157,7 +157,7 @@ class MetricsFile(HookBase):
 
 
 class FiniteLosses(HookBase):
-    """Stop a run before a loss that is not finite reaches the parameters, in whichever process it appears."""
+    """Stop a run if a loss is not finite in any process, before it reaches the parameters."""
 
     def before_train(self) -> None:
         self.trainer.model.register_forward_hook(self._check)
@@ -168,9 +168,9 @@ class FiniteLosses(HookBase):
 
 
 def as_fractions(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return the results of an evaluator by the names that MMEngine's runs have, COCO's scores as fractions.
+    """Return the results of an evaluator with the names used in MMEngine runs, and COCO's scores as fractions.
 
-    detectron2's COCOEvaluator gives percentages by task: `{"bbox": {"AP50": 41.2}}` becomes
+    detectron2's COCOEvaluator returns percentages by task: `{"bbox": {"AP50": 41.2}}` becomes
     `{"coco/bbox_AP50": 0.412}`. Results of other evaluators keep their values.
     """
     metrics = {}

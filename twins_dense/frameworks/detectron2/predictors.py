@@ -1,4 +1,4 @@
-"""A trained detector that is called on single images."""
+"""Prediction on single images with a trained detector."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from .trainer import dataset_meta_of, dataset_name_of, load_model
 
 
 class DetectionPredictor:
-    """A trained detector that is called on one image at a time, resized like the test data of the config.
+    """A trained detector that is called on one image at a time.
+
+    Images are resized like the test data of the config.
 
     Args:
         config: From `load_config`.
-        checkpoint: A detectron2 checkpoint of the model of the config.
-        score: Detections with a lower score are dropped.
+        checkpoint: A detectron2 checkpoint for the model of the config.
+        score: Threshold below which detections are dropped.
 
     Raises:
         TwinsError: if the config or the checkpoint cannot be used.
@@ -35,12 +37,12 @@ class DetectionPredictor:
 
     def __init__(self, config: DictConfig, checkpoint: str | Path, score: float) -> None:
         self.model, content = load_model(config, checkpoint)
-        # Drop them before their masks are made, which take most of the memory for photos.
+        # Drop detections before their masks are computed, which take most of the memory for photos.
         heads: Any = getattr(self.model, "roi_heads", self.model)
         getattr(heads, "box_predictor", heads).test_score_thresh = score
         self.mapper = instantiate(config.dataloader.test.mapper)
         name = dataset_name_of(config.dataloader.test)
-        meta = content.get("dataset_meta") or dataset_meta_of(name)  # checkpoints of detectron2's own tools have none
+        meta = content.get("dataset_meta") or dataset_meta_of(name)  # checkpoints from detectron2's own tools lack it
         self.classes = meta["classes"] or [str(label) for label in range(heads.num_classes)]
         self.category_ids = meta["category_ids"] or list(range(heads.num_classes))
         known = MetadataCatalog.get(name)
@@ -49,7 +51,7 @@ class DetectionPredictor:
         self.color_mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
 
     def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Detect on a uint8 RGB (H, W, 3) image; detectron2 draws the picture."""
+        """Run the detector on a uint8 RGB (H, W, 3) image; detectron2 draws the returned picture."""
         height, width = image.shape[:2]
         resized = AugInput(image if self.mapper.image_format == "RGB" else image[:, :, ::-1])
         self.mapper.augmentations(resized)
@@ -69,5 +71,5 @@ class DetectionPredictor:
 
 
 def load_predictor(config: DictConfig, checkpoint: str | Path, score: float) -> DetectionPredictor:
-    """Load a trained model to be called on single images; `score` is the threshold."""
+    """Load a trained model for prediction on single images; `score` is the score threshold."""
     return DetectionPredictor(config, checkpoint, score)

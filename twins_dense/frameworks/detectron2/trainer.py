@@ -1,4 +1,4 @@
-"""Train and evaluate a config with detectron2's trainer, on one process or several."""
+"""Train and evaluate a config with detectron2's trainer, in one or several processes."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ from .data import PositionSampler, check_masks
 from .hooks import LEARNING_RATE, Evaluation, ExactResume, FiniteLosses, MetricsFile, RunCheckpointer, as_fractions
 
 _WEIGHTS_HINT = (
-    "backbone weights go into the config as model.backbone.bottom_up.net.weights, of a YAML file as MODEL.TWINS.WEIGHTS"
+    "backbone weights go into a Python config as model.backbone.bottom_up.net.weights, into YAML as MODEL.TWINS.WEIGHTS"
 )
 
 
 def train(
     config: DictConfig, work_dir: str | Path, *, resume: bool = False, launch: Mapping[str, Any] | None = None
 ) -> None:
-    """Train a config in one process, or in as many as `launch` says.
+    """Train a config, in one process or in the processes that `launch` specifies.
 
-    `work_dir` gets config.yaml, log.txt, `model_*.pth` with `last_checkpoint`, metrics.json, metrics.jsonl (one
-    line per logging period) and TensorBoard events.
+    `work_dir` receives `config.yaml`, `log.txt`, checkpoints (`model_*.pth` and `last_checkpoint`), `metrics.json`,
+    `metrics.jsonl` (one line per logging period) and TensorBoard events.
 
     Args:
-        config: From `load_config`; changed to what is run.
-        work_dir: A new folder, or with `resume` the folder of an earlier run.
-        resume: Continue from the last checkpoint in `work_dir`.
-        launch: `num_gpus` (1), `num_machines` (1), `machine_rank` (0) and `dist_url` ("auto"), as detectron2's `launch`
-            takes them. Without a GPU, `num_gpus` is the number of processes.
+        config: Config from `load_config`; its `train.output_dir` is set to `work_dir`.
+        work_dir: A new folder, or the folder of an earlier run if `resume` is true.
+        resume: Whether to continue from the last checkpoint in `work_dir`.
+        launch: Arguments of detectron2's `launch`, with these defaults: `num_gpus` 1, `num_machines` 1, `machine_rank`
+            0 and `dist_url` "auto". Without a GPU, `num_gpus` is the number of processes.
 
     Raises:
         TwinsError: if the config, the data, a checkpoint or the folder cannot be used, or a loss is not finite.
@@ -70,8 +70,8 @@ def evaluate(
     """Evaluate a detectron2 checkpoint on the test data of a config.
 
     Returns:
-        The metrics without those of single classes, scores as fractions, by names such as `coco/bbox_AP50`.
-        `work_dir/metrics.json` holds all of them. Of several machines, only the first returns any.
+        The metrics by name (such as `coco/bbox_AP50`), with scores as fractions and without those of single classes,
+        which are only in `work_dir/metrics.json`. If there are several machines, only the first returns any metrics.
 
     Raises:
         TwinsError: if the config, the data or the checkpoint cannot be used.
@@ -79,14 +79,14 @@ def evaluate(
     work_dir = for_evaluation(work_dir)
     config.train.output_dir = str(work_dir)
     _launch(_evaluate, launch, config, str(checkpoint))
-    if launch and launch.get("machine_rank"):  # the first machine has them
+    if launch and launch.get("machine_rank"):  # only the first machine has the metrics
         return {}
-    # Names of single classes are such as "coco/bbox_AP-person".
+    # The scores of single classes have names such as "coco/bbox_AP-person".
     return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if "_AP-" not in name}
 
 
 def check_data(config: DictConfig) -> Iterator[str]:
-    """Build the data sets of a config one by one, which checks their files, and yield lines that describe them.
+    """Check the data sets of a config by building them one by one, and yield lines that describe them.
 
     Raises:
         TwinsError: for the first data set that cannot be used.
@@ -98,7 +98,7 @@ def check_data(config: DictConfig) -> Iterator[str]:
             if split == "train":
                 check_masks(records, instantiate(loader.mapper))
         name = dataset_name_of(loader)
-        # What was left out is logged when the data set is built.
+        # Images and annotations that are left out are logged when the data set is built, so pass no problems here.
         yield from checks.describe_data(split, name, len(records), len(dataset_meta_of(name)["classes"]), [])
 
 
@@ -106,10 +106,10 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
     """Load the model of a config with the weights of a detectron2 checkpoint, in eval mode, on the config's device.
 
     Returns:
-        The model, and the whole content of the checkpoint.
+        The model, and the content of the checkpoint.
 
     Raises:
-        TwinsError: if the checkpoint is of another model.
+        TwinsError: if the checkpoint belongs to another model.
     """
     _fit_device(config)
     _drop_initial_weights(config)
@@ -122,7 +122,7 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
 
 
 def _train(config: DictConfig, resume: bool) -> None:
-    """Train in one process of the run."""
+    """Run training in one of the processes."""
     check_settings(config)
     _set_up(config)
     settings = config.train
@@ -133,7 +133,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
-        logger.warning("The training loader is not from build_train_loader: its order starts anew after a resume")
+        logger.warning("The training loader is not from build_train_loader: its order restarts after a resume")
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
     if resume:
         _check_resumable(last_checkpoint(Path(settings.output_dir)), model, config)
@@ -148,7 +148,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     ddp = {} if settings.device != "cpu" else {"device_ids": None}
     model = create_ddp_model(model, **settings.ddp, **ddp)
     if settings.amp.enabled:
-        # bfloat16 has the range of float32, so losses need no scaling.
+        # bfloat16 has the same range as float32, so only float16 needs loss scaling.
         dtype = getattr(torch, settings.amp.dtype)
         scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
         trainer: SimpleTrainer = AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
@@ -157,7 +157,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size}
     checkpointer = RunCheckpointer(model, settings.output_dir, facts, trainer=trainer)
     periodic = hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)
-    if resume:  # the checkpoints that it is to remove later
+    if resume:  # tell it about the earlier checkpoints, which it has to remove later
         earlier = Path(settings.output_dir).glob(f"model_{'[0-9]' * 7}.pth")
         periodic.recent_checkpoints = [str(path) for path in sorted(earlier)]
     is_main = comm.is_main_process()
@@ -180,7 +180,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     start = trainer.iter + 1 if resume else 0
     try:
         trainer.train(start, settings.max_iter)
-    except FloatingPointError:  # of Mask R-CNN's proposals, which detectron2 checks before it returns the losses
+    except FloatingPointError:  # from Mask R-CNN's proposals, which detectron2 checks before it returns the losses
         what = "loss_rpn_cls or loss_rpn_loc (scores or boxes of proposals)"
         raise diverged(trainer.iter, what, LEARNING_RATE) from None
     except SizeMismatchError as error:
@@ -210,7 +210,7 @@ def _evaluate(config: DictConfig, checkpoint: str) -> None:
 
 
 def _build_test(config: DictConfig) -> tuple[Any, Any]:
-    # In this order, because building the data set enters the ground truth into the catalog for the evaluator.
+    # The loader comes first: building its data set registers the ground truth that the evaluator reads.
     loader = instantiate(config.dataloader.test)
     return loader, instantiate(config.dataloader.evaluator)
 
@@ -223,7 +223,7 @@ def _score(model: nn.Module, loader: Any, evaluator: Any) -> dict[str, Any]:
 
 
 def _writers(settings: DictConfig) -> list[EventWriter]:
-    """Return detectron2's default writers, with another name for the file of JSON lines."""
+    """Return detectron2's default writers, but write the JSON lines to `metrics.jsonl` instead of `metrics.json`."""
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     lines = JSONWriter(str(folder / "metrics.jsonl"))
@@ -231,7 +231,7 @@ def _writers(settings: DictConfig) -> list[EventWriter]:
 
 
 def _launch(run: Callable[..., None], launch: Mapping[str, Any] | None, *arguments: Any) -> None:
-    """Run a function in as many processes as asked for, and raise here the `TwinsError` of any of them."""
+    """Run a function in the requested number of processes, and re-raise a `TwinsError` from any of them."""
     options: dict[str, Any] = {
         "num_gpus": 1,
         "num_machines": 1,
@@ -240,15 +240,18 @@ def _launch(run: Callable[..., None], launch: Mapping[str, Any] | None, *argumen
     }
     options.update(launch or {})
     if "RANK" in os.environ:
-        raise TwinsError("detectron2 starts its processes itself: give --num-gpus instead of torchrun")
+        raise TwinsError("detectron2 starts its processes itself: use --num-gpus instead of torchrun")
     if torch.cuda.is_available() and options["num_gpus"] > torch.cuda.device_count():
-        raise TwinsError(f"--num-gpus {options['num_gpus']}: this machine has {torch.cuda.device_count()}")
+        raise TwinsError(
+            f"--num-gpus {options['num_gpus']}: the number of GPUs on this machine is {torch.cuda.device_count()}"
+        )
     if options["machine_rank"] >= options["num_machines"]:
         raise TwinsError(
-            f"--machine-rank {options['machine_rank']}: the ranks of {options['num_machines']} machines start at 0"
+            f"--machine-rank {options['machine_rank']}: ranks start at 0, so --num-machines {options['num_machines']} "
+            f"allows at most {options['num_machines'] - 1}"
         )
     if options["num_machines"] > 1 and options["dist_url"] == "auto":
-        raise TwinsError("--num-machines needs a --dist-url that all machines reach, for example tcp://HOST:29500")
+        raise TwinsError("--num-machines needs a --dist-url that all machines can reach, for example tcp://HOST:29500")
     try:
         launch_processes(
             run,
@@ -258,7 +261,7 @@ def _launch(run: Callable[..., None], launch: Mapping[str, Any] | None, *argumen
             dist_url=options["dist_url"],
             args=arguments,
         )
-    except ProcessRaisedException as error:  # torch passes on the traceback of the process as text
+    except ProcessRaisedException as error:  # it contains the traceback of the process as text
         last = str(error).strip().splitlines()[-1]
         name = f"{TwinsError.__module__}.{TwinsError.__qualname__}: "
         if last.startswith(name):
@@ -267,8 +270,8 @@ def _launch(run: Callable[..., None], launch: Mapping[str, Any] | None, *argumen
 
 
 def _set_up(config: DictConfig) -> None:
-    """Log, seed and write config.yaml as detectron2's own tools do, and adapt the config to the devices there are."""
-    # Suppress the traceback of errors that are reported in one line afterwards.
+    """Adapt the config to the available devices, set up logging and seeds, and write config.yaml."""
+    # Suppress the tracebacks of errors that are reported in one line afterwards.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_report)
     notes = _fit_device(config)
     default_setup(config, argparse.Namespace(config_file="", eval_only=False))
@@ -293,7 +296,7 @@ def _fit_device(config: DictConfig) -> list[str]:
 
 
 def _scale_learning_rate(config: DictConfig, num_images: int | None) -> None:
-    """Scale the learning rate with the batch size; log the change and the length of the run."""
+    """Scale the learning rate with the batch size, and log the change and the length of the run in epochs."""
     scaling, batch_size = config.train.auto_scale_lr, config.dataloader.train.total_batch_size
     base = scaling.base_batch_size
     if scaling.enabled and batch_size != base:
@@ -311,7 +314,7 @@ def _scale_learning_rate(config: DictConfig, num_images: int | None) -> None:
 
 
 def _drop_initial_weights(config: DictConfig) -> None:
-    """Do not load ImageNet weights into the backbone, because a checkpoint of the whole model follows."""
+    """Remove the ImageNet weights from a config, because a checkpoint of the whole model will be loaded instead."""
     net = config.model.get("backbone", {}).get("bottom_up", {}).get("net", {})
     for node in (config.model, net):  # the first for a YAML file, the second for a LazyConfig
         if node.get("weights"):
@@ -322,7 +325,7 @@ def _read_checkpoint(path: str | Path) -> dict[str, Any]:
     content = read_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         raise TwinsError(
-            f"checkpoint {str(path)!r} is not one of detectron2 (it has no 'model'): give a model_*.pth of a "
+            f"checkpoint {str(path)!r} is not a detectron2 checkpoint (it has no 'model'): use a model_*.pth from a "
             f"training run; {_WEIGHTS_HINT}"
         )
     return content
@@ -341,13 +344,16 @@ def _check_resumable(path: Path, model: nn.Module, config: DictConfig) -> None:
 
 
 def _check_overlap(path: str, model: nn.Module) -> None:
-    """Raise `TwinsError` if nothing fits; detectron2's checkpointer only warns. URLs are left to it."""
+    """Raise `TwinsError` if a checkpoint has no entry of the model, about which detectron2 would only warn.
+
+    URLs are not checked.
+    """
     if "://" not in path and not _read_checkpoint(path)["model"].keys() & model.state_dict():
         raise TwinsError(f"train.init_checkpoint={path!r} has no weights for this model: {_WEIGHTS_HINT}")
 
 
 def dataset_name_of(loader: DictConfig) -> str:
-    """Return the (first) catalog name of a loader's data set, or "__unused" if it has none."""
+    """Return the catalog name of the (first) data set of a loader, or "__unused" if it has none."""
     dataset = loader.get("dataset", {})
     names = dataset.get("name", dataset.get("names", "__unused"))
     return names if isinstance(names, str) else names[0]
@@ -362,7 +368,7 @@ def dataset_meta_of(name: str) -> dict[str, Any]:
 
 
 def _check_classes(config: DictConfig, model: nn.Module, name: str) -> dict[str, Any]:
-    """Check the number of classes of the model against a data set, whose class names and category ids are returned."""
+    """Check that a model has as many classes as a data set, and return the data set's class names and category ids."""
     meta = dataset_meta_of(name)
     num_classes = getattr(getattr(model, "roi_heads", model), "num_classes", None)
     if meta["classes"] and num_classes is not None:
@@ -382,5 +388,5 @@ def _categories(meta: Mapping[str, Any]) -> list[str]:
 
 
 def building() -> AbstractContextManager[None]:
-    """Return a context that turns errors raised while a part of the config is built into one line."""
+    """Return a context manager that turns errors raised while a part of a config is built into one line."""
     return config_errors("config")

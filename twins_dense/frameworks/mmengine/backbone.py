@@ -1,4 +1,4 @@
-"""The Twins backbone as MMEngine configs describe it."""
+"""Build the Twins backbone from an MMEngine config."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ...weights.load import load_weights
 def build_backbone(
     variant: str | TwinsSpec | Mapping[str, Any] | None = None, weights: str | None = None, **options: Any
 ) -> TwinsBackbone:
-    """Build a backbone as `create_backbone` does, and report loaded weights in the log of the run.
+    """Build a backbone as `create_backbone` does, and log a report on the loaded weights.
 
     Args:
         variant: As in `create_backbone`, or the arguments of `TwinsSpec.from_columns`.
         weights: As in `create_backbone`.
-        options: The other arguments of `create_backbone`.
+        options: Further arguments of `create_backbone`.
     """
     if variant is None:
         raise TwinsError("model.backbone has no variant: choose one, for example model.backbone.variant=svt_small")

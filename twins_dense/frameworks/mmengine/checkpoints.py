@@ -1,4 +1,4 @@
-"""Checkpoints of MMEngine's Runner: written whole, free of pickled objects, and checked before they are loaded."""
+"""Checkpoints of MMEngine's Runner: written atomically, without pickled objects, and checked before they are loaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .config import building, without_initial_weights
 
 @register_backend("atomic")
 class AtomicLocalBackend(LocalBackend):
-    """Local files that appear whole or not at all; the runner chooses it for MMEngine's checkpoints."""
+    """Storage backend for local files that appear whole or not at all; our runs use it for checkpoints."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomically(Path(filepath), obj)
@@ -41,10 +41,10 @@ class AtomicLocalBackend(LocalBackend):
 class PlainCheckpointHook(Hook):
     """Restrict checkpoints to tensors and plain Python, so that `torch.load` reads them with `weights_only=True`.
 
-    MMEngine stores the history of logged values as objects of its own, and some values as NumPy scalars; pickle refers
-    to both by code. Here a history is stored as a pair of tensors, and becomes that object again when it is loaded.
+    MMEngine stores the history of logged values in objects of its own, and some values as NumPy scalars, both of which
+    need pickle. This hook stores each history as a pair of tensors, and restores the object when it is loaded.
 
-    `meta` also gets `total_batch_size`, the number of images per iteration, which a resumed run has to keep.
+    It also adds `total_batch_size` to `meta`, the number of images per iteration, which a resumed run has to keep.
     """
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -67,9 +67,9 @@ class PlainCheckpointHook(Hook):
 
 
 class InitialStateHook(Hook):
-    """Start training from a state dict that fits the model, after MMEngine has initialised it.
+    """Load a state dict strictly before training, after MMEngine has initialised the model.
 
-    MMEngine itself would load the entries whose name and shape match, and silently leave out the rest.
+    MMEngine itself would load the entries with matching names and shapes, and silently skip the rest.
     """
 
     priority = "VERY_HIGH"
@@ -82,16 +82,16 @@ class InitialStateHook(Hook):
 
 
 def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of a training run and check that it fits a model.
+    """Read a checkpoint of a training run, and check that it fits a model.
 
-    For a segmentor, a checkpoint published by mmsegmentation or the official repository is accepted, too.
+    For a segmentor, checkpoints published by mmsegmentation or the official repository are accepted as well.
 
     Args:
         model: The model, with or without DistributedDataParallel or test-time augmentation around it.
-        path: A file, or a catalog name.
+        path: Path of the file, or a catalog name.
 
     Returns:
-        The checkpoint; its `state_dict` has the names of the model.
+        The checkpoint; the entries of its `state_dict` are named as in the model.
 
     Raises:
         TwinsError: if the file cannot be read, is not a checkpoint of a training run, or does not fit.
@@ -100,11 +100,11 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(fetch_weights(path))
     if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
         raise TwinsError(
-            f"checkpoint {str(path)!r} is not one of a training run: give an epoch_N.pth or iter_N.pth of "
+            f"checkpoint {str(path)!r} is not from a training run: use an epoch_N.pth or iter_N.pth written by "
             "`twins-dense train`; backbone weights go into the config as model.backbone.weights"
         )
     if hasattr(model, "decode_head") and describe_misfit(checkpoint["state_dict"], model.state_dict()):
-        # Published segmentors have other names.
+        # Published segmentors use other names for the parameters.
         checkpoint["state_dict"], report = fit_segmentor(model, checkpoint, str(path))
         print_log(f"Checkpoint {report}", "current")
     else:
@@ -113,23 +113,23 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
 
 def read_for_config(config: Config, path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint as `read_for_model` does, for the model of a config; the config is not changed."""
+    """Read a checkpoint as `read_for_model` does, for the model that a config describes."""
     with building(config), silent_log():
         model = MODELS.build(without_initial_weights(config).model)
     return read_for_model(model, path)
 
 
 def dataset_meta(meta: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the `meta` of a checkpoint says about its data set: `classes`, `category_ids`, …
+    """Return the metadata of the data set from the `meta` of a checkpoint: `classes`, `category_ids`, …
 
-    Checkpoints of mmsegmentation before 1.0 have other names for it, or nothing.
+    Checkpoints written by mmsegmentation before 1.0 use other keys for it, or lack it; then the result may be empty.
     """
     old = {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
     return meta.get("dataset_meta") or {name: value for name, value in old.items() if value is not None}
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the trained model inside DistributedDataParallel and test-time augmentation."""
+    """Return the model inside DistributedDataParallel and test-time augmentation wrappers."""
     while isinstance(model, (nn.parallel.DistributedDataParallel, BaseTTAModel)):
         model = model.module
     return model
@@ -137,7 +137,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def silent_log() -> Iterator[None]:
-    """Suppress log lines while a model is built only to be checked."""
+    """Suppress log messages up to level INFO, for models that are only built to check something."""
     logging.disable(logging.INFO)
     try:
         yield

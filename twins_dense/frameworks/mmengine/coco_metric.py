@@ -13,28 +13,28 @@ from ...evaluation.coco import Backend, check_coco_options, coco_detections, eva
 
 @METRICS.register_module()
 class CocoMetric(BaseMetric):
-    """COCO's average precision over the images of a loop, as `coco/bbox_AP`, `coco/segm_AP50`, … in 0..1.
+    """COCO's average precision over all evaluated images, as `coco/bbox_AP`, `coco/segm_AP50`, … in 0..1.
 
     Predictions are `BaseDataElement`s with the meta information of `CocoDetectionDataset` (`image_id`, `height`,
     `width`, `annotations`) and the fields `boxes` (N, 4) as x1 y1 x2 y2 in pixels of the stored image, `scores`,
     `labels` and, for "segm", `masks` bool (N, H, W).
 
     Args:
-        iou_types: Some of "bbox" and "segm".
-        backend: See `evaluate_coco`.
+        iou_types: "bbox", "segm" or both.
+        backend: Evaluation library (see `evaluate_coco`).
     """
 
     default_prefix = "coco"
 
     def __init__(self, iou_types: Sequence[str] = ("bbox",), backend: Backend = "faster-coco-eval") -> None:
-        # "gpu" gathers through the process group, gloo included; "cpu" would do so through a folder on disk.
+        # "gpu" gathers results through the process group, even with gloo; "cpu" would use a folder on disk.
         super().__init__(collect_device="gpu")
         check_coco_options(iou_types, backend)
         self.iou_types = tuple(iou_types)
         self.backend: Backend = backend
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keep one batch as COCO entries. Masks are encoded at once: full-size masks would not fit into memory."""
+        """Store one batch as COCO entries. Masks are encoded, because full-size masks would not fit into memory."""
         assert self.dataset_meta is not None
         for sample in data_samples:
             self.results.append(

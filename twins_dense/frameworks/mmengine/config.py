@@ -1,4 +1,4 @@
-"""Read MMEngine config files and `key=value` overrides, so that typing errors show before anything starts."""
+"""Read MMEngine config files and `key=value` overrides, and report mistakes in them before a run starts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: A Python config file.
-        overrides: `key=value` each. Keys are dotted (`optim_wrapper.optimizer.lr`, `param_scheduler.0.end`) and must
-            exist in the config; values are Python literals (`1e-4`, `[480, 800]`, `None`), or else strings.
+        overrides: Overrides of the form `key=value`. Keys are dotted (`optim_wrapper.optimizer.lr`,
+            `param_scheduler.0.end`) and must exist in the config; values are Python literals (`1e-4`, `[480, 800]`,
+            `None`) or, failing that, strings.
 
     Raises:
         TwinsError: for a missing or broken file, an unknown top-level key, or an unknown or malformed override.
@@ -51,7 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    # Test settings that equal the validation settings follow their overrides.
+    # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
         key, value = _parse_override(override)
@@ -63,29 +64,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def default_work_dir(config: Config) -> Path:
-    """Return the default folder of a run: the `work_dir` of the config, or `work_dirs/` and the name of the config."""
+    """Return the default folder of a run: the `work_dir` of the config, or `work_dirs/NAME_OF_THE_CONFIG`."""
     return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
 
 
 def set_data_root(config: Config, data_root: str | Path) -> None:
-    """Make the relative paths of every data set of a config start at `data_root`."""
+    """Make `data_root` the root folder of every data set of a config."""
     for dataset in _datasets(config):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: Config) -> None:
-    """Make every data set of a config leave out what it cannot use."""
+    """Make every data set of a config skip unusable images and annotations."""
     for dataset in _datasets(config):
         dataset.skip_bad = True
 
 
 def set_amp(config: Config) -> None:
-    """Make a config train in mixed precision (bfloat16)."""
+    """Enable mixed-precision training (bfloat16) in a config."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
 
 
 def set_tta(config: Config) -> None:
-    """Make a config evaluate averages over the sizes and flips of its `tta_pipeline`."""
+    """Make a config evaluate predictions averaged over the sizes and flips of its `tta_pipeline`."""
     if config.get("tta_model") is None or config.get("tta_pipeline") is None:
         raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
@@ -94,15 +95,16 @@ def set_tta(config: Config) -> None:
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
-    """Return a part of a config for testing, or the one for validation if it has none for testing."""
+    """Return the test part of a config, or the validation part if it has no test part."""
     return config.get(f"test_{part}") or config.get(f"val_{part}")
 
 
 def check_settings(config: Config) -> None:
-    """Check the numbers that would make MMEngine fail in the middle of a run.
+    """Check the settings that would make MMEngine fail in the middle of a run.
 
     Raises:
-        TwinsError: for a number that has another type, is too small, or would make a killed run impossible to resume.
+        TwinsError: for a setting that has the wrong type, is out of range, or could make a killed run impossible to
+            resume.
     """
     for key in ("max_epochs", "max_iters", "val_interval"):
         value = config.train_cfg.get(key, 1) if config.get("train_cfg") else 1
@@ -111,7 +113,7 @@ def check_settings(config: Config) -> None:
     if config.get("default_hooks", {}).get("checkpoint", {}).get("max_keep_ckpts") == 1:
         raise TwinsError(
             "default_hooks.checkpoint.max_keep_ckpts=1: choose 2 or more, or -1 for all: the old checkpoint is removed "
-            "before the new one is written, and a run that is killed in between could not be resumed"
+            "before the new one is written, so a run that is killed in between could not be resumed"
         )
     segments = "decode_head" in config.get("model", {}).get("module", config.get("model", {}))
     for split in ("val", "test") if segments else ():
@@ -121,12 +123,12 @@ def check_settings(config: Config) -> None:
 
 
 def building(config: Config) -> AbstractContextManager[None]:
-    """Return a context that turns errors raised while a part of a config is built into one line."""
+    """Return a context manager that turns errors raised while a part of a config is built into one line."""
     return config_errors(f"config {str(config.filename)!r}")
 
 
 def without_initial_weights(config: Config) -> Config:
-    """Return a copy of a config that does not load ImageNet weights, for a model whose checkpoint follows."""
+    """Return a copy of a config without ImageNet weights, for a model that will load a checkpoint instead."""
     config = copy.deepcopy(config)
     model = config.model.get("module", config.model)
     if model.get("backbone", {}).get("weights") is not None:
@@ -135,7 +137,13 @@ def without_initial_weights(config: Config) -> Config:
 
 
 def settings_called(name: str, node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every setting with a name inside a part of a config."""
+    """Yield the dotted path and the value of every setting called `name` below `node`.
+
+    Args:
+        name: Name of the settings.
+        node: A part of a config.
+        path: Dotted path of that part.
+    """
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else ()
     for key, value in items:
         if key == name:
@@ -159,10 +167,10 @@ def _check_keys(config: Config, path: str) -> None:
         if key not in known and not key.startswith("_") and not imported:
             raise TwinsError(
                 f"config {path!r}: unknown key {key!r}{did_you_mean(key, known)}; "
-                "begin names of your own with an underscore"
+                "start names of your own with an underscore"
             )
     scaling = {"enable", "base_batch_size"}
-    for key in config.get("auto_scale_lr") or {}:  # MMEngine would leave the learning rate as it is
+    for key in config.get("auto_scale_lr") or {}:  # MMEngine would silently not scale the learning rate
         if key not in scaling:
             raise TwinsError(f"config {path!r}: auto_scale_lr has an unknown key {key!r}{did_you_mean(key, scaling)}")
 

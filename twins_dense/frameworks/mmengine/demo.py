@@ -1,4 +1,4 @@
-"""The demo: train a small Mask R-CNN on a drawn data set, evaluate it, and draw its predictions and curves."""
+"""The demo: train a small Mask R-CNN on a toy data set, evaluate it, and draw its predictions and training curves."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ...data.toy import make_toy_coco
 from ...errors import TwinsError
 from .runner import train
 
-_NUM_DRAWN = 8  # images
-_MIN_SCORE = 0.7  # of the drawn predictions
-_SCALE = 3  # enlargement of the drawn images
+_NUM_DRAWN = 8  # number of images in the picture
+_MIN_SCORE = 0.7  # score threshold of the predictions in the picture
+_SCALE = 3  # magnification of the images in the picture
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class DemoResult:
     """Result of the demo.
 
     Attributes:
-        data: folder of the data set.
-        num_val: number of validation images.
-        run: work directory of the training run.
-        metrics: final metrics of the run, such as `coco/bbox_AP50`, in 0..1.
-        minutes: duration of training and evaluation.
-        predictions: picture with the ground truth beside the predictions.
-        curves: picture with the training loss and AP50.
+        data: Folder of the data set.
+        num_val: Number of validation images.
+        run: Work directory of the training run.
+        metrics: Final metrics of the run, such as `coco/bbox_AP50`, in 0..1.
+        minutes: Duration of training and evaluation.
+        predictions: Picture of the ground truth beside the predictions.
+        curves: Plot of the training loss and AP50.
     """
 
     data: Path
@@ -55,18 +55,18 @@ def run_demo(folder: Path, *, epochs: int, num_train: int, num_val: int = 60) ->
     """Train and evaluate the demo's model, and draw the results.
 
     Args:
-        folder: folder for the data set, the run and the pictures. An existing data set of the same size is reused.
-        epochs: number of epochs.
-        num_train: number of training images.
-        num_val: number of validation images.
+        folder: Folder for the data set, the run and the pictures. An existing data set of the same size is reused.
+        epochs: Number of epochs.
+        num_train: Number of training images.
+        num_val: Number of validation images.
 
     Raises:
         TwinsError: if `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise TwinsError(f"--out {str(folder)!r} is a file: name a folder")
+        raise TwinsError(f"--out {str(folder)!r} is a file: choose a folder")
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    # The name contains the size, so that a second demo with another size gets its own data set.
+    # The name contains the size, so that a demo with another size gets its own data set.
     data = make_toy_coco(folder / f"data-{num_train}", num_train=num_train, num_val=num_val, image_size=128, seed=0)
     run = folder / f"run-{stamp}"
     start = time.perf_counter()
@@ -83,8 +83,8 @@ def run_demo(folder: Path, *, epochs: int, num_train: int, num_val: int = 60) ->
 def demo_config(data: Path, epochs: int) -> dict[str, Any]:
     """Return the config of a Mask R-CNN on a small Twins-SVT, for images of 128x128 and two CPU cores.
 
-    The pyramid has 128 channels, and there are about a quarter of the usual proposals. The learning rate is 1e-3 at a
-    batch size of 4, with a linear warm-up over 40 iterations and a cosine decay to 1e-5.
+    The pyramid has 128 channels, and the number of proposals is about a quarter of the usual one. The learning rate is
+    1e-3 at a batch size of 4, with a linear warm-up over 40 iterations and a cosine decay to 1e-5.
     """
     dataset = {"type": "CocoDetectionDataset", "data_root": str(data)}
     train_dataset = {
@@ -177,7 +177,7 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
 
 
 def draw_predictions(model: Any, dataset: Any, path: Path) -> None:
-    """Draw the first images of a data set, the ground truth of each beside its predictions, in two columns."""
+    """Draw the ground truth and the predictions of the first images of a data set side by side."""
     model.eval()
     pictures = []
     for sample in (dataset[i] for i in range(min(_NUM_DRAWN, len(dataset)))):
@@ -187,7 +187,7 @@ def draw_predictions(model: Any, dataset: Any, path: Path) -> None:
         large = resize(image, [_SCALE * image.shape[1], _SCALE * image.shape[2]])
         size = list(large.shape[1:])
         corners = torch.tensor([a["bbox"] for a in truth.annotations]).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]  # COCO's boxes are x, y, width, height
+        corners[:, 2:] += corners[:, :2]  # COCO stores boxes as x, y, width, height
         masks = np.stack([decode_segmentation(a["segmentation"], *image.shape[1:]) for a in truth.annotations])
         labels = torch.tensor([dataset.category_ids.index(a["category_id"]) for a in truth.annotations])
         pictures.append(
@@ -215,7 +215,7 @@ def draw_predictions(model: Any, dataset: Any, path: Path) -> None:
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the training loss by iteration beside the AP50 by epoch, from the logged scalars of a run."""
+    """Plot the training loss by iteration beside AP50 by epoch, from the logged scalars of a run."""
     losses = [record for record in records if "loss" in record]
     scores = [record for record in records if "coco/bbox_AP50" in record]
     figure = Figure(figsize=(9, 3.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""COCO-format data as MMEngine samples, augmented by torchvision.transforms.v2."""
+"""COCO-format data sets for MMEngine, augmented by torchvision.transforms.v2."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .samplers import SeededItems
 class RandomRangeCrop(v2.RandomCrop):
     """Crop to a height and a width drawn independently from `min_size` to `max_size` pixels, both included.
 
-    A bound that exceeds the side of the image is replaced by that side. This is the `absolute_range` crop of the
-    multi-scale recipes (384 to 600 pixels).
+    Bounds that exceed the side of the image are clamped to it before the size is drawn. This is the `absolute_range`
+    crop of the multi-scale recipes (384 to 600 pixels).
     """
 
     def __init__(self, min_size: int, max_size: int) -> None:
@@ -33,7 +33,7 @@ class RandomRangeCrop(v2.RandomCrop):
         self.min_size, self.max_size = min_size, max_size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the size, then let torchvision draw the place."""
+        """Draw the size, then let torchvision draw the position."""
         height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, tv_tensors.Image)))
         self.size = tuple(
             int(torch.randint(min(side, self.min_size), min(side, self.max_size) + 1, ())) for side in (height, width)
@@ -42,14 +42,14 @@ class RandomRangeCrop(v2.RandomCrop):
 
 
 def build_transforms(configs: Sequence[Mapping[str, Any]]) -> v2.Transform:
-    """Build the augmentation from config entries such as `dict(type="RandomHorizontalFlip", p=0.5)`.
+    """Build an augmentation pipeline from config entries such as `dict(type="RandomHorizontalFlip", p=0.5)`.
 
-    `type` is the name of a class of torchvision.transforms.v2, or `RandomRangeCrop`. An argument called `transforms` is
-    itself a list of such entries (`RandomChoice`, `RandomApply`, `Compose`). Boxes that a crop leaves without area are
-    removed at the end, together with their labels and masks.
+    `type` is the name of a class of torchvision.transforms.v2, or `RandomRangeCrop`. An argument called `transforms`
+    (of `RandomChoice`, `RandomApply` or `Compose`) is a list of such entries. Boxes that a crop leaves without area
+    are removed at the end, together with their labels and masks.
 
     Raises:
-        TwinsError: for an unknown type, or arguments that it does not take.
+        TwinsError: for an unknown type, or arguments that the type does not accept.
     """
     return v2.Compose([*map(_build_transform, configs), v2.SanitizeBoundingBoxes(min_size=1)])
 
@@ -72,30 +72,31 @@ def _build_transform(config: Mapping[str, Any]) -> v2.Transform:
 class CocoDetectionDataset(SeededItems):
     """Images and instances of a COCO-format annotation file.
 
-    A sample is `dict(inputs=image, data_samples=element)`: the image is uint8 (3, H, W) RGB, the element a
+    A sample is `dict(inputs=image, data_samples=element)`. The image is uint8 RGB (3, H, W). The element is a
     `BaseDataElement` with
 
     * meta information: `image_id`, `file` (path), `height` and `width` of the stored image in pixels, and, unless
-      `training`, `annotations` (those of the file, crowd regions included, for the metric);
+      `training`, `annotations` (the entries of the file, including crowd regions, for the metric);
     * if `training`: `boxes` float32 (N, 4) as x1 y1 x2 y2 in pixels, `labels` int64 (N,) in 0..K-1 in the order of the
       category ids, and, if `with_masks`, `masks` uint8 (N, H, W). Crowd regions are left out.
 
-    `metainfo` has the `classes` and `category_ids` in the order of the labels; MMEngine stores it in checkpoints.
+    `metainfo` holds the `classes` and `category_ids` in the order of the labels; MMEngine stores it in checkpoints.
 
     Args:
-        ann_file: COCO JSON file; a relative path starts at `data_root`.
-        image_dir: Folder of the images; a relative path starts at `data_root`.
-        data_root: Folder at which relative paths start.
-        training: Return augmented images and their targets, instead of images as stored and their annotations.
-        with_masks: Return instance masks, too.
-        transforms: Augmentation for training, see `build_transforms`.
-        filter_empty: For training, leave out images without an instance, as the published recipes do.
-        skip_bad: Leave out and list what cannot be used, instead of raising an error; see `load_coco`.
-        indices: Use only this many images, the first ones of the file.
+        ann_file: COCO JSON file, absolute or relative to `data_root`.
+        image_dir: Folder of the images, absolute or relative to `data_root`.
+        data_root: Root folder of the data set.
+        training: Whether to return augmented images with targets, instead of stored images with annotations.
+        with_masks: Whether targets include instance masks.
+        transforms: Augmentation for training (see `build_transforms`).
+        filter_empty: Whether to leave out images without instances in training, as the published recipes do.
+        skip_bad: Whether to leave out and list unusable images and annotations instead of raising an error (see
+            `load_coco`).
+        indices: Number of images to use, from the start of the file; `None` for all.
 
     Attributes:
-        source: The annotation file, as messages name it.
-        problems: One line for each thing that was left out.
+        source: The annotation file, for messages.
+        problems: One line for each image or annotation that was left out.
 
     Raises:
         TwinsError: if files or annotations cannot be used.
@@ -135,7 +136,7 @@ class CocoDetectionDataset(SeededItems):
         )
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return one dictionary per image; MMEngine packs them into one array, which data loader workers share."""
+        """Return one dictionary per image; MMEngine packs them into one array that data loader workers share."""
         images, self._images = self._images, ()
         return [dict(vars(image)) for image in images]
 

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN and RetinaNet on a Twins pyramid: importing this module registers them in MMEngine."""
+"""torchvision's Mask R-CNN and RetinaNet on a Twins pyramid; importing this module registers them in MMEngine."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from torchvision.ops.feature_pyramid_network import (
 
 from ...errors import TwinsError, did_you_mean
 from ...models.backbone import TwinsBackbone
-from . import checkpoints, coco_metric, detection_data, hooks, samplers  # noqa: F401  (importing them registers what configs name)
+from . import checkpoints, coco_metric, detection_data, hooks, samplers  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .coco_metric import CocoMetric  # noqa: F401
 
-# Arguments of torchvision's detectors that are arguments of ours, or of no use in a config.
+# Arguments of torchvision's detectors that our classes set themselves, or that make no sense in a config.
 _OUR_ARGUMENTS = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
 
 
 class TwinsFPN(nn.Module):
-    """A Twins backbone with a feature pyramid network (arXiv 1612.03144), as torchvision's detectors take a backbone.
+    """A Twins backbone with a feature pyramid network (arXiv 1612.03144), as the backbone of torchvision's detectors.
 
     Attributes:
         out_channels: Number of channels of every level.
@@ -43,7 +43,7 @@ class TwinsFPN(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) to levels "0" (finest), "1", …, the names that torchvision's RoI pooling expects."""
+        """Map images (B, 3, H, W) to levels "0" (finest), "1", …, the names that torchvision's RoI pooling expects."""
         levels = self.bottom_up(images)
         return self.fpn(OrderedDict((str(i), level) for i, level in enumerate(levels)))
 
@@ -52,11 +52,12 @@ class TorchvisionDetector(BaseModel):
     """A torchvision detector as a model of MMEngine's Runner.
 
     `forward` takes the samples of `CocoDetectionDataset`, collated into lists: uint8 RGB images of any size and their
-    `BaseDataElement`s. The detector resizes them, normalises them (ImageNet mean and std) and pads them to multiples of
-    32 itself, by torchvision's own transform. Boxes and masks are in pixels of the images that were passed in.
+    `BaseDataElement`s. torchvision's own transform inside the detector resizes the images, normalises them (ImageNet
+    mean and standard deviation) and pads them to multiples of 32. Boxes and masks are in pixels of the input images.
     """
 
-    # torchvision's Mask R-CNN keeps label 0 for the background, its RetinaNet has none. Outside, labels start at 0.
+    # torchvision's Mask R-CNN reserves label 0 for the background; its RetinaNet does not. In our samples and results,
+    # labels always start at 0.
     label_offset = 0
 
     def __init__(self, detector: nn.Module, num_classes: int) -> None:
@@ -70,12 +71,15 @@ class TorchvisionDetector(BaseModel):
         data_samples: Sequence[BaseDataElement],
         mode: Literal["loss", "predict"] = "predict",
     ) -> dict[str, Tensor] | list[BaseDataElement]:
-        """Return losses by name, or one element per image, on the CPU: `boxes`, `scores`, `labels`, maybe `masks`."""
+        """Return the losses by name, or the detections of each image on the CPU.
+
+        Detections are `BaseDataElement`s with `boxes`, `scores`, `labels` and, for Mask R-CNN, `masks`.
+        """
         images = [image.float() / 255 for image in inputs]
         if mode == "loss":
             targets = [{**dict(sample.items()), "labels": sample.labels + self.label_offset} for sample in data_samples]
             losses = self.detector(images, targets)
-            # MMEngine sums the values with "loss" in their name; torchvision's RetinaNet says `classification`.
+            # MMEngine sums the values with "loss" in their names; torchvision's RetinaNet calls one `classification`.
             return {name if name.startswith("loss") else f"loss_{name}": value for name, value in losses.items()}
         return [
             self._element(sample, output) for sample, output in zip(data_samples, self.detector(images), strict=True)
@@ -88,7 +92,7 @@ class TorchvisionDetector(BaseModel):
         return BaseDataElement(metainfo=sample.metainfo, **{name: value.cpu() for name, value in fields.items()})
 
     def set_score_threshold(self, score: float) -> None:
-        """Drop detections with a lower score before their masks are made, which take most of the memory for photos."""
+        """Drop detections with a lower score before computing their masks, which take most of the memory for photos."""
         getattr(self.detector, "roi_heads", self.detector).score_thresh = score
 
 
@@ -99,8 +103,8 @@ class TwinsMaskRCNN(TorchvisionDetector):
     Args:
         backbone: Arguments of `create_backbone`; `variant` may be the arguments of `TwinsSpec.from_columns`.
         num_classes: Number of classes without the background.
-        min_size: Short side of the resized image in pixels. If there are several, training draws one for each image
-            and evaluation uses the last.
+        min_size: Short side of the resized image in pixels. If several are given, training draws one for each image and
+            evaluation uses the last.
         max_size: Limit of the long side in pixels.
         fpn_channels: Number of channels of the pyramid levels.
         options: Further keyword arguments of torchvision's `MaskRCNN`.
@@ -125,9 +129,10 @@ class TwinsMaskRCNN(TorchvisionDetector):
 
 @MODELS.register_module()
 class TwinsRetinaNet(TorchvisionDetector):
-    """RetinaNet (arXiv 1708.02002) on c3–c5, with p6 from c5 and p7. Arguments as in `TwinsMaskRCNN`.
+    """RetinaNet (arXiv 1708.02002) on c3–c5, with p6 computed from c5, and p7 from p6.
 
-    It keeps 100 detections per image, COCO's limit; torchvision's default is 300.
+    The arguments are those of `TwinsMaskRCNN`. 100 detections are kept per image, which is COCO's limit; torchvision's
+    default is 300.
     """
 
     def __init__(
@@ -142,7 +147,7 @@ class TwinsRetinaNet(TorchvisionDetector):
         _check_sizes(min_size, max_size)
         bottom_up = build_backbone(**{"out_indices": (1, 2, 3), **backbone})
         extra_blocks = LastLevelP6P7(bottom_up.pyramid.channels[-1], fpn_channels)
-        # If c5 happens to have as many channels as the pyramid, torchvision would read p5 instead.
+        # Otherwise torchvision would compute p6 from p5 if c5 has as many channels as the pyramid.
         extra_blocks.use_P5 = False
         fpn = TwinsFPN(bottom_up, fpn_channels, extra_blocks)
         options = {"detections_per_img": 100, **_checked_options(RetinaNet, options)}
@@ -156,12 +161,12 @@ def _check_sizes(min_size: int | Sequence[int], max_size: int) -> None:
 
 
 def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return the options; raise `TwinsError` for unknown ones, which torchvision would ignore."""
+    """Return the options, or raise `TwinsError` for an unknown one, which torchvision would ignore."""
     known = [name for name in inspect.signature(detector).parameters if name not in _OUR_ARGUMENTS]
     for name in options or {}:
         if name not in known:
             raise TwinsError(
-                f"model.options has {name!r}, which torchvision's {detector.__name__} does not take"
+                f"model.options has {name!r}, which torchvision's {detector.__name__} does not accept"
                 f"{did_you_mean(name, known)}"
             )
     return options or {}

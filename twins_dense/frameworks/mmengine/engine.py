@@ -1,4 +1,4 @@
-"""MMEngine's Runner as an `Engine`: configs and data that are checked first, and runs that resume exactly."""
+"""The `Engine` interface for MMEngine's Runner."""
 
 from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
 from .predictors import load_predictor

@@ -1,4 +1,4 @@
-"""Hooks for MMEngine's Runner that make runs repeatable and readable."""
+"""Hooks for MMEngine's Runner: seeds, `metrics.json`, checks of the losses, and progress bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PERCENT = ("aAcc", "mAcc", "mDice", "mFscore", "mIoU", "mPrecision", "mRecall")
 class IterationSeedHook(Hook):
     """Seed torch before each iteration from the seed of the run, the iteration and the rank.
 
-    Stochastic depth and the sampling of proposals then continue after a resume as they would have without the stop.
+    Stochastic depth and the sampling of proposals then continue after a resume as if the run had not stopped.
     """
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -36,15 +36,15 @@ class IterationSeedHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write `metrics.json` after each epoch (the last losses) and after each validation (its metrics)."""
+    """Write the latest losses and validation metrics to `metrics.json` after each epoch and each validation."""
 
-    priority = "LOW"  # after LoggerHook and the evaluator have produced their values
+    priority = "LOW"  # run after LoggerHook and the evaluator, whose values are written
 
     def __init__(self) -> None:
         self.metrics: dict[str, float] = {}
 
     def before_train(self, runner: Runner) -> None:
-        if runner.iter:  # keep those of before the resume
+        if runner.iter:  # keep the metrics from before the resume
             self.metrics = metrics_file.read_metrics(Path(runner.work_dir))
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
@@ -64,21 +64,21 @@ class MetricsFileHook(Hook):
         metrics_file.write_metrics(
             Path(runner.work_dir),
             self.metrics,
-            epoch=None if _by_iterations(runner) else epoch,  # to MMEngine, training by iterations is one epoch
+            epoch=None if _by_iterations(runner) else epoch,  # MMEngine treats training by iterations as one epoch
             iteration=runner.iter,
             losses=losses,
         )
 
 
 class FiniteLossHook(Hook):
-    """Stop a run at a loss that is not finite, before it reaches the parameters and the checkpoints."""
+    """Stop a run if a loss is not finite, before it reaches the parameters and the checkpoints."""
 
     def before_train(self, runner: Runner) -> None:
         def check(model: nn.Module, inputs: Any, outputs: Any) -> None:
             if model.training and isinstance(outputs, Mapping):
                 parse_losses: Any = unwrapped(runner.model).parse_losses
                 _, values = parse_losses(outputs)
-                # MMEngine recognises a loss by its name; other values, such as an accuracy, need not be finite.
+                # MMEngine recognises losses by their names; other values, such as accuracies, need not be finite.
                 losses = {name: value for name, value in values.items() if name in outputs and "loss" in name}
                 check_finite(losses, runner.iter, "optim_wrapper.optimizer.lr")
 
@@ -86,10 +86,10 @@ class FiniteLossHook(Hook):
 
 
 class AverageBuffersHook(Hook):
-    """Average the buffers of all processes, BatchNorm's statistics, after each iteration.
+    """Average buffers, such as BatchNorm's statistics, over all processes after each iteration.
 
-    MMEngine's SyncBuffersHook does so at the end of an epoch; a checkpoint between two epochs would then differ from
-    the model that is validated. With SyncBatchNorm the buffers are equal already.
+    MMEngine's SyncBuffersHook does so only at the end of an epoch, so a checkpoint from the middle of an epoch would
+    differ from the model that is validated. With SyncBatchNorm, the buffers are equal anyway.
     """
 
     priority = "VERY_HIGH"  # before a checkpoint is saved
@@ -99,7 +99,7 @@ class AverageBuffersHook(Hook):
 
 
 class ProgressBarHook(Hook):
-    """Show a progress bar over the batches of each epoch, or over all iterations, on terminals and the first rank."""
+    """Show a progress bar for each epoch, or for all iterations, on the first rank if the output is a terminal."""
 
     def __init__(self) -> None:
         self.bars: dict[str, tqdm] = {}
@@ -121,7 +121,7 @@ class ProgressBarHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         self._start("test", "evaluation", len(runner.test_dataloader))
 
-    # All train, val and test callbacks of the base class end in these two, which are meant to be overridden.
+    # The train, val and test callbacks of the base class all call these two methods, which are meant to be overridden.
     def _after_iter(self, runner: Runner, *args: Any, mode: str = "train", **kwargs: Any) -> None:
         self.bars[mode].update()
 
@@ -130,7 +130,7 @@ class ProgressBarHook(Hook):
 
 
 def register_needed_hooks(runner: Runner) -> None:
-    """Register what every run needs; hooks that the config lists already are not registered twice."""
+    """Register the hooks that every run needs, except those that the config has already registered."""
     needed = [IterationSeedHook, PlainCheckpointHook, MetricsFileHook, ProgressBarHook, FiniteLossHook]
     if runner.distributed:
         needed.append(AverageBuffersHook)
@@ -140,9 +140,9 @@ def register_needed_hooks(runner: Runner) -> None:
 
 
 def as_fractions(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return metrics as Python floats, with mmsegmentation's percentages as fractions.
+    """Return metrics as Python floats, with mmsegmentation's percentages converted to fractions.
 
-    Values are converted by way of their text, so that mmsegmentation's 59.3 in float32 becomes 0.593.
+    Values are converted through strings, so that mmsegmentation's float32 value 59.3 becomes 0.593.
     """
     values = {name: float(str(value)) for name, value in metrics.items()}
     return {name: round(value / 100, 6) if name in _PERCENT else value for name, value in values.items()}

@@ -1,8 +1,8 @@
-"""A replacement of `mmcv.ops` for mmcv-lite, the edition on PyPI, which has no compiled operators.
+"""A replacement for `mmcv.ops` in mmcv-lite, the edition of mmcv on PyPI that has no compiled operators.
 
-mmsegmentation imports two operators when it is imported itself. It only tries to import others, and does without them
-if that raises ModuleNotFoundError. So this module has those two, made of torch and torchvision functions, and raises
-that error for every other name.
+mmsegmentation needs two operators at import time; all others are optional, and it does without them if importing them
+raises ModuleNotFoundError. This module provides the two from torch and torchvision functions, and raises that error for
+every other name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.ops import sigmoid_focal_loss as focal_loss_of_targets
 
 
 def stand_in() -> None:
-    """Replace `mmcv.ops` by this module, unless mmcv has its compiled operators."""
+    """Replace `mmcv.ops` with this module, unless mmcv has its compiled operators."""
     if importlib.util.find_spec("mmcv._ext") is None:
         import mmcv
 
@@ -29,7 +29,7 @@ def point_sample(input: Tensor, points: Tensor, align_corners: bool = False, **o
 
     Args:
         input: (N, C, H, W).
-        points: (N, P, 2) or (N, P, Q, 2), x and y in 0..1 from the upper left to the lower right corner.
+        points: (N, P, 2) or (N, P, Q, 2), x and y in 0..1 from the top left to the bottom right corner.
         align_corners: Whether 0 and 1 are the centres of the outermost cells, instead of their outer edges.
         options: Further arguments of `torch.nn.functional.grid_sample`.
 
@@ -55,8 +55,8 @@ def sigmoid_focal_loss(
         input: (N, C) logits.
         target: (N,) classes in 0..C; C stands for the background, which has no sigmoid.
         gamma: Exponent that reduces the weight of well-classified examples.
-        alpha: Weight of the sigmoid of the target class; the others have 1 - alpha.
-        weight: Weights of the classes; not supported, because mmsegmentation applies them itself.
+        alpha: Weight of the sigmoid of the target class; the others have the weight 1 - alpha.
+        weight: Class weights; not supported, because mmsegmentation applies them itself.
         reduction: "none" for (N, C), "sum", or "mean" for the sum divided by N.
     """
     assert weight is None, "the stand-in for mmcv.ops has no class weights"

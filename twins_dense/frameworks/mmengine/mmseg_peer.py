@@ -1,4 +1,4 @@
-"""mmsegmentation's own Twins backbone, to compare ours with it."""
+"""mmsegmentation's own Twins backbone, as a reference to compare ours with."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from . import enable_mmseg
 
 
 def mmseg_pair(variant: str, device: str) -> tuple[TwinsBackbone, Any]:
-    """Return our backbone and mmsegmentation's, built from its published config, with the same weights.
+    """Return our backbone and mmsegmentation's with the same weights.
 
-    Ours computes with mmsegmentation's settings: LayerNorm with eps 1e-5, masked windows, padded patches.
+    mmsegmentation's backbone is built from its published config; ours uses the same settings: an epsilon of 1e-5 in
+    LayerNorm, masked windows and padded patches.
     """
     enable_mmseg()
     import mmseg

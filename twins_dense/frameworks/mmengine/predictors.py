@@ -1,4 +1,4 @@
-"""Trained models that are called on single images: detectors and segmentors."""
+"""Prediction on single images with trained detectors and segmentors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DetectionPredictor:
 
     Args:
         config: From `load_config`.
-        checkpoint: Checkpoint of a training run of the config.
-        score: Detections with a lower score are dropped.
+        checkpoint: Checkpoint from a training run of the config.
+        score: Threshold below which detections are dropped.
 
     Raises:
         TwinsError: if the config or the checkpoint cannot be used.
@@ -37,7 +37,7 @@ class DetectionPredictor:
         self.model.set_score_threshold(score)  # type: ignore[operator]
 
     def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Detect on a uint8 RGB (H, W, 3) image; the picture shows boxes, masks, names and scores."""
+        """Run the detector on a uint8 RGB (H, W, 3) image; the picture shows boxes, masks, names and scores."""
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         height, width = image.shape[:2]
         sample = BaseDataElement(metainfo={"image_id": 0, "height": height, "width": width})
@@ -55,14 +55,16 @@ class DetectionPredictor:
 
 
 class SegmentationPredictor:
-    """A trained segmentor that is called on one image at a time, prepared like the test data of the config.
+    """A trained segmentor that is called on one image at a time.
+
+    Images are prepared like the test data of the config.
 
     Args:
         config: From `load_config`.
-        checkpoint: Checkpoint of a training run of the config, or a published segmentor.
+        checkpoint: Checkpoint from a training run of the config, or a published segmentor.
 
     Attributes:
-        legend: uint8 RGB picture with the colour, the name and the label value of each class.
+        legend: Picture with the colour, the name and the label value of each class, uint8 RGB.
 
     Raises:
         TwinsError: if the config or the checkpoint cannot be used.
@@ -71,7 +73,7 @@ class SegmentationPredictor:
     def __init__(self, config: Config, checkpoint: str | Path) -> None:
         self.model, meta = load_model(config, checkpoint)
         dataset = test_part(config, "dataloader").dataset
-        # `lazy_init` gives its classes without looking for its files.
+        # `lazy_init` gives access to the classes without reading any files.
         self.meta = {**DATASETS.build({**dataset, "lazy_init": True}).metainfo, **meta}
         steps = [step for step in dataset.pipeline if not step["type"].startswith("Load")]
         self.prepare = Compose([{"type": "LoadImageFromNDArray"}, *steps])
@@ -80,7 +82,7 @@ class SegmentationPredictor:
 
     def __call__(self, image: np.ndarray) -> SegmentationPrediction:
         """Segment a uint8 RGB (H, W, 3) image."""
-        sample = self.prepare({"img": np.ascontiguousarray(image[:, :, ::-1])})  # mmseg's pipelines read BGR
+        sample = self.prepare({"img": np.ascontiguousarray(image[:, :, ::-1])})  # mmseg's pipelines expect BGR
         batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
         with torch.inference_mode():
             (found,) = self.model.test_step(batch)  # type: ignore[operator]
@@ -93,7 +95,7 @@ class SegmentationPredictor:
 
 
 def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor | SegmentationPredictor:
-    """Load a trained model to be called on single images; `score` is the threshold of detectors."""
+    """Load a trained model for prediction on single images; `score` is the score threshold for detectors."""
     if config.get("default_scope") == "mmseg":
         return SegmentationPredictor(config, checkpoint)
     return DetectionPredictor(config, checkpoint, score)

@@ -34,15 +34,15 @@ from .hooks import as_fractions, register_needed_hooks
 def train(
     config: Config, work_dir: str | Path, *, resume: bool = False, launch: Mapping[str, Any] | None = None
 ) -> Runner:
-    """Train a config; under torchrun, with one process per device.
+    """Train a config, with one process per device under torchrun.
 
-    `work_dir` gets the resolved config, `epoch_N.pth` or `iter_N.pth` with `last_checkpoint`, `metrics.json`, and a
-    folder named after the time with the log and the logged scalars.
+    `work_dir` receives the resolved config, checkpoints (`epoch_N.pth` or `iter_N.pth`, and `last_checkpoint`),
+    `metrics.json`, and a folder with the log and the logged scalars, named after the start time.
 
     Args:
-        config: From `load_config`; changed to what is run.
-        work_dir: A new folder, or with `resume` the folder of an earlier run.
-        resume: Continue from the last checkpoint in `work_dir`.
+        config: Config from `load_config`; it is changed in place to the config that is run.
+        work_dir: A new folder, or the folder of an earlier run if `resume` is true.
+        resume: Whether to continue from the last checkpoint in `work_dir`.
         launch: Options of detectron2's launcher, which raise an error here.
 
     Returns:
@@ -63,7 +63,7 @@ def train(
         meta = read_for_config(config, last)["meta"]
         _check_resumable(config, meta)
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
-        if is_main_process():  # MMEngine reads the whole path, and the folder may have been moved
+        if is_main_process():  # MMEngine stores the whole path, but the folder may have been moved
             write_atomically(work_dir / "last_checkpoint", str(last).encode())
     elif config.get("load_from"):
         initial = read_for_config(config, config.load_from)["state_dict"]
@@ -93,7 +93,7 @@ def evaluate(
     """Evaluate a checkpoint on the test data of a config, or on its validation data if it has no test data.
 
     Returns:
-        The metrics, scores as fractions; `work_dir/metrics.json` holds them, too.
+        The metrics, with scores as fractions. They are also written to `work_dir/metrics.json`.
 
     Raises:
         TwinsError: if the config, the data or the checkpoint cannot be used.
@@ -127,10 +127,10 @@ def evaluate(
 
 
 def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Load the model of a config with the weights of a training run, in eval mode, on a GPU if there is one.
+    """Load the model of a config with the weights of a checkpoint, in eval mode, on a GPU if one is available.
 
     Returns:
-        The model, and the metadata of its data set that the checkpoint carries (`classes`, `category_ids`, …).
+        The model, and the metadata of its data set from the checkpoint (`classes`, `category_ids`, …).
     """
     _prepare(config)
     config.model = without_initial_weights(config).model
@@ -142,7 +142,7 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mappi
 
 
 def check_data(config: Config) -> Iterator[str]:
-    """Build the data sets of a config one by one, which checks their files, and yield lines that describe them.
+    """Check the data sets of a config by building them one by one, and yield lines that describe them.
 
     Raises:
         TwinsError: for the first data set that cannot be used.
@@ -160,24 +160,24 @@ def _refuse(launch: Mapping[str, Any] | None) -> None:
     if launch:
         option = f"--{next(iter(launch)).replace('_', '-')}"
         raise TwinsError(
-            f"{option} is for detectron2's configs: start this one as torchrun --nproc_per_node=N -m twins_dense …"
+            f"{option} is for detectron2 configs only: run `torchrun --nproc_per_node=N -m twins_dense …` instead"
         )
 
 
 def _prepare(config: Config) -> None:
-    """Import what the config names, and adapt it to the devices and processes that there are."""
+    """Run the custom imports of a config, and adapt it to the available devices and processes."""
     if config.get("model") is None:
-        raise TwinsError(f"config {str(config.filename)!r} has no model: give a config of a whole experiment")
+        raise TwinsError(f"config {str(config.filename)!r} has no model: use the config of a complete experiment")
     imports = config.get("custom_imports")
     if imports is not None:
         import_modules_from_strings(**imports)
     init_default_scope(config.get("default_scope", "mmengine"))
-    # MMEngine names loggers after the config and the second, which two runs of one process may share.
+    # MMEngine names loggers after the config and the second, which can be the same for two runs in one process.
     config.experiment_name = f"{Path(config.filename or 'run').stem}_{time.time_ns()}"
     for split in ("train", "val", "test"):
         loader = config.get(f"{split}_dataloader")
         if loader is not None and not loader.get("num_workers"):
-            loader.pop("persistent_workers", None)  # torch refuses it if there are no workers
+            loader.pop("persistent_workers", None)  # torch rejects it if there are no workers
     checkpoint_hook = config.setdefault("default_hooks", {}).setdefault("checkpoint", {"type": "CheckpointHook"})
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
@@ -187,7 +187,7 @@ def _prepare(config: Config) -> None:
     if not on_gpu:
         config.pop("sync_bn", None)  # torch's SyncBatchNorm needs a GPU
     if in_torchrun and not on_gpu:
-        # MMEngine's own set-up selects a CUDA device for the process and for DistributedDataParallel.
+        # MMEngine's own setup would select a CUDA device for the process and for DistributedDataParallel.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
         config.model_wrapper_cfg = {
@@ -215,11 +215,9 @@ def _check_resumable(config: Config, meta: Mapping[str, Any]) -> None:
 
 
 def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
-    """Build the data sets of those splits that the config has, the first one at least, before the Runner exists."""
+    """Build the data sets of the given splits; only the first split is required to be in the config."""
     if config.get(f"{splits[0]}_dataloader") is None:
-        raise TwinsError(
-            f"config {str(config.filename)!r} has no {splits[0]}_dataloader: it cannot be run without data"
-        )
+        raise TwinsError(f"config {str(config.filename)!r} has no {splits[0]}_dataloader: it cannot run without data")
     with building(config):
         datasets = {
             split: DATASETS.build(copy.deepcopy(config[f"{split}_dataloader"].dataset))
@@ -236,7 +234,7 @@ def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
 
 
 def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
-    """Do what `Runner.from_cfg` does, with data sets that exist already; log what they left out."""
+    """Build a Runner as `Runner.from_cfg` does, but with existing data sets; log what they left out."""
     arguments = {name: config[name] for name in inspect.signature(Runner).parameters if name in config}
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
@@ -245,7 +243,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
-            # Formatted here: MMEngine's logger drops a warning whose format it has seen, and two data sets may warn.
+            # Use an f-string: MMEngine's logger drops repeated format strings, and several data sets may warn.
             lines = "\n".join(dataset.problems)
             runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
     register_needed_hooks(runner)
@@ -253,7 +251,10 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
 
 
 def _rehearse(runner: Runner) -> None:
-    """Build what `Runner.train` builds late, so that errors show now: loops, and, to be built again, the optimiser."""
+    """Build the loops, the optimiser and the schedulers early, so that errors in them show before training starts.
+
+    `Runner.train` builds the optimiser and the schedulers again.
+    """
     runner.train_loop, runner.val_loop  # noqa: B018  (properties that build)
     configured = runner.optim_wrapper
     runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(configured))
@@ -270,7 +271,7 @@ def _check_categories(dataset: Any, expected: Mapping[str, Any], other_source: s
 
 
 def _categories(metainfo: Mapping[str, Any]) -> list[str]:
-    """Return each class with the number that it has in the files."""
+    """Return each class name, preceded by its number in the files."""
     first = 1 if metainfo.get("reduce_zero_label") else 0
     ids = metainfo.get("category_ids") or range(first, first + len(metainfo["classes"]))
     return [f"{i} {name}" for i, name in zip(ids, metainfo["classes"], strict=True)]

@@ -1,4 +1,4 @@
-"""Samplers whose order and seeds depend only on positions in a run, so that a resumed run continues exactly."""
+"""Samplers whose order and seeds depend only on the position in a run, so that a resumed run continues exactly."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ...seeds import derived_seed, seeded
 class SeededSampler(DefaultSampler):
     """MMEngine's DefaultSampler, yielding (index, seed) pairs instead of indices.
 
-    The seed depends only on the seed of the run, the epoch and the index. Augmentation is therefore the same whichever
-    data loader worker or rank draws it, and the same after a resume.
+    Each seed depends only on the seed of the run, the epoch and the index. Augmentation is therefore independent of the
+    data loader worker and the rank that perform it, and the same after resuming.
     """
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -29,9 +29,9 @@ class SeededSampler(DefaultSampler):
 
 @DATA_SAMPLERS.register_module()
 class SeededInfiniteSampler(InfiniteSampler):
-    """An endless stream of (index, seed) pairs, which the ranks take in turn.
+    """An endless stream of (index, seed) pairs that is dealt out to the ranks in turn.
 
-    Order and seeds depend only on the seed of the run and the position in the stream, so the stream can start anywhere.
+    Order and seeds depend only on the seed of the run and the position in the stream, so it can start anywhere.
 
     Attributes:
         start: Position in the stream at which to start.
@@ -50,23 +50,25 @@ class SeededInfiniteSampler(InfiniteSampler):
 
 
 class SeededItems(BaseDataset):
-    """A base class of data sets for these samplers: an item is looked up by index, or by (index, seed).
+    """Base class of data sets whose items can be looked up by index or by an (index, seed) pair.
 
-    With a seed, the augmentation of the item depends on that seed alone.
+    If a seed is given, the augmentation of the item depends only on that seed.
     """
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, seed = key if isinstance(key, tuple) else (key, None)
-        index = range(len(self))[index]  # MMEngine cannot look up the first item by its negative index
+        index = range(len(self))[
+            index
+        ]  # turn negative indices positive, because MMEngine does not find the first item by -len
         with contextlib.nullcontext() if seed is None else seeded(seed):
             return super().__getitem__(index)
 
 
 @LOOPS.register_module()
 class ResumableIterLoop(IterBasedTrainLoop):
-    """MMEngine's IterBasedTrainLoop that, with a `SeededInfiniteSampler`, resumes without reading old batches again.
+    """MMEngine's IterBasedTrainLoop, but with a `SeededInfiniteSampler` it resumes without reading old batches again.
 
-    MMEngine's own loop loads and augments every batch up to the iteration at which it resumes.
+    MMEngine's own loop loads and augments every batch before the iteration at which it resumes.
     """
 
     def run(self) -> None:
@@ -74,6 +76,6 @@ class ResumableIterLoop(IterBasedTrainLoop):
         sampler = self.dataloader.sampler
         if self.iter and isinstance(sampler, SeededInfiniteSampler):
             sampler.start = self.iter * self.dataloader.batch_size * sampler.world_size
-            # The base class asks for the batches of all iterations so far and throws them away.
+            # The base class requests the batches of all earlier iterations and discards them; give it `None`s.
             self.dataloader_iterator = chain(repeat(None, self.iter), iter(self.dataloader))
         return super().run()

@@ -1,4 +1,4 @@
-"""mmsegmentation's data sets, with files that are checked first and augmentation that depends on a seed alone."""
+"""mmsegmentation's data sets, with all files checked first and augmentation that depends only on a seed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from .samplers import SeededItems
 
 
 class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
-    """Images and label maps in ADE20K's layout; takes the arguments of mmseg's `BaseSegDataset`, and `skip_bad`.
+    """Images and label maps in ADE20K's layout.
 
-    All files are checked when the data set is built. An image without a label map, or a label map that has another
-    size, a palette or values outside the classes, raises `TwinsError`, or is left out and listed if `skip_bad` is true.
+    All files are checked when the data set is built. An image without a label map, or whose label map has a different
+    size, a palette or values that are not classes, raises `TwinsError`, or is left out and listed if `skip_bad` is
+    true.
 
-    Values of label maps are the classes 0..K-1, and 255, which is ignored. With `reduce_zero_label` the classes are
-    1..K, and 0 is ignored as well.
+    Label maps hold the classes 0..K-1, and 255 for pixels to ignore. With `reduce_zero_label`, the classes are 1..K,
+    and 0 is ignored as well.
+
+    Args:
+        arguments: Arguments of mmseg's `BaseSegDataset`.
+        skip_bad: Whether to leave out and list unusable images instead of raising an error.
+        options: Keyword arguments of mmseg's `BaseSegDataset`.
 
     Attributes:
-        source: The folder of the images, as messages name it.
+        source: The folder of the images, for messages.
         problems: One line for each image that was left out.
     """
 
@@ -36,11 +42,11 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
         return str(self.data_prefix.get("img_path") or self.data_root)
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Return the entries whose files can be used, out of the first `indices`."""
+        """Return the entries with usable files among the first `indices`."""
         entries = super().filter_data()
         if not entries:
             raise TwinsError(
-                f"{self.source} holds no image *{self.img_suffix}: check data_root, data_prefix and img_suffix"
+                f"{self.source} contains no *{self.img_suffix} images: check data_root, data_prefix and img_suffix"
             )
         if isinstance(self._indices, int):
             entries = entries[: self._indices]
@@ -51,14 +57,14 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
         if problems and not self.skip_bad:
             raise TwinsError(f"{self.source}: {lines}. Fix the files, or add --skip-bad to leave them out")
         if len(problems) == len(entries):
-            raise TwinsError(f"{self.source}: no image left to use: {lines}")
+            raise TwinsError(f"{self.source}: no usable image is left: {lines}")
         self.problems = tuple(map(str, problems))
         return [entry for entry, problem in zip(entries, found, strict=True) if problem is None]
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Return the entries as mmseg does, but raise `TwinsError` for classes, folders or files that are missing."""
+        """Return the entries as mmseg does, but raise `TwinsError` for missing classes, folders or files."""
         if not self.metainfo.get("classes"):
-            raise TwinsError(f"the data set {self.source} has no classes: name them in metainfo=dict(classes=(…))")
+            raise TwinsError(f"the data set {self.source} has no classes: set metainfo=dict(classes=(…))")
         paths = [self.data_prefix.get("img_path"), self.data_prefix.get("seg_map_path"), self.ann_file or None]
         for path in filter(None, paths):
             if not os.path.exists(path):
@@ -66,13 +72,13 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
         return super().load_data_list()
 
     def _label_values(self) -> set[int]:
-        # If the config picks some of METAINFO's classes, label maps are still numbered by all of them.
+        # If a config selects some of the classes in METAINFO, label maps are still numbered by all of them.
         num_classes = len(self.METAINFO["classes"] if self.label_map else self.metainfo["classes"])
         return {*range(num_classes + self.reduce_zero_label), self.ignore_index}
 
 
 class ADE20KDataset(SegmentationDataset):
-    """ADE20K with 150 classes: label maps have the classes as 1..150; 0 stands for everything else and is ignored."""
+    """ADE20K with 150 classes, stored as 1..150 in label maps; 0 stands for everything else and is ignored."""
 
     METAINFO = datasets.ADE20KDataset.METAINFO
 

@@ -1,7 +1,7 @@
-"""Twins in mmsegmentation: importing this module registers our backbone and data sets.
+"""Twins in mmsegmentation; importing this module registers our backbone and data sets.
 
-It also makes mmseg work without mmcv's compiled operators. In configs, `twins_dense.TwinsBackbone` takes the arguments
-of `create_backbone`, and `twins_dense.SegmentationDataset` those of `segmentation_data.SegmentationDataset`.
+The import also makes mmseg work without mmcv's compiled operators. In configs, `twins_dense.TwinsBackbone` takes the
+arguments of `create_backbone`, and `twins_dense.SegmentationDataset` those of `segmentation_data.SegmentationDataset`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import warnings
 from mmengine.registry import Registry
 
 from ...errors import requires_extra
-from . import checkpoints, hooks, samplers  # noqa: F401  (importing them registers what configs name)
+from . import checkpoints, hooks, samplers  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .mmcv_ops import stand_in
 
 with requires_extra("segmentation"), warnings.catch_warnings():
     stand_in()  # before mmseg is imported
-    # An operator that mmcv-lite lacks and that Twins models do not use.
+    # mmcv-lite lacks this operator, and Twins models do not use it.
     warnings.filterwarnings("ignore", "Fail to import ``MultiScaleDeformableAttention``")
     from mmseg.utils import register_all_modules
 
@@ -27,7 +27,7 @@ from mmseg.registry import DATASETS, MODELS
 
 from .segmentation_data import ADE20KDataset, SegmentationDataset
 
-# mmseg warns about its own use of itself, and about a setting of the published recipes.
+# mmseg warns about its own use of a deprecated function, and about settings of the published recipes.
 for message in (
     "``build_loss`` would be deprecated",
     "Default ``avg_non_ignore`` is False",
