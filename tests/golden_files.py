@@ -14,7 +14,7 @@ FILES = sorted(GOLDEN.glob("*.npz"))
 CLASSIFIER_FILES = [path for path in FILES if path.stem.startswith("cls-")]
 DENSE_FILES = [path for path in FILES if path not in CLASSIFIER_FILES]
 WINDOW_PADDING = {"det": "zeros", "seg": "upstream_mask"}
-# Largest allowed difference, in units of the largest magnitude in the file.
+# Largest difference allowed, relative to the largest magnitude in the file.
 TOLERANCE = 1e-4
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing: a file appears completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename what is written there to `path` at the end.
 
-    For libraries that write to a path themselves. If the block raises, the temporary file is removed and `path` stays
-    as it was. The temporary name begins with a dot and does not keep the suffix, so that a file that a kill has left
-    behind is not taken for a whole one.
+    Use it for libraries that write to a path themselves. If the block raises, the temporary file is removed and `path`
+    is unchanged. The temporary name begins with a dot and does not keep the suffix, so that a file left behind by a
+    killed process is not mistaken for a complete one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""The processes that torchrun starts: which one this is, who prints, joining and leaving the group."""
+"""Process groups for commands that torchrun starts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from datetime import timedelta
 
-# One process may finish long before another.
-_PATIENCE = timedelta(days=7)
+# Long, because one process may finish long before another.
+_TIMEOUT = timedelta(days=7)
 
 
 def is_first_process() -> bool:
@@ -19,12 +19,12 @@ def is_first_process() -> bool:
 @contextlib.contextmanager
 def joined_processes() -> Iterator[tuple[int, int]]:
     """Join the group of processes if torchrun has started several, and yield the rank and the number of processes."""
-    import torch.distributed as dist  # here, because the command line needs this module before it needs torch
+    import torch.distributed as dist  # here, because the command line imports this module before torch
 
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)  # only small things are exchanged, on the CPU
+    dist.init_process_group("gloo", timeout=_TIMEOUT)  # on the CPU, because only small values are exchanged
     try:
         yield dist.get_rank(), dist.get_world_size()
     finally:
@@ -32,7 +32,7 @@ def joined_processes() -> Iterator[tuple[int, int]]:
 
 
 def wait_for_all() -> None:
-    """Return once every process of the group has called this."""
+    """Wait until every process of the group has called this function."""
     import torch.distributed as dist
 
     if dist.is_initialized():

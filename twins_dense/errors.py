@@ -35,7 +35,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 @contextmanager
 def requires_extra(extra: str) -> Iterator[None]:
-    """Wrap imports of optional packages: a missing one raises `TwinsError` with the extra that installs it."""
+    """Wrap imports of optional packages. If one is missing, raise `TwinsError` with the extra that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Build models by name, with published or own weights."""
+"""Build models by name, with published weights or your own."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ def create_backbone(
     weights: str | PathLike[str] | None = None,
     checkpointing: bool = False,
 ) -> TwinsBackbone:
-    """Build a Twins backbone to be trained in a dense model.
+    """Build a Twins backbone for training in a dense model.
 
-    To use trained weights as they are, for features and not for training, call `load_backbone` instead.
+    To compute features with trained weights, call `load_backbone` instead.
 
     Args:
-        variant: one of `list_variants()`, or a custom `TwinsSpec`.
-        out_indices: stages to return, ascending; (1, 2, 3) returns c3, c4 and c5.
+        variant: One of `list_variants()`, or a custom `TwinsSpec`.
+        out_indices: Stages to return, in ascending order; (1, 2, 3) returns c3, c4 and c5.
         window_padding: "zeros", "mask" or "upstream_mask", see `LocalAttention`. PCPVT has no windows and ignores it.
-        partial_patches: "drop" or "pad" the rows and columns that do not fill a patch, see `PatchEmbed`.
-        norm_eps: epsilon of every LayerNorm; `None` takes the two of the spec. mmsegmentation trains with 1e-5
+        partial_patches: "drop" or "pad", for rows and columns that do not fill a patch, see `PatchEmbed`.
+        norm_eps: Epsilon of every LayerNorm; `None` uses the two values of the spec. mmsegmentation trains with 1e-5
             everywhere.
-        level_norm: add a LayerNorm after each stage, which normalises both the returned level and the input of the
-            next stage. `None` takes the default of the family in dense models: true for SVT, false for PCPVT.
-        drop_path_rate: stochastic depth rate of the last block, growing linearly from 0 at the first. The official
+        level_norm: Whether to add a LayerNorm after each stage, which normalises both the returned level and the input
+            of the next stage. `None` uses the default of the family in dense models: true for SVT, false for PCPVT.
+        drop_path_rate: Stochastic depth rate of the last block; rates grow linearly from 0 at the first. The official
             detection and segmentation models use 0.2, SVT-L for segmentation 0.3.
-        weights: a file or a name of the catalog, see `load_weights`. `None` keeps the official random
+        weights: Path of a checkpoint or a catalog name, see `load_weights`. `None` keeps the official random
             initialisation.
-        checkpointing: recompute blocks in the backward pass, which saves memory and changes neither outputs nor
-            gradients.
+        checkpointing: Whether to recompute blocks in the backward pass, which saves memory and changes neither outputs
+            nor gradients.
 
     Warns:
-        UserWarning: if `weights` leave parameters freshly initialised, such as the level norms of an SVT loaded with
-            ImageNet weights. The warning names them.
+        UserWarning: If parameters stay freshly initialised although `weights` is given, such as the level norms of an
+            SVT with ImageNet weights. The warning names them.
 
     Raises:
-        TwinsError: for unknown names, values out of range, or weights that do not fit.
+        TwinsError: For unknown names, values out of range, or weights that do not fit.
     """
     spec = get_spec(variant)
     if norm_eps is not None:
@@ -89,16 +89,16 @@ def load_backbone(
     out_indices: Sequence[int] = (0, 1, 2, 3),
     window_padding: WindowPadding = "zeros",
 ) -> TwinsBackbone:
-    """Load a trained backbone to be used as it is: in eval mode, with level norms only if the weights have them.
+    """Load a trained backbone to compute features: in eval mode, and with level norms only if the weights have them.
 
     Args:
-        variant: one of `list_variants()`, or a custom `TwinsSpec`.
-        weights: a file or a name of the catalog, see `load_weights`.
-        out_indices: see `create_backbone`.
-        window_padding: see `create_backbone`.
+        variant: One of `list_variants()`, or a custom `TwinsSpec`.
+        weights: Path of a checkpoint or a catalog name, see `load_weights`.
+        out_indices: See `create_backbone`.
+        window_padding: See `create_backbone`.
 
     Raises:
-        TwinsError: for unknown names, or weights that do not fit.
+        TwinsError: For unknown names, or weights that do not fit.
     """
     net, report = load_backbone_with_report(variant, weights, out_indices=out_indices, window_padding=window_padding)
     _logger.info("%s", report)
@@ -108,7 +108,7 @@ def load_backbone(
 def load_backbone_with_report(
     variant: str | TwinsSpec, weights: str | PathLike[str], **options: Any
 ) -> tuple[TwinsBackbone, LoadReport]:
-    """Do what `load_backbone` does, and return the report of `load_weights` as well."""
+    """Load a backbone as `load_backbone` does, and also return the report of `load_weights`."""
     net = create_backbone(variant, **options)
     report = load_weights(net, weights)
     if report.initialised:
@@ -128,16 +128,16 @@ def create_classifier(
     """Build a Twins image classifier.
 
     Args:
-        variant: one of `list_variants()`, or a custom `TwinsSpec`.
-        num_classes: number of outputs. The published weights have 1000; with another number the head stays freshly
+        variant: One of `list_variants()`, or a custom `TwinsSpec`.
+        num_classes: Number of classes. The published weights have 1000. With another number, the head stays freshly
             initialised and the rest is loaded.
-        window_padding: see `create_backbone`; at 224x224, the published size, the three modes are equal.
-        drop_path_rate: stochastic depth rate of the last block; 0.1 is the default of the official training script.
-        weights: a file or a name of the catalog, see `load_weights`. `None` keeps the official random
+        window_padding: See `create_backbone`. At the published size, 224x224, the three modes are equal.
+        drop_path_rate: Stochastic depth rate of the last block; 0.1 is the default of the official training script.
+        weights: Path of a checkpoint or a catalog name, see `load_weights`. `None` keeps the official random
             initialisation.
 
     Raises:
-        TwinsError: for unknown names, values out of range, or weights that do not fit.
+        TwinsError: For unknown names, values out of range, or weights that do not fit.
     """
     net = TwinsClassifier(
         get_spec(variant), num_classes=num_classes, window_padding=window_padding, drop_path_rate=drop_path_rate

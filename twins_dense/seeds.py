@@ -1,4 +1,4 @@
-"""Seeds that depend on positions in a run, so that a resumed run goes on as if it had not stopped."""
+"""Seeds that depend on the position in a run, so that a resumed run continues as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed that is unrelated for unrelated parts; below 2**63, what torch.manual_seed takes."""
+    """Return a seed below 2**63 for `torch.manual_seed`. Different parts give unrelated seeds."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let Python's, NumPy's and torch's (CPU) global generators start from a seed, and put them back afterwards."""
+    """Seed the global random generators of Python, NumPy and torch (CPU), and restore their states at the end."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -52,6 +52,8 @@ def test_help_is_light() -> None:
         (DETECTION, ["demo"], "detection"),
         ("mmseg mmcv", ["train", "mmseg/semantic_fpn_svt_small_80k"], "segmentation"),
         ("ftfy", ["train", "mmseg/semantic_fpn_svt_small_80k"], "segmentation"),
+        ("mmseg mmcv", ["benchmark", "svt_small", "--peer", "mmseg"], "segmentation"),
+        (DETECTION, ["benchmark", "svt_small", "--peer", "mmseg"], "segmentation"),
         ("torchvision", ["validate", "--data", ".", "--variant", "svt_small", "--weights", "w.pth"], "imagenet"),
         ("zarr", ["extract", "photo.png", "--variant", "svt_small", "--weights", "w.pth", "--out", "f"], "features"),
         ("pyarrow", ["extract", "photo.png", "--variant", "svt_small", "--weights", "w.pth", "--out", "f"], "features"),

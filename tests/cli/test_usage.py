@@ -18,6 +18,7 @@ VERBS = (
     "eval",
     "predict",
     "check-data",
+    "configs",
     "validate",
     "weights",
     "convert",

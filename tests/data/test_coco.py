@@ -34,7 +34,7 @@ def annotation(annotation_id: int, image_id: int, **changes: Any) -> dict[str, A
 
 
 class Folder:
-    """A valid data set of three images (ids 2, 5, 9) with two annotations each. Tests break one thing in it."""
+    """A valid data set of three images (ids 2, 5, 9) with two annotations each, in which tests break one thing."""
 
     def __init__(self, root: Path) -> None:
         self.ann_file = root / "things.json"
@@ -112,7 +112,7 @@ class TestGoodData:
     @pytest.mark.parametrize(
         "bbox", [[-4, -4, 5, 5], [WIDTH - 1, HEIGHT - 1, 90, 90], [-10, -10, 900, 900], [0, 0, 0.01, 0.01]]
     )
-    def test_a_box_partly_outside_is_left_alone(self, folder: Folder, bbox: list[float]) -> None:
+    def test_a_box_partly_outside_is_unchanged(self, folder: Folder, bbox: list[float]) -> None:
         folder.content["annotations"][3]["bbox"] = bbox
         assert folder.load().images[1].annotations[1]["bbox"] == bbox
 
@@ -291,8 +291,8 @@ class TestBadAnnotations:
             ({"segmentation": [[1, 2, 3, 4, 5, 6], []]}, "has a polygon of 0 numbers"),
             ({"segmentation": [1, 2, 3, 4, 5, 6]}, "has the polygon 1, which"),
             ({"segmentation": [[1, 2, 3, 4, 5, math.nan]]}, "nan], which is not a list of finite numbers"),
-            ({"segmentation": "full"}, "is 'full', neither polygons nor a run-length code"),
-            ({"segmentation": {"counts": COUNTS}}, "neither polygons nor a run-length code"),
+            ({"segmentation": "full"}, "is 'full', neither polygons nor a run-length encoding"),
+            ({"segmentation": {"counts": COUNTS}}, "neither polygons nor a run-length encoding"),
             ({"segmentation": {"counts": COUNTS, "size": [WIDTH, HEIGHT]}}, "has the size [47, 31], but its image has"),
             ({"segmentation": {"counts": [3, 9], "size": [HEIGHT, WIDTH]}}, "add up to 12, but its image has 1457"),
             ({"segmentation": {"counts": [1458, -1], "size": [HEIGHT, WIDTH]}}, "not run lengths: [1458, -1]"),
@@ -320,7 +320,7 @@ class TestBadAnnotations:
         assert f"annotation 52 has an unknown image id {image_id!r}" in folder.error()
         assert annotation_ids(folder.load(skip_bad=True)) == [21, 22, 51, 91, 92]
 
-    def test_of_two_equal_ids_the_first_stays(self, folder: Folder) -> None:
+    def test_the_first_of_two_equal_ids_is_kept(self, folder: Folder) -> None:
         folder.content["annotations"].append(annotation(51, 9, area=99.0))
         data = folder.load(skip_bad=True)
         assert annotation_ids(data) == [21, 22, 51, 52, 91, 92]
@@ -368,6 +368,6 @@ def test_real_photos(split: str, num_images: int, num_annotations: int) -> None:
     for image in data.images[:10]:
         assert read_image(image.path).shape == (image.height, image.width, 3)
         for entry in image.annotations:
-            # COCO gives the area of the polygons. The area of the masks differs from it along the outline.
+            # COCO stores the area of the polygons, which differs from that of the masks along the outline.
             area = decode_segmentation(entry["segmentation"], image.height, image.width).sum()
             assert area == pytest.approx(entry["area"], rel=0.25, abs=30)

@@ -1,8 +1,9 @@
-"""Segmentations in COCO format: polygons and run-length codes become masks, and malformed ones are refused."""
+"""Segmentations in COCO format: polygons and run-length encodings become masks, and malformed ones are refused."""
 
 from __future__ import annotations
 
 import copy
+import sys
 from typing import Any
 
 import numpy as np
@@ -86,3 +87,9 @@ class TestDecodeSegmentation:
     def test_malformed(self, segmentation: Any) -> None:
         with pytest.raises(TwinsError, match=r"^segmentation .*"):
             decode_segmentation(segmentation, HEIGHT, WIDTH)
+
+    def test_only_polygons_need_pycocotools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "pycocotools", None)
+        assert decode_segmentation({"counts": [2, 2], "size": [2, 2]}, 2, 2).tolist() == [[0, 1], [0, 1]]
+        with pytest.raises(TwinsError, match=r"pycocotools is not installed: pip install 'twins-dense\[detection\]'"):
+            decode_segmentation([[0, 0, 1, 0, 1, 1]], 2, 2)

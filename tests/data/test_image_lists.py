@@ -27,11 +27,11 @@ def test_lists(photos: Path, tmp_path: Path) -> None:
     (photos.parent / "names.txt").write_text("\n".join([*names, ""]))
     listed = list_images([str(photos.parent / "names.txt")], str(photos))
     assert listed.paths == [str(photos / name) for name in names] and listed.ids == listed.paths and listed.upright
-    (photos.parent / "marked.txt").write_text("\n".join(names), encoding="utf-8-sig")  # as Windows' editors do
+    (photos.parent / "marked.txt").write_text("\n".join(names), encoding="utf-8-sig")  # as Windows editors do
     assert list_images([str(photos.parent / "marked.txt")], str(photos)).paths == listed.paths
 
 
-def test_results_are_no_photos(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_not_photos(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "out" / "preview").mkdir(parents=True)
     shutil.copy(photos / "00.png", tmp_path / "photos" / "out" / "preview")
@@ -53,7 +53,7 @@ def test_coco(tmp_path: Path) -> None:
     found = list_images([str(file)])
     assert found.ids == ["3", "7"] and not found.upright
     assert found.paths == [str(tmp_path / "val" / name) for name in ("a.jpg", "b.jpg")]
-    with pytest.raises(td.TwinsError, match="alone"):
+    with pytest.raises(td.TwinsError, match="give either one COCO file or other images"):
         list_images([str(file), "x.jpg"])
 
 

@@ -1,4 +1,4 @@
-"""The archive of the ADE20K challenge is unpacked completely or not at all, and checked."""
+"""The archive of the ADE20K challenge is checked, and unpacked completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FEW = {"training": 3, "validation": 2}
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Archive with the folders of the challenge and five images. The labels hold the values 0 and 150."""
+    """Archive with the folders of the challenge and five images, whose labels contain the values 0 and 150."""
     source = tmp_path / "source" / "ADEChallengeData2016"
     for split, count in FEW.items():
         for kind in ("images", "annotations"):
@@ -49,7 +49,7 @@ def test_unpacks_and_checks(archive: Path, tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["ADEChallengeData2016"]
 
 
-def test_a_second_call_checks_only(archive: Path, tmp_path: Path) -> None:
+def test_a_second_call_only_checks(archive: Path, tmp_path: Path) -> None:
     folder = prepare_ade20k(archive, tmp_path / "out", num_images=FEW)
     archive.unlink()
     assert prepare_ade20k(archive, tmp_path / "out", num_images=FEW) == folder

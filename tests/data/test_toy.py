@@ -65,7 +65,7 @@ def test_images_differ(toy_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "num_images"), [("train2017", 7), ("val2017", 3)])
-def test_is_good_coco_data(toy_dir: Path, split: str, num_images: int) -> None:
+def test_is_valid_coco_data(toy_dir: Path, split: str, num_images: int) -> None:
     data = load(toy_dir, split)
     assert len(data.images) == num_images
     assert data.category_ids == (1, 2, 5)
@@ -102,7 +102,7 @@ def test_masks_lie_on_the_shapes(toy_dir: Path) -> None:
 
 
 def test_visible_parts_are_kept() -> None:
-    """The masks of an image do not overlap, and none is a tiny remainder."""
+    """The masks of an image do not overlap, and none of them is tiny."""
     for seed in range(40):
         _, objects = _draw_image(np.random.default_rng(seed), SIZE, first_class=seed % 3)
         masks = np.stack([mask for _, mask in objects])
@@ -147,7 +147,7 @@ class TestExistingFolder:
 
     def test_other_parameters_are_refused(self, toy_dir: Path) -> None:
         before = hashes(toy_dir)
-        with pytest.raises(TwinsError, match=r"^.*toy: contains .*'num_train': 7.*, not of .*'num_train': 8.*$"):
+        with pytest.raises(TwinsError, match=r"^.*toy: contains .*'num_train': 7.*, not .*'num_train': 8.*$"):
             make(toy_dir, num_train=8)
         assert hashes(toy_dir) == before
 
@@ -158,7 +158,7 @@ class TestExistingFolder:
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
     @pytest.mark.parametrize("name", ["train2017/000000000003.jpg", "annotations/instances_val2017.json"])
-    def test_an_incomplete_one_is_refused(self, tmp_path: Path, name: str) -> None:
+    def test_an_incomplete_folder_is_refused(self, tmp_path: Path, name: str) -> None:
         data_dir = make(tmp_path / "toy")
         (data_dir / name).unlink()
         with pytest.raises(TwinsError, match="is incomplete"):

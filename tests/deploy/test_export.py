@@ -1,4 +1,4 @@
-"""Exported files compute the same as the models, at every size, and describe their input."""
+"""Exported files compute the same as the models at every size, and describe their input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from twins_dense.weights.preprocessing import OFFICIAL_PREPROCESSING
 onnxruntime = pytest.importorskip("onnxruntime", reason="installed with the extra export")
 pytest.importorskip("onnxscript", reason="installed with the extra export")
 
-# Warnings from inside torch's exporter, which we cannot avoid.
+# Warnings inside torch's exporter, which we cannot avoid.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 # The strides, windows and reduction ratios of the published variants, with one block for each kind of attention.
 ONE_OF_EACH = {"num_heads": (1, 2, 5, 7), "mlp_ratios": (1, 1, 1, 1), "sr_ratios": (8, 4, 2, 1)}
@@ -74,7 +74,7 @@ class TestOnnx:
         assert_equal(net, tmp_path / "new" / "pcpvt.onnx", ((1, 224, 224), (3, 64, 96), (2, 736, 64)))
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["pcpvt.onnx"]
 
-    def test_what_the_file_says(self, svt: tuple[td.TwinsBackbone, Path]) -> None:
+    def test_metadata(self, svt: tuple[td.TwinsBackbone, Path]) -> None:
         _, path = svt
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         assert [node.name for node in session.get_inputs()] == ["images"]
@@ -91,7 +91,7 @@ class TestOnnx:
         assert metadata["preprocessing"]["mean"] == [0.485, 0.456, 0.406]
 
     def test_a_file_that_differs_does_not_appear(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The comparison finds a difference: here the file has other weights."""
+        """The comparison finds that the file computes something else, here because it has other weights."""
         trace = exporting._trace
         monkeypatch.setattr(exporting, "_trace", lambda net: trace(other))
         other = random_backbone(TINY_PCPVT, seed=8, out_indices=(0,))
@@ -136,7 +136,7 @@ class TestOnnx:
 class TestProgram:
     @pytest.mark.parametrize("window_padding", WINDOW_PADDINGS)
     def test_sizes(self, window_padding: Any, tmp_path: Path) -> None:
-        """A loaded program takes every kind of size down to the documented minimum, whatever size was traced."""
+        """A loaded program accepts every kind of size down to the documented minimum, whatever size was traced."""
         net = random_backbone(TINY_SVT, out_indices=(0,), window_padding=window_padding)
         export(net, tmp_path / "a.pt2", weights_sha256="abc")
         files = {"twins_dense.json": ""}
@@ -183,7 +183,7 @@ class TestCommand:
         for name in ("top1", "top5", "loss"):
             assert from_file[name] == pytest.approx(from_torch[name], rel=1e-5)
 
-    def test_validating_what_is_no_classifier(self, svt: tuple[td.TwinsBackbone, Path], tmp_path: Path) -> None:
+    def test_validating_other_models(self, svt: tuple[td.TwinsBackbone, Path], tmp_path: Path) -> None:
         common = ("validate", "--data", tmp_path)
         assert_error(
             twins(*common, "--onnx", svt[1]), "is not a classifier of 1000 classes: export one with --classifier"

@@ -1,4 +1,4 @@
-"""COCO's average precision: answers computed by hand, two implementations compared, ground truth as detections."""
+"""COCO's average precision equals answers computed by hand, both backends agree, and ground truth scores 1."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def detection(box: list[float], score: float, **changes: Any) -> Entry:
 
 
 def code(x: int, y: int, width: int, height: int) -> Entry:
-    """A filled rectangle as a compressed run-length code."""
+    """A filled rectangle as a compressed run-length encoding."""
     mask = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
     mask[y : y + height, x : x + width] = 1
     found = mask_utils.encode(mask)
@@ -79,7 +79,7 @@ class TestByHand:
         )
 
     def test_one_hit_one_miss_one_false(self, backend: Any) -> None:
-        """Precision 1 up to recall 0.5, nothing above: 51 of the 101 points."""
+        """The precision is 1 up to recall 0.5 and 0 above: 51 of the 101 points."""
         ground_truth = truth({"bbox": [10, 20, 50, 40]}, {"bbox": [100, 20, 50, 40]})
         detections = [detection([10, 20, 50, 40], 0.9), detection([10, 120, 50, 40], 0.8)]
         found = boxes_only(ground_truth, detections, backend)
@@ -93,14 +93,14 @@ class TestByHand:
         assert (found["AR1"], found["AR10"]) == pytest.approx((0, 1))
 
     def test_the_second_of_two_on_one_object_is_false(self, backend: Any) -> None:
-        """Hit, false, hit: precision 1 up to recall 1/2 (51 points), then 2/3 (50 points)."""
+        """Hit, false, hit: the precision is 1 up to recall 1/2 (51 points), then 2/3 (50 points)."""
         ground_truth = truth({"bbox": [10, 20, 50, 40]}, {"bbox": [100, 20, 50, 40]})
         scores = [([10, 20, 50, 40], 0.9), ([10, 20, 50, 40], 0.8), ([100, 20, 50, 40], 0.7)]
         found = boxes_only(ground_truth, [detection(box, score) for box, score in scores], backend)
         assert found["AP"] == pytest.approx((51 + 50 * 2 / 3) / 101)
 
     def test_overlap_of_0_62(self, backend: Any) -> None:
-        """A hit at the thresholds 0.5, 0.55 and 0.6 of 0.5, 0.55, …, 0.95."""
+        """This is a hit at the thresholds 0.5, 0.55 and 0.6 of 0.5, 0.55, …, 0.95."""
         found = boxes_only(truth({"bbox": [0, 0, 100, 50]}), [detection([0, 0, 62, 50], 0.5)], backend)
         assert (found["AP"], found["AP50"], found["AP75"]) == pytest.approx((0.3, 1, 0))
 
@@ -114,7 +114,7 @@ class TestByHand:
         assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(0.5)
 
     def test_sizes(self, backend: Any) -> None:
-        """Only the medium one of three is found: recall 1/3, so 34 of the 101 points."""
+        """Only the medium one of three objects is found: recall 1/3, so 34 of the 101 points."""
         ground_truth = truth({"bbox": [0, 0, 31, 32]}, {"bbox": [50, 0, 33, 32]}, {"bbox": [100, 0, 97, 96]})
         found = boxes_only(ground_truth, [detection([50, 0, 33, 32], 0.5)], backend)
         assert (found["AP"], found["APs"], found["APm"], found["APl"]) == pytest.approx((34 / 101, 0, 1, 0))
@@ -130,7 +130,7 @@ class TestByHand:
         ground_truth = truth({"bbox": [10, 20, 50, 40]}, num_images=2)
         assert boxes_only(ground_truth, [detection([10, 20, 50, 40], 0.5, image_id=2)], backend)["AP"] == 0
 
-    def test_a_hundred_detections_an_image(self, backend: Any) -> None:
+    def test_a_hundred_detections_per_image(self, backend: Any) -> None:
         false = [detection([100, 100, 20, 20], 0.9)] * 99
         for extra, expected in ((0, 1), (1, 0)):
             detections = [*false, *false[:extra], detection([10, 20, 50, 40], 0.5)]
@@ -145,7 +145,7 @@ class TestByHand:
         assert (found["segm_AP"], found["segm_AP50"], found["segm_AP75"]) == pytest.approx((0.3, 1, 0))
 
     def test_sizes_of_masks_are_their_areas(self, backend: Any) -> None:
-        """A false detection with a medium box and a small mask lowers only small masks and medium boxes."""
+        """A false detection with a medium box and a small mask lowers only the AP of small masks and medium boxes."""
         area = {"area": 900.0}
         small = {"bbox": [10, 20, 30, 30], "segmentation": rectangle(10, 20, 30, 30), **area}
         medium = {"bbox": [100, 20, 40, 40], "segmentation": rectangle(100, 20, 40, 40), "area": 1600.0}
@@ -169,7 +169,7 @@ class TestByHand:
 
     @pytest.mark.parametrize("segmentation", [{}, {"segmentation": None}, {"segmentation": []}])
     def test_box_only_annotations(self, backend: Any, segmentation: Entry) -> None:
-        """Segmentation, area and iscrowd are missing, so that the box stands for the mask."""
+        """Segmentation, area and iscrowd are missing, so the box stands in for the mask."""
         ground_truth = truth({"bbox": [10, 20, 100, 50], **segmentation})
         detections = [detection([10, 20, 100, 50], 0.5, segmentation=code(10, 20, 62, 50))]
         found = evaluate_coco(ground_truth, detections, backend=backend)
@@ -225,12 +225,12 @@ def test_backends_agree(seed: int) -> None:
     slow = evaluate_coco(ground_truth, detections, backend="pycocotools")
     assert fast == pytest.approx(slow, abs=1e-6)
     for name in ("bbox_AP", "bbox_APs", "bbox_APm", "bbox_APl", "segm_AP", "segm_ARl"):
-        assert 0 < fast[name] < 1, name  # the data are neither hopeless nor perfect
+        assert 0 < fast[name] < 1, name  # the detections are neither all wrong nor perfect
     assert fast["bbox_AP"] != fast["segm_AP"]
 
 
 def truth_as_detections(data: CocoData) -> tuple[Entry, list[Entry]]:
-    """All annotations as ground truth and, except for crowds, as detections of score 1, with masks by pycocotools."""
+    """All annotations as ground truth and, without the crowds, as detections of score 1 with masks by pycocotools."""
     detections = []
     for image in data.images:
         for annotation in image.annotations:
@@ -308,7 +308,7 @@ class TestMetric:
         expected = evaluate_coco(ground_truth, detections, backend=backend)
         assert found == pytest.approx({f"coco/{name}": value for name, value in expected.items()}, abs=1e-6)
 
-    def test_a_second_evaluation_starts_anew(self) -> None:
+    def test_a_second_evaluation_starts_afresh(self) -> None:
         evaluator = Evaluator(CocoMetric())
         evaluator.dataset_meta = META
         results = []

@@ -1,4 +1,4 @@
-"""`twins-dense benchmark extract`: the ratio to the bare model, and each stage alone."""
+"""`twins-dense benchmark extract` prints the ratio to the model alone, and the speed of each stage alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 pytest.importorskip("zarr", minversion="3.1", reason="Zarr v3 needs Python 3.11")
 
 
-def test_what_it_prints(tmp_path: Path) -> None:
+def test_output(tmp_path: Path) -> None:
     Image.new("RGB", (70, 90)).save(tmp_path / "a.png")
     options = ("--num-images", 5, "--size", 64, "--levels", "c5", "--chunk", 2, "--rounds", 2, "--device", "cpu")
     result = twins("benchmark", "extract", tmp_path / "a.png", *options, "--scratch", tmp_path)
@@ -36,4 +36,6 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no image")
     options = (tmp_path / "a.png", "--size", 64, "--device", "cpu", "--rounds", 1)
     assert_error(twins("benchmark", "extract", *options, "--scratch", tmp_path / "gone"), "gone", "no such folder")
-    assert_error(twins("benchmark", "extract", *options, "--workers", 0), "a.png", "cannot be read; give images that")
+    assert_error(
+        twins("benchmark", "extract", *options, "--workers", 0), "a.png", "cannot be read; give readable images"
+    )

@@ -24,7 +24,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_from_photos_to_pictures(weights: Path, photos: Path, tmp_path: Path) -> None:
+def test_from_photos_to_previews(weights: Path, photos: Path, tmp_path: Path) -> None:
     """ImageNet weights have no level norms, so the features have none. A second call changes nothing."""
     arguments = ("extract", photos, "--variant", "svt_small", "--weights", weights, "--out", tmp_path / "f")
     options = ("--size", 64, "--levels", "c5,c4", "--workers", 0, "--device", "cpu", "--preview")

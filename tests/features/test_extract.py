@@ -1,4 +1,4 @@
-"""Extracted features equal those of the model, whatever the images look like."""
+"""Extracted features equal those of the model for all kinds of images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class TestNumbers:
         whole, item = td.open_features(done)[0]["c5"], td.open_features(tmp_path)[0]["c5"]
         assert 1e-5 < np.abs(whole - item).max() / np.abs(whole).max() < 0.1
 
-    def test_what_float16_cannot_hold(self, images: ImageList, tmp_path: Path) -> None:
+    def test_values_too_large_for_float16(self, images: ImageList, tmp_path: Path) -> None:
         net = random_backbone(SLIM_SVT)
         with torch.no_grad():
             net.norm_list[3].weight.fill_(1e6)
@@ -135,7 +135,7 @@ class TestBadImages:
 
 
 class TestFolders:
-    def test_a_finished_folder_is_left_alone(self, net: td.TwinsBackbone, images: ImageList, done: Path) -> None:
+    def test_a_finished_folder_is_unchanged(self, net: td.TwinsBackbone, images: ImageList, done: Path) -> None:
         before = snapshot(done)
         report = run(net, images, done)
         assert report.num_done == 0 and len(report.unreadable) == 1

@@ -1,4 +1,4 @@
-"""Interrupted and shared extractions end with the same folder, byte for byte, as an undisturbed one."""
+"""Interrupted and shared extractions end with the same folder, byte for byte, as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from twins_dense.features import prepare as preparing
 pytest.importorskip("zarr", minversion="3.1", reason="zarr 3 needs Python 3.11")
 from twins_dense.features import store as storage
 
-# Runs an extraction in its own process: SCRIPT OUT IMAGES...
+# Program that runs one extraction: SCRIPT OUT IMAGES...
 SCRIPT = """
 import sys
 import torch
@@ -44,9 +44,9 @@ def run(out, images, num_workers=1):
 if __name__ == "__main__":
     run(sys.argv[1], sys.argv[2:])
 """
-# Kills ten extractions, each in its own process and on a slow disk: two while they start, eight while they write. Each
-# writes a byte into a pipe before and after each file. It is killed soon after a random number of bytes, and stops by
-# itself some bytes later, so that none is finished however late its kill comes.
+# Program that kills ten extractions, each in its own process and on a slow disk: two while they start, eight while they
+# write. Each extraction writes a byte into a pipe before and after each file. It is killed soon after a random number
+# of bytes, and stops by itself some bytes later, so that it never finishes, however late the kill comes.
 KILLER = """
 import os, random, signal, sys, time
 from run import run
@@ -98,7 +98,7 @@ for attempt in range(10):
 
 
 def test_ten_kills(photos: Path, tmp_path: Path) -> None:
-    """After ten SIGKILLs in a row and one undisturbed run, the folder is byte for byte the same."""
+    """After ten SIGKILLs in a row and one uninterrupted run, the folder is the same, byte for byte."""
     (tmp_path / "run.py").write_text(SCRIPT)
     (tmp_path / "killer.py").write_text(KILLER)
     copies = tmp_path / "copies"
@@ -132,7 +132,7 @@ def test_a_disk_that_does_not_answer(
     monkeypatch: pytest.MonkeyPatch,
     num_workers: int,
 ) -> None:
-    """The disk fails, not the image: the run stops, and resumes later."""
+    """If the disk fails, and not an image, the run stops and can be resumed later."""
     read = Path.read_bytes
 
     def fail(path: Path) -> bytes:

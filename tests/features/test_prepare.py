@@ -43,7 +43,7 @@ def test_photos_are_turned_upright(tmp_path: Path) -> None:
 
 
 def test_odd_exif(tmp_path: Path) -> None:
-    """Some cameras write the resolution unit as a fraction, next to the orientation."""
+    """Some cameras write the resolution unit as a fraction, which must not affect the orientation."""
     tiff = struct.pack("<2sHIH", b"II", 42, 8, 2)
     tiff += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHII", 0x0128, 5, 1, 38)
     tiff += struct.pack("<III", 0, 2, 1)

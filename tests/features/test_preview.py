@@ -1,4 +1,4 @@
-"""Previews show the photo beside the principal components of each level."""
+"""Previews show the photo and the principal components of each level."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_foreign_folders(tmp_path: Path) -> None:
         td.open_features(tmp_path / "manifest.json")
 
 
-def test_maps_that_are_not_there(net: td.TwinsBackbone, images: ImageList, tmp_path: Path) -> None:
+def test_missing_maps(net: td.TwinsBackbone, images: ImageList, tmp_path: Path) -> None:
     run(net, images, tmp_path / "native", settings(Protocol("native", None)))
     features = td.open_features(tmp_path / "native")
     assert features.map(-1, "c2").shape == features.map(NUM_IMAGES - 1, "c2").shape
@@ -102,7 +102,7 @@ def test_maps_that_are_not_there(net: td.TwinsBackbone, images: ImageList, tmp_p
 
 
 def test_without_this_package(images: ImageList, done: Path) -> None:
-    """Plain zarr and pyarrow are enough to find an image by its path."""
+    """zarr and pyarrow are enough to find an image by its path and read its features."""
     code = f"""
 import json, sys
 import pyarrow.compute as pc, pyarrow.parquet as pq, zarr

@@ -25,7 +25,7 @@ def make_tree(root: Path, wnids: list[str]) -> Path:
 
 
 def test_the_classes_are_those_of_the_published_classifiers() -> None:
-    """timm ships the class list of the weights that it converted."""
+    """Compare with timm's list of classes for the weights that it converted."""
     assert timm.data.ImageNetInfo().label_names() == list(WNIDS)
     assert list(WNIDS) == sorted(set(WNIDS)) and len(WNIDS) == 1000
 
@@ -94,7 +94,7 @@ def test_ground_truths(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("490\n361\n171\n", "line '490' is not an image name .*ILSVRC2012_ID"),  # the file of the devkit
+        ("490\n361\n171\n", "line '490' is not an image name .*ILSVRC2012_ID"),  # the devkit's file
         (GROUND_TRUTHS["wnids"] + f"\n{WNIDS[1]}", "has 4 wnids for 3 images"),
         (GROUND_TRUTHS["caffe"].replace("999", "1000"), r"line 'ILSVRC2012_val_00000003.JPEG 1000'"),
         (GROUND_TRUTHS["caffe"].replace(" 0\n", " n00000001\n"), r"line 'ILSVRC2012_val_00000002.JPEG n00000001'"),
@@ -131,7 +131,7 @@ def test_any_ground_truth_is_read_or_refused(content: str, tmp_path_factory: pyt
         assert set(wnids) == set(NAMES) and set(wnids.values()) <= set(WNIDS)
 
 
-def test_ground_truth_that_can_not_be_read(tmp_path: Path) -> None:
+def test_ground_truth_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     for path in (tmp_path / "missing", tmp_path, tmp_path / "bytes"):
         with pytest.raises(td.TwinsError, match=r"ground truth .* cannot be read"):
@@ -166,7 +166,7 @@ class TestPreparation:
         assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [other]
         assert other.read_text() == "mine"
 
-    def test_images_of_another_truth_are_not_joined(self, tmp_path: Path) -> None:
+    def test_images_of_another_ground_truth_are_not_mixed(self, tmp_path: Path) -> None:
         make_flat(tmp_path / "flat")
         (tmp_path / "truth.csv").write_text(GROUND_TRUTHS["wnids"])
         sort_into_folders(tmp_path / "flat", tmp_path / "truth.csv", tmp_path / "out")
@@ -187,7 +187,7 @@ class TestPreparation:
         for path, _ in read_samples(tmp_path / "out", subset=True):
             assert path.read_bytes() == (tmp_path / "real" / path.name).read_bytes()
 
-    def test_copies_where_there_are_no_links(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_copies_if_links_are_not_possible(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object) -> None:
             raise OSError("no links here")
 

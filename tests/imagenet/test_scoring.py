@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class KnownAnswers(nn.Module):
-    """A classifier whose logits are minus the distance between the class index and the image's gray value."""
+    """Classifier whose logits are the negative distances between the class index and the image's gray value."""
 
     def forward(self, images: Tensor) -> Tensor:
         gray = (images[:, 0, 112, 112] * 0.229 + 0.485) * 255
@@ -131,7 +131,7 @@ def broken_images(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_images_are_named_and_left_out(tmp_path: Path, num_workers: int) -> None:
-    """They come first, in the middle and last, and some batches contain nothing else."""
+    """They come first, in the middle and last, and some batches contain no others."""
     good = gray_samples(tmp_path, [(10, 10), (20, 21), (30, 3)])
     broken = [(path, 7) for path in broken_images(tmp_path)]
     samples = [*broken[:3], good[0], *broken[3:5], *good[1:], broken[5]]

@@ -1,4 +1,4 @@
-"""The transforms equal those of timm and torchvision, bit by bit."""
+"""The transforms are bit-exact with those of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def images_of_many_sizes() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize(("protocol", "crop_pct"), [("official", 0.875), ("timm", 0.9)])
-def test_transform_is_timms_to_the_bit(protocol: str, crop_pct: float) -> None:
+def test_transform_is_bit_exact_with_timm(protocol: str, crop_pct: float) -> None:
     with torch.device("meta"):
         config = timm.data.resolve_data_config({}, model=timm.create_model("twins_svt_small"))
     assert config["crop_pct"] == 0.9
@@ -38,8 +38,8 @@ def test_transform_is_timms_to_the_bit(protocol: str, crop_pct: float) -> None:
 
 
 @pytest.mark.parametrize(("protocol", "resize_size"), [("official", 256), ("timm", 248)])
-def test_transform_is_torchvisions_to_the_bit(protocol: str, resize_size: int) -> None:
-    """Compare with torchvision's preset of another published classifier with bicubic resizing."""
+def test_transform_is_bit_exact_with_torchvision(protocol: str, resize_size: int) -> None:
+    """Compare with a torchvision preset that also resizes with bicubic interpolation."""
     theirs = Swin_T_Weights.IMAGENET1K_V1.transforms(resize_size=resize_size)
     assert theirs.crop_size == [224] and theirs.interpolation.value == "bicubic"
     ours = image_transform(VALIDATION_PROTOCOLS[protocol])

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of random weights, with mmpretrain's names."""
+    """A file of random weights with mmpretrain's names."""
     net = randomise(without_initialisation(lambda: td.create_classifier("svt_small")), seed=3)
     path = tmp_path_factory.mktemp("weights") / "random.pth"
     torch.save(td.convert_state_dict(net.state_dict(), to="mmpretrain"), path)
@@ -94,7 +94,7 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     by_class = [(tmp_path / out / "svt_small.csv").read_text() for out in ("one", "two")]
     assert by_class[0] == by_class[1]
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text())[0] for out in ("one", "two"))
-    # The images of each process in the same batches, because the last digits of a loss depend on the batch.
+    # Batch the images of each process in the same way, because the last digits of a loss depend on the batch.
     net, samples = td.create_classifier("svt_small", weights=weights).eval(), read_samples(tree, subset=True)
     halves = [
         score(net, samples[rank::2], VALIDATION_PROTOCOLS["official"], device=CPU, batch_size=2, num_workers=0)
@@ -169,7 +169,7 @@ def test_wrong_arguments(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_can_not_be_made(weights: Path, tree: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(weights: Path, tree: Path, tmp_path: Path) -> None:
     """The error comes before anything is scored."""
     (tmp_path / "file").write_text("mine")
     model = ("--variant", "svt_small", "--weights", weights)
@@ -179,7 +179,7 @@ def test_a_folder_that_can_not_be_made(weights: Path, tree: Path, tmp_path: Path
 
 
 def test_a_headless_file_is_refused(tree: Path, tmp_path: Path) -> None:
-    """Scoring a backbone without its head would score random numbers."""
+    """Without its head, a classifier would predict at random."""
     net = without_initialisation(lambda: td.create_backbone("svt_small", level_norm=False))
     torch.save(net.state_dict(), tmp_path / "backbone.pth")
     result = twins(
@@ -197,4 +197,4 @@ def test_real_photos(weights: Path, tmp_path: Path) -> None:
     assert twins("validate", *arguments, "--subset").code == 0
     (metrics,) = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert (metrics["images"], metrics["classes"], metrics["unreadable"]) == (100, 100, [])
-    assert metrics["top1"] <= 5  # random weights know nothing
+    assert metrics["top1"] <= 5  # random weights score at chance

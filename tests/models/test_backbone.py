@@ -1,4 +1,4 @@
-"""TwinsBackbone and create_backbone. What both families share stands in contracts.BackboneContract."""
+"""TwinsBackbone and create_backbone. Tests that both families share are in contracts.BackboneContract."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_smallest_image_of_a_published_variant(variant: str) -> None:
 @pytest.mark.parametrize("kind", ["official_det", "official_seg"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_state_dict_is_the_official_one(variant: str, kind: str) -> None:
-    """The official dense models carry the classifier's `norm` and `head` as well, without using them."""
+    """The official dense models also have the classifier's `norm` and `head`, but do not use them."""
     official = dict(state_dict_shapes(kind, variant))
     for unused in ("norm.weight", "norm.bias", "head.weight", "head.bias"):
         del official[unused]
@@ -119,7 +119,8 @@ def test_level_norm(variant: str, level_norm: bool) -> None:
 def test_bad_out_indices(out_indices: tuple[int, ...]) -> None:
     with pytest.raises(td.TwinsError) as caught:
         td.create_backbone(SLIM_SVT, out_indices=out_indices)
-    assert f"out_indices={out_indices}" in str(caught.value) and "give stages out of (0, 1, 2, 3)" in str(caught.value)
+    assert f"out_indices={out_indices}" in str(caught.value)
+    assert "give one or more stages of (0, 1, 2, 3) in ascending order" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_drop_path_is_off(rate: float, training: bool) -> None:
 @pytest.mark.parametrize("spec", [TINY_PCPVT, TINY_SVT], ids=lambda spec: spec.name)
 @torch.no_grad()
 def test_drop_path_acts_once_on_each_branch(spec: td.TwinsSpec) -> None:
-    """Both branches add exactly 1; at rate 0.5 one that is kept adds 2, and would add 4 if it were scaled twice."""
+    """Both branches add exactly 1. At rate 0.5, a kept branch adds 2; if it were scaled twice, it would add 4."""
     block = Block(
         spec.stages[0], 0, drop_path_rate=0.5, window_padding="zeros", norm_eps=1e-6, reduction_norm_eps=1e-5
     ).train()
@@ -187,7 +188,7 @@ def test_drop_path_acts_once_on_each_branch(spec: td.TwinsSpec) -> None:
 
 @pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (0, 1)])
 def test_drop_path_rates_grow_linearly(out_indices: tuple[int, ...]) -> None:
-    """Over all nine blocks of SLIM_SVT (2, 2, 3, 2), also where the last stages are not built."""
+    """Rates are linear over all nine blocks of SLIM_SVT (2, 2, 3, 2), even if the last stages are not built."""
     net = td.create_backbone(SLIM_SVT, drop_path_rate=0.4, out_indices=out_indices)
     rates = [block.drop_path_rate for stage in net.blocks for block in stage]  # type: ignore[attr-defined]
     np.testing.assert_allclose(rates, np.linspace(0, 0.4, 9)[: len(rates)], rtol=1e-12)

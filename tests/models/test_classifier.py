@@ -1,4 +1,4 @@
-"""TwinsClassifier and create_classifier; logits of the official code are compared in test_golden.py."""
+"""TwinsClassifier and create_classifier. test_golden.py compares the logits with those of the official code."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_weights_argument(tmp_path: Path) -> None:
 
 def test_weights_with_another_number_of_classes(tmp_path: Path) -> None:
     torch.save(td.create_classifier(SLIM_SVT, num_classes=11).state_dict(), tmp_path / "slim.pth")
-    with pytest.raises(td.TwinsError, match=r"head.weight is \(11, 28\) where the model has \(13, 28\)"):
+    with pytest.raises(td.TwinsError, match=r"head.weight is \(11, 28\) but the model has \(13, 28\)"):
         td.create_classifier(SLIM_SVT, num_classes=13, weights=tmp_path / "slim.pth")
 
 
@@ -115,9 +115,9 @@ def test_imagenet_weights_with_a_head_of_other_classes(form: str) -> None:
 
 @pytest.mark.parametrize(("source", "model"), [(11, 1000), (1001, 1000), (11, 13)])
 def test_other_heads_are_not_dropped(source: int, model: int) -> None:
-    """Only ImageNet's 1000 classes give way, and never to a model that has 1000 itself."""
+    """Only a head of ImageNet's 1000 classes is dropped, and only for a model with another number of classes."""
     state = td.create_classifier(SLIM_SVT, num_classes=source).state_dict()
-    with pytest.raises(td.TwinsError, match=rf"head.weight is \({source}, 28\) where the model has \({model}, 28\)"):
+    with pytest.raises(td.TwinsError, match=rf"head.weight is \({source}, 28\) but the model has \({model}, 28\)"):
         td.load_weights(td.create_classifier(SLIM_SVT, num_classes=model), state)
 
 

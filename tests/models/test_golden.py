@@ -1,4 +1,4 @@
-"""Outputs of the official code, number by number; tests/golden/README.md says how they were made."""
+"""Comparison with recorded outputs of the official code, which tests/golden/README.md describes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_all_files_are_here() -> None:
 
 @pytest.fixture(scope="module")
 def dense_weights() -> Iterator[dict[str, dict[str, Tensor]]]:
-    """By variant. Detection and segmentation models have the same entries, so the formula gives the same values."""
+    """State dict of a variant. Detection and segmentation models have the same entries, and so the same values."""
     weights = {}
     for variant in ("pcpvt_small", "svt_small"):
         assert state_dict_shapes("official_det", variant) == state_dict_shapes("official_seg", variant)
@@ -63,7 +63,7 @@ def test_dense(path: Path, dense_weights: dict[str, dict[str, Tensor]]) -> None:
 
 
 def test_the_files_tell_the_window_paddings_apart() -> None:
-    """Measured in the official code: only where both axes are padded is its mask on."""
+    """The official code masks the padding only if both axes are padded."""
 
     def c2(kind: str, size: str) -> np.ndarray:
         with np.load(GOLDEN / f"{kind}-svt_small-{size}.npz") as golden:

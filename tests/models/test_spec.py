@@ -1,4 +1,4 @@
-"""Specs: the numbers of the published variants, and what a custom spec may be."""
+"""Specs of the published variants, and checks of custom specs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contracts import VARIANTS
 
 import twins_dense as td
 
-# Table 1 of the official code, typed in by hand: dims, heads, MLP ratios, depths, window.
+# Table 1 of the official code, copied by hand: dims, heads, MLP ratios, depths, window.
 PUBLISHED = {
     "pcpvt_small": ((64, 128, 320, 512), (1, 2, 5, 8), (8, 8, 4, 4), (3, 4, 6, 3), None),
     "pcpvt_base": ((64, 128, 320, 512), (1, 2, 5, 8), (8, 8, 4, 4), (3, 4, 18, 3), None),
@@ -133,7 +133,8 @@ def test_bad_stage(change: dict[str, Any], message: str) -> None:
 def test_bad_specs() -> None:
     with pytest.raises(td.TwinsError, match="'own' has no stages: give at least one"):
         td.TwinsSpec("own", (), level_norm=True)
-    with pytest.raises(td.TwinsError, match=r"'own': every sequence needs one entry a stage, but dims has 2, .* has 3"):
+    lengths = r"'own': every sequence needs one entry per stage, but dims has 2, .* has 3"
+    with pytest.raises(td.TwinsError, match=lengths):
         td.TwinsSpec.from_columns(
             "own",
             dims=(6, 10),

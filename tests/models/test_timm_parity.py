@@ -1,4 +1,4 @@
-"""The same weights in timm's Twins, an implementation of other people, give the same logits and maps."""
+"""With the same weights, timm's independent implementation of Twins gives the same logits and maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def timm_model(variant: str) -> nn.Module:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_ours_in_timm(variant: str) -> None:
-    """Logits at 224, the size that timm publishes; our state dict loads strictly there."""
+    """The logits at timm's published size of 224 agree, and our state dict loads strictly into timm's model."""
     ours = randomise(without_initialisation(lambda: td.create_classifier(variant)), seed=11).eval()
     theirs = timm_model(variant)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -30,7 +30,7 @@ def test_ours_in_timm(variant: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_timm_in_ours(variant: str) -> None:
-    """Maps at sizes that make maps which 7 doesn't divide: padding on both axes, and on one axis from c2 to c5."""
+    """The maps agree at sizes where windows of 7 need padding: on both axes, and on one axis from c2 to c5."""
     theirs = randomise(timm_model(variant), seed=13)
     ours = without_initialisation(lambda: td.create_backbone(variant, level_norm=False)).eval()
     report = td.load_weights(ours, theirs.state_dict())
@@ -47,7 +47,7 @@ def test_timm_in_ours(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_list_of_names_is_current(variant: str) -> None:
-    """`state_dict_keys.json.gz` still describes the installed timm."""
+    """`state_dict_keys.json.gz` agrees with the installed timm."""
     with torch.device("meta"):
         assert shapes_of(timm.create_model(f"twins_{variant}")) == state_dict_shapes("timm", variant)
 

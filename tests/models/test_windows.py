@@ -1,4 +1,4 @@
-"""Windows: what is where after a cut, and that merging undoes it."""
+"""Windows: where tokens are after partitioning, and that merging undoes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_merging_undoes_partitioning(batch: int, height: int, width: int, channe
     ("height", "width"), [(6, 9), (5, 9), (6, 7), (5, 7), (2, 11)], ids=["exact", "rows", "columns", "both", "small"]
 )
 def test_windows_hold_the_right_cells(height: int, width: int) -> None:
-    """Against slices, cell by cell, with the batch, height, width and channels all different."""
+    """Windows are compared with slices, with different sizes for batch, height, width and channels."""
     x = torch.arange(2 * height * width * 5).view(2, height, width, 5) + 1
     windows = iter(partition_windows(x, 3).view(-1, 3, 3, 5))
     for image in x:

@@ -1,1 +1,1 @@
-"""Slow and obvious code that the tests compare the package with. It imports nothing of the package."""
+"""Slow and simple reference code for the tests. It imports nothing from the package."""

@@ -1,7 +1,7 @@
-"""A whole Twins transformer in loops and elementary tensor operations, written from the paper and the official code.
+"""A Twins transformer in loops and elementary tensor operations, written after the paper and the official code.
 
-It reads a state dict with the official names and computes in the precision of its tensors. Maps are (H, W, C) of one
-image; nothing here is batched. There is no `torch.nn`, no fused attention and no code of the package.
+It reads a state dict with the official names and computes in the precision of its tensors. Maps are (H, W, C) for one
+image, without a batch dimension. It uses no `torch.nn`, no fused attention and no code of the package.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StageNumbers:
-    """What a state dict doesn't say about a stage. `window_size` is None where every block is global."""
+    """Numbers of a stage that a state dict does not contain. `window_size` is None if every block is global."""
 
     depth: int
     num_heads: int
@@ -26,7 +26,7 @@ class StageNumbers:
 
 
 class Parameters:
-    """A state dict seen from one of its modules: `p["norm1"]["weight"]` is `state["….norm1.weight"]`."""
+    """View of a state dict from one of its modules: `p["norm1"].weight` is `state["….norm1.weight"]`."""
 
     def __init__(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         self.state = state
@@ -51,9 +51,9 @@ class Parameters:
 def backbone(
     state: Mapping[str, Tensor], stages: list[StageNumbers], image: Tensor, window_padding: str = "zeros"
 ) -> list[Tensor]:
-    """Maps of all stages, each (C, H, W), for one image (3, H, W).
+    """Return the maps (C, H, W) of all stages for one image (3, H, W).
 
-    `norm_list.{i}`, where the state dict has it, normalises the map that is returned and that the next stage reads.
+    If the state dict has `norm_list.{i}`, it normalises the returned map, which is also the input of the next stage.
     """
     parameters = Parameters(state)
     levels = []
@@ -73,7 +73,7 @@ def backbone(
 
 
 def classifier(state: Mapping[str, Tensor], stages: list[StageNumbers], image: Tensor) -> Tensor:
-    """Logits of one image (3, H, W)."""
+    """Return the logits of one image (3, H, W)."""
     tokens = backbone(state, stages, image)[-1].permute(1, 2, 0)
     parameters = Parameters(state)
     return linear(layer_norm(tokens, parameters["norm"], 1e-6).mean((0, 1)), parameters["head"])
@@ -90,11 +90,11 @@ def block(x: Tensor, p: Parameters, stage: StageNumbers, index: int, window_padd
 
 
 def local_attention(x: Tensor, p: Parameters, num_heads: int, window_size: int, window_padding: str) -> Tensor:
-    """Attention inside windows, one window after the other.
+    """Compute attention inside windows, one window after the other.
 
-    "zeros" pads a window with zero vectors at the bottom and right, and they are tokens like others.
-    "mask" gathers the tokens that the map has, and the others don't exist.
-    "upstream_mask" does what the official segmentation code does, negative slices included.
+    "zeros" pads a window with zero vectors at the bottom and right, and treats them as tokens.
+    "mask" uses only the tokens of the map.
+    "upstream_mask" does what the official segmentation code does, including its negative slices.
     """
     if window_padding == "upstream_mask":
         return _local_attention_upstream(x, p, num_heads, window_size)
@@ -118,7 +118,7 @@ def local_attention(x: Tensor, p: Parameters, num_heads: int, window_size: int, 
 
 
 def _local_attention_upstream(x: Tensor, p: Parameters, num_heads: int, window_size: int) -> Tensor:
-    """The padding is marked by `mask[-pad:]`, which marks the whole axis where `pad` is 0; equal marks attend."""
+    """Mark the padding by `mask[-pad:]`, which marks the whole axis if `pad` is 0. Tokens with equal marks attend."""
     height, width, channels = x.shape
     pad_bottom = (window_size - height % window_size) % window_size
     pad_right = (window_size - width % window_size) % window_size
@@ -150,7 +150,7 @@ def global_attention(x: Tensor, p: Parameters, num_heads: int, sr_ratio: int) ->
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: Tensor | None = None) -> Tensor:
-    """Multi-head softmax attention, head after head. Tensors are (tokens, C); `allowed` is (queries, keys)."""
+    """Compute softmax attention, head after head. Tensors are (tokens, C), and `allowed` is (queries, keys)."""
     head_dim = query.shape[1] // num_heads
     heads = []
     for head in range(num_heads):
@@ -165,7 +165,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, allowed: T
 
 
 def strided_convolution(x: Tensor, p: Parameters, size: int) -> Tensor:
-    """Convolution with kernel = stride = size, patch after patch; rows and columns left over are not read."""
+    """Convolve with kernel = stride = size, patch after patch. Partial patches are dropped."""
     rows, columns = x.shape[0] // size, x.shape[1] // size
     out = x.new_empty(rows, columns, p.weight.shape[0])
     for row in range(rows):
@@ -176,7 +176,7 @@ def strided_convolution(x: Tensor, p: Parameters, size: int) -> Tensor:
 
 
 def positional_encoding(x: Tensor, p: Parameters) -> Tensor:
-    """x + depthwise 3x3 convolution of x, as the sum of nine shifted maps."""
+    """Return x + depthwise 3x3 convolution of x, as the sum of nine shifted maps."""
     height, width, channels = x.shape
     framed = x.new_zeros(height + 2, width + 2, channels)
     framed[1:-1, 1:-1] = x

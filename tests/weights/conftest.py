@@ -1,4 +1,4 @@
-"""Fixtures of the tests of weights."""
+"""Fixtures for the tests of weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Cache folder of a single test, which is not created yet. Proxies are not used."""
+    """Path of a cache folder for one test, not created yet. Proxies are disabled."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

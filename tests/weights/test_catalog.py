@@ -67,11 +67,11 @@ def test_verify(home: Path, tmp_path: Path) -> None:
     (home / f"{NAME}.pth").write_bytes(b"abc")
     result = twins("weights", "verify")
     assert "WRONG" in result.out
-    assert_error(result, "1 of 1 are not what was published")
+    assert_error(result, "1 of 1 files differ from the published ones")
 
 
 def test_verify_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which published file is this?"""
+    """The command names the published file with this hash, if there is one."""
     (tmp_path / "mine.pth").write_bytes(b"abc")
     result = twins("weights", "verify", tmp_path / "mine.pth")
     assert result.code == 0 and result.out.endswith("mine.pth  no published hash\n")

@@ -101,7 +101,7 @@ def test_parts_of_a_shared_tensor_are_written_alone(tmp_path: Path) -> None:
             ["in.pth", "out.pth", "--to", "mmseg", "--task", "classifier"],
             "'in.pth': a classifier in mmseg format cannot",
         ),
-        (["dense.pth", "out.pth", "--to", "timm"], "norm_list.0.weight has no place in timm format"),
+        (["dense.pth", "out.pth", "--to", "timm"], "norm_list.0.weight does not exist in timm format"),
         (["page.pth", "out.pth", "--to", "timm"], "weights 'page.pth': it is a web page"),
     ],
 )
@@ -120,7 +120,7 @@ def test_refused(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_folder_that_can_not_be_made(classifier: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created(classifier: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_error(twins("convert", tmp_path / "in.pth", tmp_path / "file/out.pth", "--to", "timm"), "file")
 

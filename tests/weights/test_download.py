@@ -1,4 +1,4 @@
-"""Downloads from a local server: they resume, and files that are not what was published are refused."""
+"""Downloads from a local server: they resume, and files that differ from the published ones are refused."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ pytestmark = pytest.mark.usefixtures("home")
 
 
 class Server(ThreadingHTTPServer):
-    """Server of `files` by path. A test may change every attribute.
+    """Server of `files`, by path. Tests may change all attributes.
 
     Attributes:
         requests: Method, path and Range header of each request.
-        cut_after: Number of bytes after which a response breaks off; `None` sends all.
+        cut_after: Number of bytes after which a response is cut off; `None` sends all.
         ranges: Whether the server supports ranges.
         slow: Seconds to wait after each 64 KiB.
-        hold_at: Number of bytes after which a response waits for `go_on`; `None` sends all.
+        hold_at: Number of bytes after which a response waits until `released` is set; `None` sends all.
         headers: Additional headers of a response.
     """
 
@@ -49,7 +49,7 @@ class Server(ThreadingHTTPServer):
         self.ranges = True
         self.slow = 0.0
         self.hold_at: int | None = None
-        self.go_on = threading.Event()
+        self.released = threading.Event()
         self.headers: dict[str, str] = {}
 
     @property
@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         end = len(content) if server.cut_after is None else min(len(content), start + server.cut_after)
         for position in range(start, end, 65536):
             if server.hold_at is not None and position >= server.hold_at:
-                server.go_on.wait(60)
+                server.released.wait(60)
             self.wfile.write(content[position : min(position + 65536, end)])
             time.sleep(server.slow)
 
@@ -109,7 +109,7 @@ def server() -> Iterator[Server]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield server
-    server.go_on.set()
+    server.released.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -156,7 +156,8 @@ def test_once(server: Server, home: Path) -> None:
 def test_interrupted_and_resumed(server: Server) -> None:
     spec = published(server)
     server.cut_after = 300_000
-    message = refused(spec, "ended after 300000 of 1049344 bytes", "300000 bytes are kept", "the next call resumes")
+    parts = ("the download ended after 300000 of 1049344 bytes", "300000 bytes are kept", "the next call resumes")
+    message = refused(spec, *parts)
     assert spec.url in message
     refused(spec, "the download ended after 600000 of 1049344 bytes")
     server.cut_after = None
@@ -245,8 +246,8 @@ def test_wrong_hash(server: Server, home: Path) -> None:
     assert not (home / f".part-{NAME}.pth").exists() and visible(home) == []
 
 
-def test_a_web_page_in_the_place_of_the_file(server: Server, home: Path) -> None:
-    """A login page or a quota page comes with status 200. The hash alone would not say what it is."""
+def test_a_web_page_instead_of_the_file(server: Server, home: Path) -> None:
+    """Login and quota pages have status 200. A mismatch of hashes alone would not explain the problem."""
     refused(published(server, b"\n<html>Sign in</html>", sha256="0123abcd"), "it is a web page")
     assert visible(home) == [] and not (home / f".part-{NAME}.pth").exists()
 
@@ -262,7 +263,7 @@ def test_a_part_of_something_else(server: Server, home: Path) -> None:
 
 def test_not_found(server: Server) -> None:
     spec = dataclasses.replace(published(server), url=f"{server.url}/moved.pth")
-    refused(spec, "answers 404", "give its path")
+    refused(spec, "responded with 404", "give its path")
 
 
 def test_nobody_listens() -> None:
@@ -273,7 +274,7 @@ def test_nobody_listens() -> None:
 
 
 def test_no_such_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name server of the network is not asked: it may be slow, or know every name."""
+    """The real name server is not queried: it may be slow, or resolve every name."""
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -345,6 +346,11 @@ def test_hugging_face_without_the_file(server: Server, home: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: weights 'svt_small.in1k-timm': https://huggingface.co")
     assert "cannot be downloaded" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_hugging_face_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    refused(CATALOG["svt_small.in1k-timm"], "huggingface_hub is not installed: pip install 'twins-dense[hub]'")
 
 
 # Catalog names instead of paths

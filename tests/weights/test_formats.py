@@ -15,7 +15,7 @@ from twins_dense.weights.formats import COLUMNS, FORMATS, KEY_TABLE, NORM_EPS, P
 
 @pytest.mark.parametrize("module", ["weights.catalog", "weights.formats", "weights.preprocessing", "models.spec"])
 def test_imports_without_torch(module: str) -> None:
-    """Run in a process of its own, because the other tests have imported torch."""
+    """This runs in a separate process, because other tests have imported torch."""
     code = f"import sys, twins_dense.{module}; sys.exit(', '.join({{'torch', 'numpy', 'PIL'}} & sys.modules.keys()))"
     environment = {**os.environ, "PYTHONPATH": str(Path(twins_dense.__file__).parents[1])}
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Conversion between formats gives the names and shapes of the other project, and loses no bit on the way back."""
+"""Conversion between formats gives the names and shapes of the other project, and is bit-exact there and back."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TestListedNames:
             conversion = convert(state, to="mmseg")
             assert shapes(conversion.state) == shapes(theirs)
             assert (conversion.variant, conversion.task) == (variant, "segmentor")
-        assert sorted(conversion.dropped) == list(CLASSIFIER_END)  # which the official backbone has as well
+        assert sorted(conversion.dropped) == list(CLASSIFIER_END)  # the official backbone has these as well
         unused = {f"backbone.{name}" for name in CLASSIFIER_END}
         assert shapes(td.convert_state_dict(theirs, to="official")) == {
             name: shape for name, shape in shapes(official).items() if name not in unused
@@ -153,7 +153,7 @@ def test_published_sizes_there_and_back(variant: str) -> None:
 
 @torch.no_grad()
 def test_in_proj_is_what_torch_computes_with() -> None:
-    """torch's MultiheadAttention, which mmseg uses, agrees when it has the converted entries of a global attention."""
+    """torch's MultiheadAttention, which mmseg uses, gives the same output with the converted entries."""
     state = dense_state(SLIM_SVT)
     converted = td.convert_state_dict(state, to="mmseg")
     ours = GlobalAttention(28, 7, 1, 1e-5)
@@ -174,7 +174,7 @@ def test_the_source_is_left_alone_and_nothing_is_shared_by_the_parts_of_in_proj(
     copies = {name: value.clone() for name, value in theirs.items()}
     ours = td.convert_state_dict({"state_dict": theirs}, to="official")
     for name in ("blocks.0.1.attn.q.weight", "blocks.0.1.attn.kv.weight"):
-        assert ours[name].untyped_storage().nbytes() == ours[name].nbytes  # a file of it would hold nothing else
+        assert ours[name].untyped_storage().nbytes() == ours[name].nbytes  # a file would contain nothing else
         ours[name].zero_()
     assert_bits(theirs, copies)
 
@@ -265,22 +265,22 @@ def test_formats_and_tasks(to: str, task: str | None, message: str) -> None:
 @pytest.mark.parametrize("to", ["timm", "mmpretrain"])
 def test_level_norms_are_not_dropped(to: str) -> None:
     """A network without them would compute something else."""
-    with pytest.raises(td.TwinsError, match=rf"norm_list\.0\.weight has no place in {to} format"):
+    with pytest.raises(td.TwinsError, match=rf"norm_list\.0\.weight does not exist in {to} format"):
         td.convert_state_dict(dense_state(SLIM_SVT), to=to)
 
 
 @pytest.mark.parametrize("key", ["blocks.0.0.attn.extra", "blocks.0.0.attn.q.weight", "cls_token", "neck.a.weight"])
 def test_unknown_entries_are_not_dropped(key: str) -> None:
-    with pytest.raises(td.TwinsError, match=rf"{re.escape(key)} has no place in mmseg format"):
+    with pytest.raises(td.TwinsError, match=rf"{re.escape(key)} does not exist in mmseg format"):
         td.convert_state_dict({**dense_state(SLIM_SVT), key: torch.zeros(3)}, to="mmseg")
 
 
 def test_level_norms_of_mmpretrain_are_unknown() -> None:
     state = td.convert_state_dict(classifier_state(SLIM_SVT), to="mmpretrain")
     state["backbone.norm_after_stage0.weight"] = torch.ones(8)
-    with pytest.raises(td.TwinsError, match=r"norm_after_stage0\.weight has no place in official format"):
+    with pytest.raises(td.TwinsError, match=r"norm_after_stage0\.weight does not exist in official format"):
         td.convert_state_dict(state, to="official")
-    with pytest.raises(td.TwinsError, match=r"norm_after_stage0\.weight \(8,\) has no place"):
+    with pytest.raises(td.TwinsError, match=r"norm_after_stage0\.weight \(8,\) is unexpected"):
         td.load_weights(td.create_backbone(SLIM_SVT), state)
 
 
@@ -302,7 +302,7 @@ MODELS = [
 @settings(max_examples=300)
 @given(data=st.data())
 def test_any_damage_is_one_line(data: st.DataObject) -> None:
-    """A state dict with removed, renamed or replaced entries is converted or refused, without any other exception."""
+    """A state dict with removed, renamed or replaced entries is either converted or refused with `TwinsError`."""
     state: dict[str, Any] = dict(data.draw(st.sampled_from(MODELS)))
     values = st.sampled_from(
         [None, 3, "x", [1.0], torch.tensor(2.0), torch.zeros(0), torch.zeros(7), torch.zeros(3, 3)]

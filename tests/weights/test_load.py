@@ -1,4 +1,4 @@
-"""Loading checkpoints: what fits is loaded bit by bit, and what does not fit is refused by an error of one line."""
+"""Checkpoints that fit are loaded bit-exactly, and all others are refused with a one-line error."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_report_is_one_readable_line(caplog: pytest.LogCaptureFixture, tmp_path:
 
 
 def test_fresh_level_norms_are_named_in_a_warning(tmp_path: Path) -> None:
-    """ImageNet weights have no level norms, and fresh ones change what an SVT computes."""
+    """ImageNet weights have no level norms, and freshly initialised ones change the output of an SVT."""
     torch.save(classifier_state(), tmp_path / "slim.pth")
     with pytest.warns(UserWarning) as caught:
         td.create_backbone(SLIM_SVT, weights=tmp_path / "slim.pth")
@@ -211,9 +211,9 @@ def test_source_is_left_alone() -> None:
             "pcpvt_small",
             (0, 1, 2),
             [
-                "blocks.2.10.attn.kv.bias (640,) has no place",
-                "blocks.2.10.attn.kv.weight (640, 320) has no place",
-                "blocks.2.10.attn.norm.bias (320,) has no place",
+                "blocks.2.10.attn.kv.bias (640,) is unexpected",
+                "blocks.2.10.attn.kv.weight (640, 320) is unexpected",
+                "blocks.2.10.attn.norm.bias (320,) is unexpected",
             ],
         ),
         (
@@ -233,7 +233,7 @@ def test_source_is_left_alone() -> None:
             [
                 "blocks.0.0.attn.qkv.bias is missing",
                 "blocks.0.0.attn.qkv.weight is missing",
-                "blocks.0.0.attn.kv.bias (128,) has no place",
+                "blocks.0.0.attn.kv.bias (128,) is unexpected",
             ],
         ),
     ],
@@ -265,7 +265,7 @@ def test_missing_entry(name: str, tmp_path: Path) -> None:
 def test_surplus_entry(name: str, tmp_path: Path) -> None:
     path = tmp_path / "surplus.pth"
     torch.save({**dense_state(), name: torch.zeros(5, 3)}, path)
-    assert_refused(fresh_backbone(), path, f"{name} (5, 3) has no place", "do not fit (1): ")
+    assert_refused(fresh_backbone(), path, f"{name} (5, 3) is unexpected", "do not fit (1): ")
 
 
 def test_classifier_needs_its_head() -> None:
@@ -276,11 +276,11 @@ def test_classifier_needs_its_head() -> None:
 @pytest.mark.parametrize("name", ["head.scale", "norm.running_mean"])
 def test_classifier_drops_nothing(name: str) -> None:
     net = td.create_classifier(SLIM_SVT, num_classes=11)
-    assert_refused(net, {**classifier_state(), name: torch.zeros(5)}, f"{name} (5,) has no place", "do not fit (1): ")
+    assert_refused(net, {**classifier_state(), name: torch.zeros(5)}, f"{name} (5,) is unexpected", "do not fit (1): ")
 
 
 def test_level_norms_are_not_dropped_silently() -> None:
-    assert_refused(fresh_backbone(level_norm=False), dense_state(), "norm_list.0.bias (8,) has no place")
+    assert_refused(fresh_backbone(level_norm=False), dense_state(), "norm_list.0.bias (8,) is unexpected")
 
 
 def test_wrong_shape() -> None:
@@ -304,7 +304,7 @@ def test_wrong_shape() -> None:
         pytest.param({"patch_embeds.0.proj.weight": [1.0, 2.0]}, id="list for a tensor"),
     ],
 )
-def test_mappings_that_are_no_twins(source: dict[Any, Any], tmp_path: Path) -> None:
+def test_mappings_that_are_not_twins(source: dict[Any, Any], tmp_path: Path) -> None:
     net = fresh_backbone()
     assert_refused(net, source)
     torch.save(source, tmp_path / "other.pth")
@@ -326,7 +326,7 @@ def test_odd_tensors_in_files(odd: Tensor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [3, "text", [torch.zeros(2)], None, torch.zeros(3)], ids=lambda v: type(v).__name__)
-def test_files_that_hold_no_mapping(value: Any, tmp_path: Path) -> None:
+def test_files_without_a_mapping(value: Any, tmp_path: Path) -> None:
     torch.save(value, tmp_path / "other.pth")
     assert_refused(fresh_backbone(), tmp_path / "other.pth", f"it holds a {type(value).__name__}")
 

@@ -1,7 +1,7 @@
-"""The same weights in mmpretrain's and mmseg's own Twins, as their published configs build them: same logits and maps.
+"""Our models give the same logits and maps as mmpretrain's and mmseg's own Twins, built from their published configs.
 
-Both compute with other epsilons of LayerNorm than the official code, so our models are built with theirs. mmpretrain
-is no dependency: `pip install mmpretrain mmcv-lite` into the environment runs its half.
+Both use other LayerNorm epsilons than the official code, so our models are built with theirs. mmpretrain is not a
+dependency; to run its half of the tests, install it with `pip install mmpretrain mmcv-lite`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twins_dense.weights.catalog import CATALOG
 
 
 def imported(name: str) -> Any:
-    """A module of mmpretrain or mmseg, whose imports warn about many things that are not ours."""
+    """Import a module of mmpretrain or mmseg, without the warnings of its own imports."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
@@ -40,10 +40,10 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def built(registry: Any, config: dict[str, Any]) -> nn.Module:
-    """A model of theirs with random weights everywhere."""
+    """Build one of their models, with random weights everywhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # The scope, because a Runner of another test leaves its own as the default.
+        # Set the scope, because a Runner in another test leaves its own as the default.
         return randomise(registry.build({**config, "_scope_": registry.scope}), seed=13).eval()
 
 
@@ -98,7 +98,7 @@ def test_the_catalog_has_mmpretrains_files_and_scores(mmpretrain: Any) -> None:
 def mmseg() -> Iterator[Any]:
     stand_in = pytest.importorskip(
         "twins_dense.frameworks.mmengine.mmcv_ops",
-        reason="without mmcv's operators or a stand-in, mmseg doesn't import",
+        reason="mmseg needs mmcv's operators or a stand-in for them",
     ).stand_in
     imported("mmcv")
     stand_in()
@@ -109,7 +109,7 @@ def mmseg() -> Iterator[Any]:
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
 def test_mmseg(variant: str, mmseg: Any) -> None:
-    """128x160: both axes of every map of local attention are padded, where mmseg masks the padding."""
+    """At 128x160, local attention pads both axes of every map, in which case mmseg masks the padding."""
     family, size = variant.split("_")
     (config,) = (Path(mmseg.__file__).parent / ".mim/configs/twins").glob(f"twins_{family}-{size[0]}_uperhead_*.py")
     backbone = importlib.import_module("mmengine").Config.fromfile(config).model.backbone

@@ -1,4 +1,4 @@
-"""Reading checkpoints: broken files are refused in one line, and no code in them is run."""
+"""Broken checkpoints are refused with a one-line error, and code in a checkpoint is not run."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_truncated_safetensors(tmp_path: Path, length: int) -> None:
     ],
     ids=["empty", "html", "html after a line", "404", "json", "git lfs pointer", "bytes"],
 )
-def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, suffix: str) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"page.{suffix}"
     path.write_bytes(content)
     assert_refused(fresh_backbone(), path, "download it again")
@@ -180,7 +180,7 @@ def legacy_values() -> dict[str, Any]:
 @pytest.mark.parametrize("numpy_core", [b"numpy._core", b"numpy.core"])
 @pytest.mark.parametrize("as_zip", [True, False], ids=["zip", "old format"])
 def test_values_beside_the_weights(tmp_path: Path, as_zip: bool, numpy_core: bytes) -> None:
-    """Optimizer states, arguments, numpy values under both of its module names, and MMEngine's log history are read."""
+    """Optimiser states, arguments, numpy values under both module names, and MMEngine's log history are accepted."""
     state = classifier_state()
     content = torch_bytes({"model": state, **legacy_values()}, as_zip=as_zip)
     assert b"numpy._core.multiarray" in content and b"HistoryBuffer" in content and b"getattr" in content

@@ -11,11 +11,13 @@ from typing import Any
 import click
 
 from ..atomic import write_atomically
-from ..errors import TwinsError
+from ..errors import TwinsError, requires_extra
 from .benchmark_extract import extract_command
 from .options import find_device
 
 _PACKAGES = {"timm": "timm", "mmseg": "mmsegmentation"}
+# mmsegmentation works only with packages that it does not require itself; our extra has them.
+_INSTALL = {"timm": "timm", "mmseg": "'twins-dense[segmentation]'"}
 
 
 class _DefaultGroup(click.Group):
@@ -27,7 +29,7 @@ class _DefaultGroup(click.Group):
         return super().parse_args(context, args)
 
 
-@click.group("benchmark", cls=_DefaultGroup)
+@click.group("benchmark", cls=_DefaultGroup, short_help="Time backbones and extraction.")
 def command() -> None:
     """Time the backbone beside timm's or mmsegmentation's, or `twins-dense extract` beside the bare model.
 
@@ -76,7 +78,8 @@ def backbone_command(
     version = _version(peer)
     make_pair: Any = timm_pair
     if peer == "mmseg":
-        from ..frameworks.mmengine.mmseg_peer import mmseg_pair as make_pair
+        with requires_extra("segmentation"):
+            from ..frameworks.mmengine.mmseg_peer import mmseg_pair as make_pair
     rows: list[dict[str, Any]] = []
     sizes = [_parse_shape(shape) for shape in shapes or ("1x800x1216", "8x224x224")]
     click.echo(f"torch {torch.__version__}, {peer} {version}, {device}, {torch.get_num_threads()} threads")
@@ -100,7 +103,7 @@ def _version(peer: str) -> str:
     try:
         return importlib.metadata.version(_PACKAGES[peer])
     except importlib.metadata.PackageNotFoundError:
-        raise TwinsError(f"{_PACKAGES[peer]} is not installed: pip install {_PACKAGES[peer]}") from None
+        raise TwinsError(f"{_PACKAGES[peer]} is not installed: pip install {_INSTALL[peer]}") from None
 
 
 def _parse_shape(shape: str) -> tuple[int, int, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from .options import data_options
 
-@click.command("check-data")
+
+@click.command("check-data", short_help="Check the data of a config.")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data-root", help="Folder of the data set; relative paths in the config start here.")
-@click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+@data_options
 def command(config: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool) -> None:
     """Check all images and annotations of CONFIG, as `train` does before it starts.
 

@@ -10,7 +10,7 @@ import click
 from ..weights.formats import FORMATS, TASKS
 
 
-@click.command("convert")
+@click.command("convert", short_help="Convert weights to the names of another project.")
 @click.argument("source", metavar="IN")
 @click.argument("out", metavar="OUT")
 @click.option("--to", required=True, type=click.Choice(FORMATS), help="Project whose names OUT gets.")

@@ -9,7 +9,7 @@ import click
 from ..errors import requires_extra
 
 
-@click.command("demo")
+@click.command("demo", short_help="Train a small Mask R-CNN and show what it finds.")
 @click.option("--out", default="demo", show_default=True, help="Folder for the data set, the run and the pictures.")
 @click.option("--epochs", default=6, show_default=True, type=click.IntRange(min=1), help="Number of epochs.")
 @click.option("--num-train", default=400, show_default=True, type=click.IntRange(min=4), help="Training images.")

@@ -10,17 +10,16 @@ from typing import Any
 import click
 
 from ..distributed import is_first_process
-from .options import launch_options
+from .options import data_options, launch_options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Evaluate a checkpoint.")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--work-dir", help="Folder for the results.  [default: WORK DIRECTORY OF TRAINING_eval/TIME]")
 @click.option("--tta", is_flag=True, help="Average over several sizes and flips (mmsegmentation's configs only).")
-@click.option("--data-root", help="Folder of the data set; relative paths in the config start here.")
-@click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+@data_options
 @launch_options
 def command(
     config: str,

@@ -10,7 +10,7 @@ from ..errors import TwinsError
 from .options import backbone_options, check_window_padding, parse_levels
 
 
-@click.command("export")
+@click.command("export", short_help="Export a backbone or classifier to ONNX or torch.export.")
 @click.argument("out", metavar="OUT")
 @backbone_options
 @click.option("--classifier", is_flag=True, help="Export the whole classifier, with the output `logits`.")

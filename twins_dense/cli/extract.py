@@ -22,7 +22,7 @@ _NUM_PREVIEWS = 16
 _NUM_SHOWN = 20
 
 
-@click.command("extract")
+@click.command("extract", short_help="Write the features of many images to a folder.")
 @click.argument("images", nargs=-1, required=True)
 @backbone_options
 @click.option("--out", required=True, help="Folder for the features: a new one, or an unfinished one to resume.")

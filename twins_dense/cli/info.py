@@ -11,7 +11,7 @@ import click
 from ..errors import TwinsError
 
 
-@click.command("info")
+@click.command("info", short_help="Show parameters and multiply-accumulates.")
 @click.argument("variants", nargs=-1)
 @click.option(
     "--size", default="800x1216", show_default=True, help="Image size for the backbone, HEIGHTxWIDTH in pixels."

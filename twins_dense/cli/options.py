@@ -31,6 +31,12 @@ def workers_option(most: int) -> Callable:
 
 device_option = click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
 
+# Options that change the data of a config.
+data_options = _together(
+    click.option("--data-root", help="Folder of the data set; relative paths in the config start here."),
+    click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them."),
+)
+
 # Options that choose a trained backbone and its levels.
 backbone_options = _together(
     click.option("--variant", required=True, help="One of the six variants of `twins-dense info`."),

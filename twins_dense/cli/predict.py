@@ -12,7 +12,7 @@ import click
 from ..errors import TwinsError, one_line
 
 
-@click.command("predict")
+@click.command("predict", short_help="Run a trained model on images and draw the results.")
 @click.argument("config")
 @click.argument("checkpoint")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGES... [KEY=VALUE]...")

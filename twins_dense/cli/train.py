@@ -7,17 +7,16 @@ from typing import Any
 import click
 
 from ..distributed import is_first_process
-from .options import launch_options
+from .options import data_options, launch_options
 
 
-@click.command("train")
+@click.command("train", short_help="Train the model of a config.")
 @click.argument("config")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--work-dir", help="Work directory.  [default: as the config says, or work_dirs/NAME OF CONFIG]")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the work directory.")
 @click.option("--amp", is_flag=True, help="Train in mixed precision (bfloat16).")
-@click.option("--data-root", help="Folder of the data set; relative paths in the config start here.")
-@click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them.")
+@data_options
 @launch_options
 def command(
     config: str,

@@ -16,7 +16,7 @@ from .options import device_option, find_device, workers_option
 _TITLES = f"{'weights':28}{'top-1':>8}{'published':>11}{'top-5':>9}{'published':>11}{'loss':>9}{'images/s':>10}"
 
 
-@click.command("validate")
+@click.command("validate", short_help="Score classifiers on the validation set of ImageNet.")
 @click.option(
     "--data", required=True, help="Validation set: class folders named by wnid, the folder above `val`, or flat images."
 )

@@ -105,7 +105,7 @@ def verify_command(names_or_files: tuple[str, ...]) -> None:
         click.echo(f"{digest}  {file}  {match.name if match else 'no published hash'}")
     if wrong:
         raise TwinsError(
-            f"{len(wrong)} of {len(specs)} differ from the published files: remove them and download them again"
+            f"{len(wrong)} of {len(specs)} files differ from the published ones: remove them and download them again"
         )
 
 

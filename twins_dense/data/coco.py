@@ -1,6 +1,6 @@
 """Read and check data in COCO format: one annotation file, one folder of images.
 
-`load_coco` checks everything before a run starts, so that a broken file is found in seconds and not during the night.
+`load_coco` checks everything before a run starts, so that a broken file is found within seconds and not after hours.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def load_coco(
         ann_file: Path of the annotation file (JSON).
         image_dir: Folder that the `file_name` entries are relative to.
         skip_bad: Whether to leave out bad annotations, and bad images with their annotations, instead of raising.
-        indices: Number of images to keep and check, the first ones by id; `None` keeps all.
-        refuse_rotated: Whether an image with an EXIF orientation counts as bad; for data loaders that apply it.
+        indices: Number of images to keep and check, in ascending order of ids; `None` keeps all.
+        refuse_rotated: Whether an image with an EXIF orientation counts as bad, for data loaders that would rotate it.
 
     Raises:
         TwinsError: If the annotation file as a whole cannot be used, if there are problems and `skip_bad` is false, or
@@ -143,12 +143,12 @@ def load_coco(
 
 
 def is_instance(annotation: Mapping[str, Any]) -> bool:
-    """Return whether an annotation is of one object, and not of a crowd region, which detectors do not learn from."""
+    """Return whether an annotation marks one object, and not a crowd region, on which detectors are not trained."""
     return not annotation.get("iscrowd", 0)
 
 
 def training_images(data: CocoData, *, filter_empty: bool, with_masks: bool) -> tuple[CocoImage, ...]:
-    """Return the images to train a detector on; with `filter_empty`, only those with an instance.
+    """Return the images to train a detector on; with `filter_empty`, only images with at least one instance.
 
     Raises:
         TwinsError: If no image is left, or if `with_masks` is true and an instance has no segmentation.
@@ -169,7 +169,7 @@ def training_images(data: CocoData, *, filter_empty: bool, with_masks: bool) -> 
 
 
 def read_image_names(ann_file: Path) -> dict[int, str]:
-    """Return the file names of an annotation file by image id, in ascending order of ids, and check nothing else in it.
+    """Return the file name of each image in an annotation file by image id, in ascending order. Check nothing else.
 
     Raises:
         TwinsError: If the file or an entry of its `images` cannot be used.
@@ -180,7 +180,7 @@ def read_image_names(ann_file: Path) -> dict[int, str]:
 
 
 def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
-    """Read an annotation file and check that it has these lists of objects."""
+    """Read an annotation file, and check that each of these keys has a list of objects."""
     if ann_file.is_dir():
         raise TwinsError(f"{ann_file}: is a folder; give the annotation file (JSON) inside it")
     try:
@@ -198,7 +198,9 @@ def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations",
         raise TwinsError(f"{ann_file}: holds a JSON {type(content).__name__}; COCO format needs an object")
     for key in keys:
         if key not in content:
-            raise TwinsError(f"{ann_file}: has no {key!r} (it has {reprlib.repr(sorted(content))}); COCO needs it")
+            raise TwinsError(
+                f"{ann_file}: has no {key!r} (it has {reprlib.repr(sorted(content))}); COCO format needs it"
+            )
         if not isinstance(content[key], list):
             raise TwinsError(f"{ann_file}: {key!r} is a {type(content[key]).__name__}; COCO format needs a list")
         for position, entry in enumerate(content[key]):
@@ -210,7 +212,7 @@ def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations",
 def _entries_by_id(
     ann_file: Path, content: dict[str, Any], key: str, fields: dict[str, type]
 ) -> dict[int, dict[str, Any]]:
-    """Return the entries of one list by id. Their ids must be unique whole numbers, and `fields` have these types."""
+    """Return the entries of one list by id. Ids must be unique whole numbers; `fields` gives the other types."""
     entry_by_id: dict[int, dict[str, Any]] = {}
     for position, entry in enumerate(content[key]):
         for field, kind in {"id": int, **fields}.items():
@@ -260,8 +262,8 @@ def _orientation_problem(path: Path) -> str | None:
     if orientation == 1:
         return None
     return (
-        f"image {one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies, while boxes count "
-        "stored pixels: remove it from the file"
+        f"image {one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies to the image but "
+        "not to its boxes: remove it from the file"
     )
 
 
@@ -307,5 +309,5 @@ def _box_problem(box: Any, width: int, height: int) -> str | None:
 
 
 def _is_key(value: Any, keys: Any) -> bool:
-    """Return whether a JSON value is one of these ids. 1.0 and true are not the id 1, and a list cannot be a key."""
+    """Return whether a JSON value is one of these ids. 1.0 and true are not the id 1, and lists are not hashable."""
     return type(value) is int and value in keys

@@ -1,4 +1,4 @@
-"""Check and decode the segmentations of COCO annotations: polygons and run-length codes."""
+"""Check and decode the segmentations of COCO annotations: polygons and run-length encodings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
 
     Args:
         segmentation: Polygons (a list of flat lists x, y, x, y, ... in pixels), whose union is the mask, or a
-            run-length code {"counts": ..., "size": [height, width]} whose counts are a list or compressed (str, bytes).
-            An empty segmentation is an error: it means that an annotation has only a box.
+            run-length encoding {"counts": ..., "size": [height, width]}. Counts are a list or compressed (str, bytes).
+            An empty segmentation, which means that an annotation has only a box, is an error.
         height: Height of the image in pixels.
         width: Width of the image in pixels.
 
@@ -25,7 +25,7 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
         The mask as uint8 (height, width), 0 outside and 1 inside.
 
     Raises:
-        TwinsError: If the segmentation is malformed or belongs to an image of another size.
+        TwinsError: If the segmentation is malformed or belongs to an image of a different size.
     """
     problem = segmentation_problem(segmentation, height, width)
     if problem is not None:
@@ -48,10 +48,10 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
             if not isinstance(polygon, list) or not are_finite_numbers(polygon):
                 return f"has the polygon {reprlib.repr(polygon)}, which is not a list of finite numbers"
             if len(polygon) < 6 or len(polygon) % 2:
-                return f"has a polygon of {len(polygon)} numbers; it needs x, y of at least 3 points"
+                return f"has a polygon of {len(polygon)} numbers; it needs x and y of at least 3 points"
         return None
     if not isinstance(segmentation, dict) or not {"counts", "size"} <= segmentation.keys():
-        return f"is {reprlib.repr(segmentation)}, neither polygons nor a run-length code with counts and size"
+        return f"is {reprlib.repr(segmentation)}, neither polygons nor a run-length encoding with counts and size"
     if segmentation["size"] != [height, width]:
         return f"has the size {reprlib.repr(segmentation['size'])}, but its image has [{height}, {width}]"
     try:
@@ -64,7 +64,7 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
 
 
 def run_lengths(counts: Any) -> list[int]:
-    """Return the run lengths of a run-length code, given compressed (str, bytes) or as a list.
+    """Return the run lengths of a run-length encoding, given compressed (str, bytes) or as a list.
 
     Raises:
         ValueError: If they are malformed. pycocotools does not check them, and accesses memory out of bounds.
@@ -78,18 +78,18 @@ def run_lengths(counts: Any) -> list[int]:
 def are_finite_numbers(values: list[Any]) -> bool:
     """Return whether all values are numbers, and none of them is NaN or infinite."""
     try:
-        # One sum in C is faster than a test of each value: NaN and infinity survive it, and other types raise.
+        # One sum in C is faster than testing each value. NaN and infinity propagate to it, and other types raise.
         return math.isfinite(sum(values))
     except (TypeError, OverflowError):
         return False
 
 
 def _decompress(counts: str | bytes) -> list[int]:
-    """Return the numbers of a compressed run-length code.
+    """Return the numbers in a compressed run-length encoding.
 
     Each number is written in groups of five bits, the lowest first, as characters that start at "0". The sixth bit of
-    a character says that another group follows, and the highest bit of the last group is the sign. From the fourth
-    number on, the code stores the difference from the number two places before. (`rleFrString` in pycocotools'
+    a character is set if another group follows, and the highest bit of the last group is the sign. From the fourth
+    number on, the difference from the number two places before is stored. (`rleFrString` in pycocotools'
     maskApi.c is the specification.)
     """
     numbers: list[int] = []
@@ -97,7 +97,7 @@ def _decompress(counts: str | bytes) -> list[int]:
     for code in counts.encode("utf-8") if isinstance(counts, str) else counts:
         group = code - ord("0")
         if not 0 <= group < 64:
-            raise ValueError(f"{chr(code)!r} is not a character of a compressed run-length code")
+            raise ValueError(f"{chr(code)!r} is not a character of a compressed run-length encoding")
         value |= (group & 31) << shift
         shift += 5
         if group & 32:
@@ -107,5 +107,5 @@ def _decompress(counts: str | bytes) -> list[int]:
         numbers.append(value + numbers[-2] if len(numbers) > 2 else value)
         value = shift = 0
     if shift:
-        raise ValueError("a compressed run-length code ends within a number")
+        raise ValueError("a compressed run-length encoding ends within a number")
     return numbers

@@ -22,13 +22,13 @@ def draw_instances(
     scores: Tensor | None = None,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Draw instances, with one colour per class.
+    """Draw the boxes, names, scores and masks of instances, with one colour per class.
 
     Args:
         image: uint8 (3, H, W) RGB; not modified.
         boxes: (N, 4), each x1, y1, x2, y2 in pixels.
         labels: (N,) indices into `class_names`.
-        class_names: names of the classes.
+        class_names: Names of the classes.
         scores: (N,) in 0..1, drawn after the names.
         masks: bool (N, H, W).
 
@@ -45,7 +45,7 @@ def draw_instances(
         texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
     if masks is not None:
         image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=colors)
-    # Text and lines scale with the image, to be readable on thumbnails and on photos.
+    # Text and lines scale with the image, so that they are readable on thumbnails and on photos.
     side = min(image.shape[1:])
     return draw_bounding_boxes(
         image,
@@ -67,7 +67,7 @@ def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Seque
     Args:
         image: uint8 RGB (H, W, 3).
         classes: (H, W) indices into `palette`.
-        palette: one (R, G, B) in 0..255 per class.
+        palette: One (R, G, B) in 0..255 per class.
 
     Returns:
         uint8 RGB (H, W, 3).
@@ -80,9 +80,9 @@ def draw_legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], fi
     """Draw the colour of each class with its value in label files and its name, in columns of 30.
 
     Args:
-        class_names: names of the classes.
-        palette: one (R, G, B) in 0..255 per class.
-        first_value: value of the first class in label files.
+        class_names: Names of the classes.
+        palette: One (R, G, B) in 0..255 per class.
+        first_value: Value of the first class in label files.
 
     Returns:
         uint8 RGB (H, W, 3).

@@ -13,7 +13,7 @@ from PIL import Image
 from ..errors import TwinsError, one_line
 
 NUM_THREADS = 8  # checks of many files wait for the disk, not for the processor
-# Exceptions that Pillow raises for a bad file. The type depends on the format and on the damage.
+# Exceptions that Pillow raises for a bad file. The type depends on the format and the damage.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -37,7 +37,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_PIXELS = 2**27  # in a resized image, which then takes 400 MB
+_MAX_PIXELS = 2**27  # of a resized image; it then takes 400 MB
 _TAIL_SIZE = 64  # bytes, because a few bytes of padding may follow the end marker
 
 
@@ -46,8 +46,8 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
 
     Args:
         path: Path of the image file.
-        upright: Whether to apply the EXIF orientation, as image viewers do. Boxes and masks in COCO format count pixels
-            as they are stored, so data sets are read without it.
+        upright: Whether to apply the EXIF orientation, as image viewers do. Boxes and masks in COCO format refer to
+            pixels as they are stored, so COCO data sets are read without it.
 
     Returns:
         Contiguous and writable uint8 array (height, width, 3).
@@ -62,9 +62,9 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
 
 
 def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
-    """Return an image in RGB, as `read_image` does, but raise one of `UNREADABLE` if it cannot be read."""
+    """Return an image in RGB like `read_image`, but raise one of `UNREADABLE` if it cannot be read."""
     with Image.open(source) as file:
-        # ImageOps.exif_transpose would write all EXIF data again, and fail at invalid entries that do not matter here.
+        # ImageOps.exif_transpose would write all EXIF data again, and fail on invalid entries that do not matter here.
         turn = _UPRIGHT.get(exif_orientation(file)) if upright else None
         image = file if turn is None else file.transpose(turn)
         if image.mode.startswith("I;16"):  # Pillow's own conversion would clip values at 255

@@ -20,8 +20,8 @@ class ImageList:
     Attributes:
         ids: Unique id of each image: its path as it was given or found, or its id in the COCO file.
         paths: Path of each image.
-        upright: Whether to apply the EXIF orientation. It is false for COCO files, whose annotations count pixels as
-            they are stored.
+        upright: Whether to apply the EXIF orientation. It is false for COCO files, whose annotations refer to
+            pixels as they are stored.
     """
 
     ids: Sequence[str]
@@ -30,7 +30,7 @@ class ImageList:
 
 
 def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: Path | None = None) -> ImageList:
-    """Return the images given as files, folders, globs and text files, or those of one COCO file.
+    """List the images given as files, folders, globs and text files, or those of one COCO file.
 
     Args:
         arguments: Image files, folders, globs, and text files (.txt) with one path per line; or one COCO file (.json).
@@ -44,7 +44,7 @@ def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: 
     coco_files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
     if coco_files:
         if len(arguments) > 1:
-            raise TwinsError(f"images {str(coco_files[0])!r}: give a COCO file without other images")
+            raise TwinsError(f"images {str(coco_files[0])!r}: give either one COCO file or other images")
         names = read_image_names(coco_files[0])
         folder = Path(image_dir) if image_dir is not None else _coco_image_dir(coco_files[0])
         return ImageList([str(i) for i in names], [str(folder / name) for name in names.values()], upright=False)
@@ -58,7 +58,7 @@ def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: 
 
 
 def find_images(arguments: Sequence[str], *, out: Path | None = None) -> list[Path]:
-    """Return the image files given as files, folders and globs, each once, sorted within each argument.
+    """List the image files given as files, folders and globs, each once, sorted within each argument.
 
     Folders are searched recursively, except for `out`, the folder of results.
 
@@ -100,4 +100,4 @@ def _coco_image_dir(ann_file: Path) -> Path:
     folder = ann_file.parent.parent / ann_file.stem.partition("_")[2]
     if ann_file.parent.name == "annotations" and folder.is_dir():
         return folder
-    raise TwinsError(f"{ann_file}: the folder of its images is unknown; give it with --image-dir")
+    raise TwinsError(f"{ann_file}: cannot find its images; name their folder with --image-dir")

@@ -1,4 +1,4 @@
-"""Check data in ADE20K format: images, and for each image a PNG of the same size whose values are classes."""
+"""Check data in ADE20K format: images, each with a PNG of the same size whose values are classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation
 # EXIF orientations that swap height and width. mmcv applies them when it reads an image.
 _SWAPS_SIDES = (5, 6, 7, 8)
 _SHOWN = 5
-# Folder in the archive of the challenge, its number of images per split, and its number of classes.
+# Folder in the archive of the challenge, number of images per split, and number of classes.
 _ADE20K = "ADEChallengeData2016"
 _ADE20K_IMAGES = {"training": 20210, "validation": 2000}
 _ADE20K_CLASSES = 150
@@ -49,7 +49,7 @@ def find_problems(pairs: Sequence[tuple[str, str]], values: Collection[int]) -> 
     """Check images and their labels.
 
     Args:
-        pairs: Paths of the image and its label, for each image.
+        pairs: Paths of each image and its label.
         values: Values allowed in labels: the classes and the ignored value.
 
     Returns:
@@ -72,7 +72,7 @@ def summarise(problems: Sequence[Problem]) -> Iterator[str]:
 
 
 def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapping[str, int] = _ADE20K_IMAGES) -> Path:
-    """Unpack the archive of the ADE20K challenge, unless that was done before, and check its images and labels.
+    """Unpack the archive of the ADE20K challenge, unless it has been unpacked before, and check its images and labels.
 
     Args:
         archive: Path of ADEChallengeData2016.zip.
@@ -83,7 +83,7 @@ def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapp
         Path of the folder ADEChallengeData2016, which is the `data_root` of the configs.
 
     Raises:
-        TwinsError: If the archive is broken or a different one, or if images or labels are missing or wrong.
+        TwinsError: If the archive is broken or not that of the challenge, or if images or labels are missing or bad.
     """
     folder = Path(out_dir) / _ADE20K
     if not folder.exists():
@@ -104,7 +104,7 @@ def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapp
 
 def _unpack(archive: Path, folder: Path) -> None:
     if not archive.is_file():
-        raise TwinsError(f"archive {str(archive)!r}: no such file; see datasets/README.md for its source")
+        raise TwinsError(f"archive {str(archive)!r}: no such file; datasets/README.md says where to download it")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryDirectory(dir=folder.parent) as temporary, zipfile.ZipFile(archive) as opened:
@@ -138,7 +138,7 @@ def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
         return Problem("label that cannot be read", str(label), one_line(error))
     if label_size != size:
         sizes = [f"{width}x{height}" for width, height in (label_size, size)]
-        return Problem("label of another size than its image", str(label), f"{sizes[0]} for {sizes[1]}")
+        return Problem("label whose size differs from that of its image", str(label), f"{sizes[0]} for {sizes[1]}")
     outside = np.flatnonzero(found & ~allowed)
     if len(outside):
         return Problem("label with values outside the classes", str(label), ", ".join(map(str, outside[:_SHOWN])))

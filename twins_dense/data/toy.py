@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import TwinsError
 
-# The ids have a gap, as in COCO, so that confusing ids with class indices shows.
+# The ids have a gap, as in COCO, so that code that confuses ids with class indices fails.
 CATEGORIES = ({"id": 1, "name": "circle"}, {"id": 2, "name": "rectangle"}, {"id": 5, "name": "triangle"})
 SPLITS = ("train2017", "val2017")
 PARAMETER_FILE = "toy.json"
@@ -42,17 +42,17 @@ def make_toy_coco(
     same parameters produce the same files. The folder appears only when it is complete, and nothing is overwritten.
 
     Args:
-        out_dir: folder of the data set.
-        num_train: number of training images. The class of the first object cycles, so 3 images show all classes.
-        num_val: number of validation images.
-        image_size: height and width of each image in pixels, 64 or more.
-        seed: seed of the random numbers, 0 or more.
+        out_dir: Folder of the data set.
+        num_train: Number of training images. The class of the first object cycles, so 3 images show all classes.
+        num_val: Number of validation images.
+        image_size: Height and width of each image in pixels, 64 or more.
+        seed: Seed of the random numbers, 0 or more.
 
     Returns:
         `out_dir` as a path.
 
     Raises:
-        TwinsError: if a parameter is too small, or `out_dir` contains anything other than this complete data set.
+        TwinsError: If a parameter is too small, or `out_dir` contains anything other than this complete data set.
     """
     parameters = {"num_train": num_train, "num_val": num_val, "image_size": image_size, "seed": seed}
     smallest = {"num_train": 1, "num_val": 1, "image_size": MIN_IMAGE_SIZE, "seed": 0}
@@ -80,13 +80,13 @@ def make_toy_coco(
 
 
 def _check_reusable(out_dir: Path, parameters: dict[str, int]) -> None:
-    """Raise `TwinsError` unless the folder contains the complete data set of these parameters."""
+    """Raise `TwinsError` unless the folder contains the complete data set with these parameters."""
     try:
         found = json.loads((out_dir / PARAMETER_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise TwinsError(f"{out_dir}: exists and is not a toy data set; choose another folder") from None
     if found != parameters:
-        raise TwinsError(f"{out_dir}: contains the toy data set of {found}, not of {parameters}; choose another folder")
+        raise TwinsError(f"{out_dir}: contains a toy data set with {found}, not {parameters}; choose another folder")
     for split, num_images in zip(SPLITS, (parameters["num_train"], parameters["num_val"]), strict=True):
         num_found = len(list((out_dir / split).glob("*.jpg")))
         if num_found != num_images or not _ann_file(out_dir, split).is_file():
@@ -122,7 +122,7 @@ def _write_split(data_dir: Path, split: str, image_ids: range, image_size: int, 
 
 
 def _annotation(annotation_id: int, image_id: int, class_index: int, mask: np.ndarray) -> dict[str, Any]:
-    """Return the COCO entry of a visible mask, bool (H, W). Area and box are those of the written segmentation."""
+    """Return the COCO entry of a visible mask, bool (H, W). Area and box are computed from the segmentation."""
     height, width = mask.shape
     segmentation = _segmentation(mask)
     if isinstance(segmentation, list):
@@ -141,10 +141,10 @@ def _annotation(annotation_id: int, image_id: int, class_index: int, mask: np.nd
 
 
 def _segmentation(mask: np.ndarray) -> list[list[float]] | dict[str, Any]:
-    """Return a polygon for a mask in one part, or a compressed run-length code for several parts or holes.
+    """Return a polygon for a mask in one part, or a compressed run-length encoding for several parts or holes.
 
-    COCO's polygons run along the edges of the pixels, OpenCV's contours through their centres. On a mask enlarged by
-    `scale`, the difference is half an enlarged pixel, which is 1 / (2 * scale) of a pixel.
+    COCO's polygons run along the edges of the pixels, and OpenCV's contours through their centres. On a mask enlarged
+    by `scale`, the difference is half an enlarged pixel, which is 1 / (2 * scale) of a pixel.
     """
     scale = 4
     enlarged = mask.astype(np.uint8).repeat(scale, axis=0).repeat(scale, axis=1)
@@ -165,7 +165,8 @@ def _draw_image(
     objects: list[tuple[int, np.ndarray]] = []
     whole_areas: list[int] = []
     num_objects = int(rng.integers(1, MAX_OBJECTS + 1))
-    hues = (rng.random() + np.arange(num_objects) / num_objects) % 1  # far apart, so that overlapping shapes differ
+    # Hues are far apart, so that overlapping shapes differ in colour.
+    hues = (rng.random() + np.arange(num_objects) / num_objects) % 1
     for index in range(num_objects):
         class_index = first_class if index == 0 else int(rng.integers(len(CATEGORIES)))
         for _ in range(NUM_TRIES):
@@ -196,7 +197,8 @@ def _draw_background(rng: np.random.Generator, image_size: int) -> np.ndarray:
 
 def _draw_shape(rng: np.random.Generator, image_size: int, class_index: int) -> np.ndarray:
     """Return the coverage of each pixel, float (S, S) in 0..1, by a shape of random size, position and angle."""
-    # Uniform on a logarithmic scale: as many shapes between 1/8 and 1/4 of the image size as between 1/4 and 1/2.
+    # Uniform on a logarithmic scale: as many shapes have a diameter between 1/8 and 1/4 of the image size as
+    # between 1/4 and 1/2.
     radius = image_size / 2 * np.exp(rng.uniform(np.log(MIN_DIAMETER), np.log(MAX_DIAMETER)))
     centre = rng.uniform(radius, image_size - radius, size=2)
     # Corners are angles on the circumscribed circle; `half` is the angle between a rectangle's long axis and a corner.

@@ -1,1 +1,1 @@
-"""Models in files that run without this package."""
+"""Export models to files that run without this package, and compare their speed with other implementations."""

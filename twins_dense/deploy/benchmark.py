@@ -15,7 +15,7 @@ from torch import Tensor
 from ..factory import create_backbone
 from ..weights.load import load_weights
 
-Pyramid = Callable[[Tensor], Sequence[Tensor]]  # from images to levels
+Pyramid = Callable[[Tensor], Sequence[Tensor]]  # function from images to levels
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Comparison:
     """Times of two implementations, measured in pairs.
 
     Attributes:
-        pairs: seconds of ours and of theirs, per round.
+        pairs: For each round, the seconds that our and their implementation took.
     """
 
     pairs: list[tuple[float, float]]
@@ -38,7 +38,7 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Their seconds divided by ours, per round."""
+        """Their time divided by ours, for each round."""
         return [theirs / ours for ours, theirs in self.pairs]
 
     @property
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def ratio_range(self) -> tuple[float, float]:
-        """The quartiles of the ratio; with fewer than 4 rounds, its extremes."""
+        """Lower and upper quartile of the ratios; with fewer than 4 rounds, their minimum and maximum."""
         if len(self.pairs) < 4:
             return min(self.ratios), max(self.ratios)
         low, _, high = statistics.quantiles(self.ratios, n=4)
@@ -56,10 +56,10 @@ class Comparison:
 
 @torch.inference_mode()
 def compare(ours: Pyramid, theirs: Pyramid, images: Tensor, rounds: int) -> Comparison:
-    """Check that two implementations compute the same levels, then time them in alternation.
+    """Check that two implementations compute the same levels, then time them alternately.
 
     Raises:
-        AssertionError: if a level differs by more than 1e-3 of its largest magnitude.
+        AssertionError: If a level differs by more than 1e-3 of its largest magnitude.
     """
     for level, expected in zip(ours(images), theirs(images), strict=True):  # also warms up
         torch.testing.assert_close(level, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
@@ -67,10 +67,10 @@ def compare(ours: Pyramid, theirs: Pyramid, images: Tensor, rounds: int) -> Comp
 
 
 def timm_pair(variant: str, device: str) -> tuple[Pyramid, Pyramid]:
-    """Return our backbone and timm's, with the same weights."""
+    """Return our backbone and that of timm, with the same weights."""
     import timm
 
-    ours = create_backbone(variant, level_norm=False).to(device).eval()  # timm has no norms on the levels
+    ours = create_backbone(variant, level_norm=False).to(device).eval()  # timm has no level norms
     theirs: Any = timm.create_model(f"twins_{variant}", pretrained=False).to(device).eval()
     load_weights(ours, theirs.state_dict())
     return ours, partial(theirs.forward_intermediates, norm=False, intermediates_only=True)

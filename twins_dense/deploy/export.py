@@ -29,20 +29,20 @@ EXPORT_SUFFIXES = (".onnx", ".pt2")
 METADATA = "twins_dense.json"
 # Largest accepted difference from the model, relative to the largest magnitude of each output.
 TOLERANCE = 1e-4
-# (batch, height, width): windows of 7 without padding at any stage, with padding on one axis, on both axes; one window.
+# (batch, height, width). Windows of 7 need no padding, padding on one axis, or on both axes; or there is only one.
 CHECKED_SHAPES = ((1, 224, 224), (2, 160, 224), (3, 128, 160), (1, 64, 96))
-# The traced shape. Tracing replaces these numbers by symbols, so none may be a special case (1 image, 1 window).
+# Tracing replaces these sizes by symbols, so none of them may be a special case (1 image, 1 window).
 _TRACED_SHAPE = (3, 480, 736)
 _SIZE_STEP = 32
 
 
 class TrainedModel(NamedTuple):
-    """A trained model to export, with what the exported file says about it.
+    """A trained model to export, with the information to record in the exported file.
 
     Attributes:
-        net: the model, on the CPU, in eval mode.
-        report: which parameters were loaded.
-        preprocessing: how images have to be prepared.
+        net: The model, on the CPU, in eval mode.
+        report: Report of the loaded parameters.
+        preprocessing: Preprocessing of the images.
         weights_sha256: SHA-256 of the weights file.
     """
 
@@ -60,20 +60,20 @@ def load_trained(
     out_indices: Sequence[int] = (0, 1, 2, 3),
     window_padding: WindowPadding = "zeros",
 ) -> TrainedModel:
-    """Load a backbone or classifier to export it.
+    """Load a backbone or classifier for export.
 
-    The preprocessing is that of the catalog if the weights are published, by their name or their SHA-256, and the
-    official one otherwise.
+    If the weights are in the catalog, by name or SHA-256, the preprocessing is taken from there. Otherwise it is the
+    official one.
 
     Args:
-        variant: one of `list_variants()`.
-        weights: a file or a name of the catalog.
-        classifier: load the whole classifier instead of the backbone.
-        out_indices: stages that the backbone returns.
-        window_padding: see `create_backbone`.
+        variant: Name of the variant, one of `list_variants()`.
+        weights: Path of a file, or a catalog name.
+        classifier: Whether to load the whole classifier instead of the backbone.
+        out_indices: Stages that the backbone returns.
+        window_padding: See `create_backbone`.
 
     Raises:
-        TwinsError: for unknown names, or weights that do not fit.
+        TwinsError: If a name is unknown, or the weights do not fit.
     """
     net: TwinsBackbone | TwinsClassifier
     if classifier:
@@ -96,25 +96,25 @@ def export(
     weights_sha256: str | None = None,
     shapes: Sequence[tuple[int, int, int]] = CHECKED_SHAPES,
 ) -> dict[str, float]:
-    """Export a model to a file that takes any batch size, and any height and width from 64 up, in multiples of 32.
+    """Export a model to a file that accepts any batch size, and heights and widths that are multiples of 32 from 64 on.
 
     The input is `images`, float32 (B, 3, H, W); the outputs are the levels `c2`, `c3`, … or `logits`. The file also
     contains JSON about the model (variant, levels, preprocessing, …): in the metadata of an ONNX file, and in the extra
-    files of a `.pt2`, under the name "twins_dense.json". The file appears only after its outputs were compared with
-    those of the model.
+    files of a `.pt2`, under the name "twins_dense.json". The file appears only after its outputs have been
+    compared with those of the model.
 
     Args:
-        net: the model, on the CPU, in eval mode.
+        net: The model, on the CPU, in eval mode.
         path: "NAME.onnx", or "NAME.pt2" for a program that `torch.export.load` reads.
-        preprocessing: how images have to be prepared, noted in the file.
-        weights_sha256: SHA-256 of the weights, noted in the file.
-        shapes: (batch, height, width) of the random images for the comparison.
+        preprocessing: Preprocessing of the images, recorded in the file.
+        weights_sha256: SHA-256 of the weights, recorded in the file.
+        shapes: Shapes (batch, height, width) of the random images for the comparison.
 
     Returns:
-        For each output, the largest difference from the model, relative to its largest magnitude.
+        The largest difference from the model for each output, relative to the largest magnitude of this output.
 
     Raises:
-        TwinsError: if the suffix is unknown, a package is missing, or the file and the model differ.
+        TwinsError: If the suffix is unknown, a package is missing, or the file and the model differ.
     """
     path = Path(path)
     if path.suffix not in EXPORT_SUFFIXES:
@@ -130,10 +130,10 @@ def read_onnx(path: str | os.PathLike[str]) -> tuple[Callable[[Tensor], tuple[Te
     """Read an ONNX file written by `export`, to run it with onnxruntime on the CPU.
 
     Returns:
-        A function from (B, 3, H, W) images to the outputs, and the metadata in the file.
+        A function from images (B, 3, H, W) to the outputs, and the metadata in the file.
 
     Raises:
-        TwinsError: if the file cannot be read, or was not written by `export`.
+        TwinsError: If the file cannot be read, or was not written by `export`.
     """
     with requires_extra("export"):
         import onnxruntime
@@ -159,9 +159,9 @@ class OnnxClassifier(NamedTuple):
     """An exported ImageNet classifier.
 
     Attributes:
-        net: function from (B, 3, H, W) images to (B, 1000) logits.
-        report: one line about the file.
-        variant: name of the variant.
+        net: Function from images (B, 3, H, W) to logits (B, 1000).
+        report: One-line description of the file.
+        variant: Name of the variant.
     """
 
     net: Callable[[Tensor], Tensor]
@@ -170,10 +170,10 @@ class OnnxClassifier(NamedTuple):
 
 
 def read_onnx_classifier(path: str | os.PathLike[str]) -> OnnxClassifier:
-    """Read an ONNX file of an ImageNet classifier.
+    """Read the ONNX file of an ImageNet classifier.
 
     Raises:
-        TwinsError: if the file cannot be read, or is not a classifier of 1000 classes.
+        TwinsError: If the file cannot be read, or is not a classifier of 1000 classes.
     """
     run, metadata = read_onnx(path)
     if metadata["kind"] != "classifier" or metadata["num_classes"] != 1000:
@@ -190,9 +190,9 @@ def _trace(net: TwinsBackbone) -> ExportedProgram:
         (torch.zeros(batch_size, 3, height, width),),
         dynamic_shapes={"images": {0: batch, 2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}},
     )
-    # torch also records guards for the memory layout of the traced sizes, and would refuse sizes with another layout,
-    # although it computes them correctly, as the comparison shows. There is no public way to drop these guards. The
-    # ranges of the sizes are still checked.
+    # torch also records guards for the memory layout of the traced sizes. They would refuse sizes with another layout,
+    # although the program computes these correctly, as the comparison shows. There is no public way to drop the guards.
+    # The ranges of the sizes are still checked.
     program._guards_code.clear()
     return program
 
@@ -211,7 +211,7 @@ def _read_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
 
 
 def _write_program(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
-    with path.open("wb") as file:  # torch takes a path only if it ends in .pt2
+    with path.open("wb") as file:  # torch accepts a path only if it ends in .pt2
         torch.export.save(program, file, extra_files={METADATA: metadata})
 
 

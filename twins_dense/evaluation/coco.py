@@ -1,4 +1,4 @@
-"""COCO's average precision, computed by faster-coco-eval or pycocotools."""
+"""Compute COCO's average precision with faster-coco-eval or pycocotools."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ def evaluate_coco(
 
     Args:
         ground_truth: Content of a COCO annotation file.
-        detections: Entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` as x y width height in
-            pixels and, for "segm", `segmentation` as a compressed run-length code. The best 100 of each image count.
+        detections: Entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` as x, y, width, height in
+            pixels and, for "segm", `segmentation` as a compressed run-length encoding. Only the best 100 detections
+            of each image count.
         iou_types: "bbox" for boxes, "segm" for masks, or both.
         backend: Library that computes the metrics. The two agree.
 
     Returns:
-        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; -1 for a metric without ground truth.
+        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; a metric without ground truth is -1.
 
     Raises:
-        TwinsError: For unknown options, or for "segm" if a detection has no mask.
+        TwinsError: If an option is unknown, or if "segm" is requested and a detection has no mask.
     """
     check_coco_options(iou_types, backend)
     coco_class, evaluation_class = _backend_classes(backend)
@@ -52,7 +53,7 @@ def evaluate_coco(
                 found = truth.loadRes(
                     [{key: value for key, value in d.items() if key not in _other_type(iou_type)} for d in detections]
                 )
-            else:  # loadRes reads the first entry
+            else:  # loadRes needs at least one entry
                 found = coco_class()
                 found.dataset = {**truth.dataset, "annotations": []}
                 found.createIndex()
@@ -79,7 +80,7 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
     """Return the predictions of one image as entries of a COCO results file.
 
     Args:
-        sample: `image_id`, `boxes` (N, 4) as x1 y1 x2 y2 in pixels, `scores` (N,), `labels` (N,) and, optionally,
+        sample: `image_id`, `boxes` (N, 4) as x1, y1, x2, y2 in pixels, `scores` (N,), `labels` (N,) and, optionally,
             `masks` (N, height, width).
         category_ids: Category id of each label.
     """
@@ -99,9 +100,9 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
 
 
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the fields that evaluation needs and custom data may lack: unique ids, areas, `iscrowd` and segmentations.
+    """Return ground truth with the fields that evaluation needs: unique ids, areas, `iscrowd` and segmentations.
 
-    The box stands for a missing segmentation, and uncompressed run-length codes become compressed ones.
+    The box stands in for a missing segmentation, and uncompressed run-length encodings are compressed.
     """
     images = {image["id"]: image for image in ground_truth["images"]}
     annotations = []
@@ -123,7 +124,7 @@ def _other_type(iou_type: str) -> tuple[str, ...]:
 
 
 def _backend_classes(backend: Backend) -> tuple[Any, Any]:
-    """Return the classes of a backend for the data and for their evaluation."""
+    """Return the data class and the evaluation class of a backend."""
     if backend == "faster-coco-eval":
         import faster_coco_eval
 

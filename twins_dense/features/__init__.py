@@ -1,6 +1,6 @@
-"""Pyramid features of many images on disk: dense maps in Zarr arrays, pooled vectors and the index in Parquet.
+"""Pyramid features of many images on disk: dense maps in Zarr, pooled vectors and an index in Parquet.
 
-A feature folder contains
+A feature folder contains:
 
     manifest.json    how the features were computed: model, SHA-256 of the weights, image preparation, versions
     index.parquet    one row per image: id, path, size, transform, SHA-256 of the file, the error if the image could
@@ -8,7 +8,7 @@ A feature folder contains
     maps.zarr        a Zarr v3 group. For images of one size it has one array (rows, C, H, W) per level; for images of
                      different sizes it has one group per level, with one array (C, H, W) per image, named by its row
 
-and, until the extraction is complete, `parts`: the index rows of the finished chunks.
+Until the extraction is complete, it also contains `parts`, the index rows of the finished chunks.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def open_features(folder: str | PathLike[str], *, kind: Literal["numpy", "torch"
     """Open a folder written by `twins-dense extract`. Maps are read when they are accessed.
 
     Args:
-        folder: the `--out` of a complete extraction.
-        kind: type of the returned arrays.
+        folder: Folder of a complete extraction (its `--out`).
+        kind: Whether to return NumPy arrays or torch tensors.
 
     Raises:
-        TwinsError: if the folder is not a feature folder, is not complete, or a package is missing.
+        TwinsError: If the folder is not a complete feature folder, or a package is missing.
     """
     with optional_packages():
         from .reader import Features
@@ -47,7 +47,7 @@ def open_features(folder: str | PathLike[str], *, kind: Literal["numpy", "torch"
 
 @contextlib.contextmanager
 def optional_packages() -> Iterator[None]:
-    """Wrap imports of the modules that need zarr and pyarrow: if they are missing, raise `TwinsError`."""
+    """Raise `TwinsError` if an import in this context fails because zarr or pyarrow is missing."""
     if sys.version_info < (3, 11):
         raise TwinsError(f"features need zarr 3, which needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     with requires_extra("features"):

@@ -1,4 +1,4 @@
-"""Measure an extraction beside the bare model, and each of its stages alone."""
+"""Measure the speed of an extraction, of the model alone, and of each stage alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def num_cores() -> int:
 
 
 def bare_rate(net: TwinsBackbone, settings: Settings, num_images: int) -> float:
-    """Return the images per second of the model alone, on whole chunks of random images in memory."""
+    """Measure the model alone, on full chunks of random images in memory, and return its images per second."""
     device, size = next(net.parameters()).device, settings.protocol.size
     assert size is not None, "the images have one size"
     images = torch.randn(settings.chunk, 3, size, size, device=device)
@@ -42,20 +42,20 @@ def bare_rate(net: TwinsBackbone, settings: Settings, num_images: int) -> float:
 def extraction_rate(
     net: TwinsBackbone, images: ImageList, settings: Settings, *, num_workers: int, scratch: str | None
 ) -> tuple[float, float]:
-    """Extract the features of images into a temporary folder, and remove it.
+    """Measure an extraction into a temporary folder, which is then removed.
 
     Args:
-        net: the backbone, in eval mode.
-        images: the images, all of them readable.
-        settings: what to extract.
-        num_workers: number of data loader workers.
-        scratch: parent of the temporary folder; `None` for the system's.
+        net: The backbone, in eval mode.
+        images: The images, all of them readable.
+        settings: Settings of the extraction.
+        num_workers: Number of data loader workers.
+        scratch: Parent of the temporary folder; `None` for the system's default.
 
     Returns:
         The images per second, and the fraction of the available processor time that was used.
 
     Raises:
-        TwinsError: if an image cannot be read.
+        TwinsError: If an image cannot be read.
     """
     device = next(net.parameters()).device
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
@@ -71,14 +71,14 @@ def extraction_rate(
         )
         busy = (_processor_seconds() - start) / report.seconds / num_cores()
     if report.unreadable:
-        raise TwinsError(f"{report.unreadable[0]}: cannot be read; give images that can")
+        raise TwinsError(f"{report.unreadable[0]}: cannot be read; give readable images")
     return report.num_done / report.seconds, busy
 
 
 def stage_rates(
     net: TwinsBackbone, images: ImageList, settings: Settings, *, max_chunks: int, scratch: str | None
 ) -> dict[str, float]:
-    """Run the stages of an extraction one after the other, without overlap, on the first chunks.
+    """Measure the stages of an extraction one after the other, without overlap, on the first chunks.
 
     Returns:
         The images per second of "read" (in one process), "model" (with normalisation and pooling) and "write"
@@ -109,12 +109,12 @@ def stage_rates(
 
 
 def peak_memory() -> tuple[int, int]:
-    """Return the peak memory of this process, and of the largest of its finished children, in MiB."""
+    """Return the peak memory, in MiB, of this process and of its largest finished child process."""
     own, child = (resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return own, child
 
 
 def _processor_seconds() -> float:
-    """Return the processor time of this process and of its finished children."""
+    """Return the processor seconds used by this process and its finished child processes."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -1,4 +1,4 @@
-"""Extract the features of images. Reading, the model and writing overlap, in constant memory."""
+"""Extract the features of images. Reading, computing and writing overlap, and memory use is constant."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .model import Batch, FeatureModel, Settings
 from .prepare import STEP, ChunkDecoder, ChunkSampler, DecodedChunk
 from .store import FeatureStore, digest_of_list
 
-# Writing threads, and computed chunks that may wait for them. More would only use memory.
+# Number of writer threads, and of computed chunks that may wait for them. More would only use memory.
 _NUM_WRITERS, _MAX_PENDING = 2, 3
 
 
@@ -44,10 +44,10 @@ class Report:
     """Result of an extraction.
 
     Attributes:
-        num_images: number of images in the folder.
-        num_done: number of images that this process computed in this run.
-        unreadable: one line for each image that cannot be read.
-        seconds: wall-clock time of this run.
+        num_images: Number of images in the folder.
+        num_done: Number of images that this process computed in this run.
+        unreadable: One line for each image that cannot be read.
+        seconds: Wall-clock time of this run.
     """
 
     num_images: int
@@ -67,23 +67,23 @@ def extract(
     num_workers: int = 2,
     compiled: bool = False,
 ) -> Report:
-    """Compute the features of images and write them to a folder; `twins_dense.features` describes the folder.
+    """Compute the features of images and write them to a folder, whose layout `twins_dense.features` describes.
 
     Processes started by torchrun share the chunks. An interrupted extraction resumes: finished chunks are not computed
-    again, and the resulting folder is the same, byte for byte, as after an uninterrupted run.
+    again, and the folder is the same, byte for byte, as after an uninterrupted run.
 
     Args:
-        net: the backbone, in eval mode, on `device`.
-        images: the images. Unreadable ones are recorded in the index.
-        out: a new folder, or the folder of an extraction with the same images, model and settings.
-        settings: what to extract.
+        net: The backbone, in eval mode, on `device`.
+        images: The images. Unreadable ones are recorded in the index.
+        out: New folder, or folder of an extraction with the same images, model and settings.
+        settings: Settings of the extraction.
         weights_sha256: SHA-256 of the weights of `net`.
-        device: device of the model.
-        num_workers: number of data loader workers; 0 reads the images in this process.
-        compiled: run the model through `torch.compile`.
+        device: Device of the model.
+        num_workers: Number of data loader workers; 0 reads the images in this process.
+        compiled: Whether to compile the model with `torch.compile`.
 
     Raises:
-        TwinsError: if `out` contains anything else, the features are not finite, or writing fails.
+        TwinsError: If `out` contains anything else, the features are not finite, or writing fails.
     """
     manifest = make_manifest(net, images, settings, weights_sha256)
     with joined_processes() as (rank, num_processes), _explain_errors(out):
@@ -144,7 +144,7 @@ def _run(loader: Iterable[DecodedChunk], model: FeatureModel, store: FeatureStor
 
 
 def write_chunk(store: FeatureStore, decoded: DecodedChunk, batches: list[Batch]) -> None:
-    """Copy the features of a chunk from the model's device and write them."""
+    """Copy the features of a chunk to the CPU, and write them."""
     chunk, num_images = decoded.chunk, len(decoded.images)
     names = [level["name"] for level in store.manifest["model"]["levels"]]
     vectors: dict[str, np.ndarray] = {}
@@ -175,7 +175,7 @@ def _check_finite(values: np.ndarray, name: str, paths: list[str], dtype: str) -
 
 
 def make_manifest(net: TwinsBackbone, images: ImageList, settings: Settings, weights_sha256: str) -> dict[str, Any]:
-    """Return the content of `manifest.json`: everything that determines the features, and the versions used."""
+    """Return the content of `manifest.json`: everything that determines the features, and package versions."""
     from .. import __version__
 
     protocol = settings.protocol
@@ -234,10 +234,10 @@ def _explain_errors(out: Path) -> Iterator[None]:
 
 
 def _exit_if_orphaned(parent: int, worker: int) -> None:
-    """Exit a worker whose parent is gone already.
+    """Exit a worker whose parent process has already ended.
 
-    torch's own check compares the parent with the one at the start of the worker, so it misses a parent that was killed
-    before that.
+    torch's own check compares the current parent with the one when the worker started, so it misses a parent that was
+    killed before that.
     """
     if os.getppid() != parent:
         sys.exit()

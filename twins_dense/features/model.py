@@ -19,12 +19,12 @@ class Settings:
     """Settings of an extraction, apart from the model and the images.
 
     Attributes:
-        protocol: how images are prepared.
-        maps: write the maps of the levels.
-        pool: write the mean of each level over the cells that show the image, one vector per level.
-        dtype: type of the written values: "float32", "float16" or "bfloat16".
-        amp: compute under autocast in bfloat16.
-        chunk: number of images that are computed, written and finished together.
+        protocol: Preparation of the images.
+        maps: Whether to write the maps of the levels.
+        pool: Whether to write one vector per level, its mean over the cells that show the image.
+        dtype: Type of the written values: "float32", "float16" or "bfloat16".
+        amp: Whether to compute under autocast in bfloat16.
+        chunk: Number of images that are computed, written and finished together.
     """
 
     protocol: Protocol
@@ -45,12 +45,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Features of the images of a chunk that have the same size, on the model's device, in the stored type.
+    """Features of those images in a chunk that have the same size, on the model's device, in the written type.
 
     Attributes:
-        places: positions of the images in their chunk.
-        levels: one (B, C, H, W) per level, finest first; empty if no maps are written.
-        vectors: one (B, C) per level; empty if no vectors are written.
+        places: Positions of the images in their chunk.
+        levels: One tensor (B, C, H, W) per level, finest first; empty if no maps are written.
+        vectors: One tensor (B, C) per level; empty if no vectors are written.
     """
 
     places: list[int]
@@ -59,13 +59,13 @@ class Batch:
 
 
 class FeatureModel:
-    """A backbone with everything between the uint8 pixels and the stored values.
+    """A backbone together with the normalisation of the pixels and the pooling and rounding of the features.
 
     Args:
-        net: the backbone, in eval mode, on `device`; it may be compiled.
-        strides: strides of its levels.
-        settings: settings of the extraction.
-        device: device of the backbone.
+        net: The backbone, in eval mode, on `device`; it may be compiled.
+        strides: Strides of the backbone's levels.
+        settings: Settings of the extraction.
+        device: Device of the backbone.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class FeatureModel:
     def __call__(self, decoded: DecodedChunk) -> list[Batch]:
         """Return the features of a chunk, one batch per image size.
 
-        Among images of one size, unreadable ones get zeros; among images of different sizes, they are left out.
+        The maps of unreadable images are zero. With the protocol "native", these images are left out.
         """
-        # Full float32 precision and repeatable results on GPUs too.
+        # Full float32 precision and reproducible results, also on GPUs.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             if isinstance(decoded.pixels, Tensor):
                 images = self._normalise(decoded.pixels)
@@ -94,7 +94,7 @@ class FeatureModel:
             return self._compute_many_sizes(decoded.pixels)
 
     def _compute_many_sizes(self, pixels: list[Tensor]) -> list[Batch]:
-        # Padding images to a common size would change their features, so a batch has images of one padded size.
+        # Padding images to a common size would change their features, so all images of a batch have one padded size.
         places_by_size: dict[tuple[int, int], list[int]] = {}
         for place, image in enumerate(pixels):
             if len(image):
@@ -130,14 +130,14 @@ class FeatureModel:
         return images.sub_(self._mean).div_(self._std)
 
     def _round(self, values: Tensor) -> Tensor:
-        """Round to the written type; bfloat16 values come as float32, which is how they are stored."""
+        """Round to the written type. bfloat16 values are returned as float32, in which they are stored."""
         if self._settings.dtype == "bfloat16":
             return values.bfloat16().float()
         return values.to(getattr(torch, self._settings.dtype))
 
 
 def _means(level: Tensor, sizes: list[torch.Size], stride: int) -> Tensor:
-    """Return the mean (B, C) over the cells that show at least a part of the image, not over pure padding."""
+    """Return the mean (B, C) over the cells that show at least a part of the image, and not only padding."""
     means = []
     for cells, (height, width) in zip(level, sizes, strict=True):
         means.append(cells[:, : -(-height // stride), : -(-width // stride)].mean((1, 2)))

@@ -1,4 +1,4 @@
-"""Turn image files into the pixels that the model takes, and record where these lie in the image."""
+"""Prepare image files for the model, and record where the prepared pixels lie in the image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..errors import TwinsError, did_you_mean, one_line
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING
 from . import EXTRACTION_PROTOCOLS
 
-# Error numbers that blame the file itself. Others come from the disk, the network or the machine.
+# Error numbers of problems with the file itself. Others come from the disk, the network or the machine.
 _FILE_ERRORS = (
     None,
     errno.ENOENT,
@@ -37,16 +37,16 @@ STEP = 32  # pixels: the coarsest stride, so that sizes divisible by it have who
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images are prepared. Pixels are then scaled to 0..1 and normalised by the mean and std of ImageNet.
+    """Preparation of images. Pixels are then scaled to 0..1 and normalised by the mean and std of ImageNet.
 
     * "crop": resize the short side to `size` (bicubic, Pillow), then cut a square of `size` from the centre.
     * "imagenet": like "crop", but resize the short side to `size` * 256 / 224, as for the published classifiers.
     * "native": keep the pixels, and pad the bottom and the right to multiples of 32 with zeros after normalisation.
 
     Attributes:
-        name: one of `EXTRACTION_PROTOCOLS`.
-        size: side of the square in pixels, a multiple of 32; `None` for "native".
-        upright: apply the EXIF orientation.
+        name: Name of the protocol, one of `EXTRACTION_PROTOCOLS`.
+        size: Side of the square in pixels, a multiple of 32; `None` for "native".
+        upright: Whether to apply the EXIF orientation.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Protocol:
 
     @property
     def short_side(self) -> int | None:
-        """The short side that images are resized to, in pixels; `None` if they are not resized."""
+        """Length of the short side after resizing, in pixels; `None` if images are not resized."""
         if self.size is None or self.name == "crop":
             return self.size
         official = OFFICIAL_PREPROCESSING
@@ -92,14 +92,14 @@ class Geometry:
     A point x of the input lies at (x + crop_left) * width / resized_width in the image, and likewise for y.
 
     Attributes:
-        height: height of the image, after the EXIF orientation if the protocol applies it.
-        width: width of the image, likewise.
-        resized_height: height of the whole image after resizing.
-        resized_width: width of the whole image after resizing.
-        crop_top: first row of the resized image that the model sees.
-        crop_left: first column of the resized image that the model sees.
-        valid_height: number of input rows that show the image; the rows below are padding.
-        valid_width: number of input columns that show the image; the columns to the right are padding.
+        height: Height of the image, after the EXIF orientation has been applied if the protocol says so.
+        width: Width of the image, likewise.
+        resized_height: Height of the whole image after resizing.
+        resized_width: Width of the whole image after resizing.
+        crop_top: First row of the resized image that the model sees.
+        crop_left: First column of the resized image that the model sees.
+        valid_height: Number of input rows that show the image; the rows below are padding.
+        valid_width: Number of input columns that show the image; the columns to the right are padding.
     """
 
     height: int
@@ -114,13 +114,13 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image file after reading.
+    """Result of reading an image file.
 
     Attributes:
         pixels: uint8 (H, W, 3); `None` if the file cannot be read.
-        geometry: position of the pixels in the image; `None` if the file cannot be read.
-        sha256: SHA-256 of the file; `None` if the file is missing.
-        error: reason why the file cannot be read; `None` if it can.
+        geometry: Position of the pixels in the image; `None` if the file cannot be read.
+        sha256: SHA-256 of the file; `None` if its bytes cannot be read.
+        error: Reason why the file cannot be read; `None` if it can.
     """
 
     pixels: Tensor | None
@@ -130,10 +130,10 @@ class Decoded:
 
 
 def decode(path: str, protocol: Protocol) -> Decoded:
-    """Read and prepare an image. If the file is bad, the result says why.
+    """Read and prepare an image. If the file is bad, the result contains the reason.
 
     Raises:
-        TwinsError: if the disk fails. That may pass, and may affect all other images too.
+        TwinsError: If the disk fails, which may be temporary and may affect other images too.
     """
     sha256 = None
     try:
@@ -156,10 +156,10 @@ class Chunk:
     """Images that are computed, written and finished together.
 
     Attributes:
-        index: position among all chunks.
-        start: row of the first image.
-        ids: ids of the images.
-        paths: paths of the images.
+        index: Position among all chunks.
+        start: Row of the first image.
+        ids: Ids of the images.
+        paths: Paths of the images.
     """
 
     index: int
@@ -169,10 +169,10 @@ class Chunk:
 
 
 class ChunkSampler:
-    """The chunks with the given indices, built one at a time.
+    """Sampler of the chunks with the given indices, which are built one at a time.
 
     Attributes:
-        num_images: number of images in these chunks.
+        num_images: Number of images in these chunks.
     """
 
     def __init__(self, images: ImageList, chunk_size: int, indices: Sequence[int]) -> None:
@@ -190,12 +190,12 @@ class ChunkSampler:
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """A chunk with its pixels. Images of one size share a tensor, which is cheaper to send between processes.
+    """A chunk with its pixels. Images of one size share one tensor, which is cheaper to send between processes.
 
     Attributes:
-        chunk: the chunk.
-        images: the images, without their pixels.
-        pixels: for images of one size, uint8 (B, H, W, 3) with zeros for unreadable images; otherwise one tensor
+        chunk: The chunk.
+        images: The images, without their pixels.
+        pixels: For images of one size, uint8 (B, H, W, 3) with zeros for unreadable images; otherwise one tensor
             (H, W, 3) per image.
     """
 
@@ -205,7 +205,7 @@ class DecodedChunk:
 
 
 class ChunkDecoder(Dataset):
-    """Map chunks to their pixels in data loader workers. Its size does not grow with the number of images."""
+    """Data set that maps chunks to their pixels in data loader workers. It holds no list of the images."""
 
     def __init__(self, protocol: Protocol) -> None:
         self.protocol = protocol

@@ -1,4 +1,4 @@
-"""Draw the first three principal components of each level as colours, beside the photo."""
+"""Draw images with the first three principal components of each level as colours."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def write_previews(features: Features, count: int) -> list[Path]:
 
 
 def draw_preview(features: Features, row: int) -> np.ndarray:
-    """Draw the photo as the model saw it, with each level beside it, finest first.
+    """Draw an image as the model saw it, with its levels to the right, finest first.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        TwinsError: if the image has no features, or cannot be read any more.
+        TwinsError: If the image has no features, or can no longer be read.
     """
     entry = features.entry(row)
     preparation = features.manifest["preparation"]
     protocol = Protocol(preparation["protocol"], preparation["size"], preparation["upright"])
     decoded = decode(entry["path"], protocol)
     if decoded.pixels is None:
-        raise TwinsError(f"{entry['path']} cannot be read ({decoded.error}): a preview needs the photo")
+        raise TwinsError(f"{entry['path']} cannot be read ({decoded.error}): a preview needs the image")
     photo = decoded.pixels.permute(2, 0, 1)
     height, width = photo.shape[1:]
     panels = [photo]
     for level in features.manifest["model"]["levels"]:
         cells = torch.from_numpy(features.map(row, level["name"])).float()
-        # Images of different sizes: leave out the padding.
+        # Leave out the padding of images of different sizes.
         cells = cells[:, : -(-height // level["stride"]), : -(-width // level["stride"])]
         colours = F.interpolate(principal_colours(cells)[None], scale_factor=level["stride"], mode="nearest")[0]
         panels.append((255 * colours[:, :height, :width]).round().to(torch.uint8))
@@ -60,11 +60,11 @@ def draw_preview(features: Features, row: int) -> np.ndarray:
 def principal_colours(cells: Tensor) -> Tensor:
     """Return the first three principal components of a map as red, green and blue.
 
-    Each component is stretched so that the lowest 1 % of the cells become 0 and the highest 1 % become 1, and has the
-    sign that makes its largest weight positive.
+    Each component is stretched so that the lowest 1 % of the cells become 0 and the highest 1 % become 1. Its sign is
+    chosen so that its largest weight is positive.
 
     Args:
-        cells: (C, H, W).
+        cells: Map (C, H, W) of one level.
 
     Returns:
         (3, H, W) in 0..1.

@@ -22,17 +22,17 @@ from .store import read_manifest
 
 
 class Features(Dataset):
-    """Features by row or image id, as returned by `open_features`. It pickles small, for data loader workers.
+    """Data set of features by row or image id, as returned by `open_features`. Pickles leave out open files and tables.
 
-    `features[3]` and `features["photos/a.jpg"]` are dicts with `row`, `image_id` and `path`, and, if they were
-    extracted, the map (C, H, W) of each level by its name (`c4`) and the pooled vector (C,) of each level by its column
+    `features[3]` and `features["photos/a.jpg"]` are dicts with `row`, `image_id` and `path`. If they were extracted,
+    the map (C, H, W) of each level is stored under its name (`c4`), and the pooled vector (C,) under its column
     (`c4_mean`). Negative rows count from the end. An unreadable image raises `TwinsError`; `features.readable()` leaves
-    these images out.
+    such images out.
 
     Attributes:
-        folder: the feature folder.
-        manifest: how the features were computed.
-        levels: names of the levels, finest first.
+        folder: The feature folder.
+        manifest: Content of `manifest.json`: how the features were computed.
+        levels: Names of the levels, finest first.
     """
 
     def __init__(self, folder: str | PathLike[str], kind: Literal["numpy", "torch"] = "numpy") -> None:
@@ -69,7 +69,7 @@ class Features(Dataset):
         return self.index.slice(range(len(self))[row], 1).to_pylist()[0]
 
     def row_of(self, image_id: str) -> int:
-        """Return the row of an image; an unknown id raises `TwinsError`."""
+        """Return the row of an image. An unknown id raises `TwinsError`."""
         row = pc.index(self.index["image_id"], image_id).as_py()
         if row < 0:
             raise TwinsError(

@@ -25,9 +25,9 @@ from ..errors import TwinsError, one_line
 from . import FORMAT, INDEX, MANIFEST, MAPS, PARTS
 from .prepare import Chunk, Decoded, Geometry
 
-# Held by the run that writes, and removed when it finishes.
+# Lock file, held by the run that is writing and removed when it finishes.
 _LOCK = ".lock"
-# The least number of index rows that are read and written at a time.
+# Minimum number of index rows that are read and written at a time, unless fewer are left.
 _ROW_GROUP = 4096
 # Bit shuffling stores bits of the same significance together: the low bits of float32 are noise, and those of bfloat16
 # stored as float32 are zeros.
@@ -38,13 +38,13 @@ _SIZES = tuple(field.name for field in dataclasses.fields(Geometry))
 class FeatureStore:
     """Writer of the chunks of one extraction.
 
-    A chunk is finished once its part of the index exists. The part is written after the maps and appears atomically, so
-    whatever a killed process left of other chunks is written again. `finish` joins the parts.
+    A chunk is finished once its part of the index exists. The part is written atomically after the maps. If a
+    process is killed, its unfinished chunks are written again. `finish` joins the parts.
 
     Attributes:
-        folder: the feature folder.
-        manifest: its manifest.
-        num_chunks: number of chunks of the whole extraction.
+        folder: The feature folder.
+        manifest: Content of its manifest.
+        num_chunks: Number of chunks of the whole extraction.
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ class FeatureStore:
         """Check that the folder is empty, or contains features of the same images, model and settings.
 
         Raises:
-            TwinsError: if it contains anything else.
+            TwinsError: If it contains anything else.
         """
         path = self.folder / MANIFEST
         if not path.exists():
@@ -111,7 +111,7 @@ class FeatureStore:
             group.create_array(
                 name,
                 shape=(self._num_rows, *shape),
-                # One file per chunk of images, in which each image can be read alone.
+                # One file per chunk, in which each image can be read alone.
                 shards=(self._chunk_size, *shape),
                 chunks=(1, *shape),
                 dtype=stored_dtype(self.manifest["dtype"]),
@@ -146,13 +146,13 @@ class FeatureStore:
         )
 
     def finish_chunk(self, chunk: Chunk, images: Sequence[Decoded], vectors: Mapping[str, np.ndarray]) -> None:
-        """Write a chunk's part of the index, including its vectors (B, C) by column, once its maps are written."""
+        """Write a chunk's part of the index, with its vectors (B, C) by column, after its maps have been written."""
         sink = pa.BufferOutputStream()
         pq.write_table(self._table(chunk, images, vectors), sink)
         write_atomically(self._part(chunk.index), sink.getvalue().to_pybytes())
 
     def finish(self) -> None:
-        """Join the parts of the index, in one process, once all chunks are written."""
+        """Join the parts of the index, in one process, after all chunks have been written."""
         if not self.is_complete:
             for leftover in (self.folder / MAPS).rglob("*.partial"):  # from a killed run
                 leftover.unlink()
@@ -218,7 +218,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a feature folder.
 
     Raises:
-        TwinsError: if the folder is not a feature folder, or a newer version wrote it.
+        TwinsError: If the folder is not a feature folder, or was written by a newer version.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -247,7 +247,7 @@ def digest_of_list(ids: Sequence[str], paths: Sequence[str]) -> str:
 def stored_dtype(dtype: str) -> str:
     """Return the type that values are stored in.
 
-    bfloat16 values are stored as float32, which every reader knows; their zero bits compress to almost nothing.
+    bfloat16 values are stored as float32, which every reader supports; their zero bits compress to almost nothing.
     """
     return "float32" if dtype == "bfloat16" else dtype
 

@@ -1,1 +1,1 @@
-"""ImageNet-1k: its classes, its validation set on disk, and the protocol of the published scores."""
+"""ImageNet-1k: classes, the validation set on disk, and scoring by the published protocols."""

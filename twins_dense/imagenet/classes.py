@@ -1,6 +1,6 @@
-"""The 1000 classes of ImageNet-1k (ILSVRC 2012), in the order of the outputs of the published classifiers."""
+"""WordNet ids of the 1000 classes of ImageNet-1k (ILSVRC 2012), in the order of the published classifiers' outputs."""
 
-# WordNet ids without the leading "n". The outputs are in ascending order of the ids.
+# WordNet ids without the leading "n". The outputs are sorted by id.
 _NUMBERS = """
     01440764 01443537 01484850 01491361 01494475 01496331 01498041 01514668 01514859 01518878 01530575 01531178 01532829
     01534433 01537544 01558993 01560419 01580077 01582220 01592084 01601694 01608432 01614925 01616318 01622779 01629819

@@ -21,16 +21,16 @@ Sample = tuple[Path, int]
 
 
 def read_samples(root: str | Path, ground_truth: str | Path | None = None, *, subset: bool = False) -> list[Sample]:
-    """List the images of a validation set with their labels, which are always positions in `WNIDS`.
+    """List the images of a validation set with their labels. A label is the position of the class in `WNIDS`.
 
     Args:
-        root: folder with one subfolder per class, named by its wnid; or, with a ground truth, folder with the images.
-            Either may also be in a subfolder `val`.
-        ground_truth: ground-truth file for a flat folder, see `read_ground_truth`.
-        subset: accept that some of the 1000 classes are missing.
+        root: Folder with one subfolder per class, named by its wnid, or, with a ground truth, folder with the images.
+            It may also be the parent of such a folder with the name `val`.
+        ground_truth: Ground-truth file for a flat folder, see `read_ground_truth`.
+        subset: Whether some of the 1000 classes may be missing.
 
     Raises:
-        TwinsError: if a class is missing, a subfolder is not a class of ImageNet-1k, or there are no images.
+        TwinsError: If a class is missing, a subfolder is not a class of ImageNet-1k, or there are no images.
     """
     root = Path(root)
     if not root.is_dir():
@@ -72,16 +72,16 @@ def read_samples(root: str | Path, ground_truth: str | Path | None = None, *, su
 def sort_into_folders(flat: str | Path, ground_truth: str | Path, out: str | Path) -> int:
     """Sort the images of a flat folder into class folders in `out`, and return their number.
 
-    The images are hard links if the file system allows them, and copies otherwise. Images that are in `out` already
-    are kept.
+    The sorted images are hard links if the file system allows them, and copies otherwise. Images that are already in
+    `out` are kept.
 
     Args:
-        flat: folder with the images.
-        ground_truth: ground-truth file, see `read_ground_truth`.
-        out: folder for the class folders, named by wnid.
+        flat: Folder with the images.
+        ground_truth: Ground-truth file, see `read_ground_truth`.
+        out: Folder for the class folders, named by wnid.
 
     Raises:
-        TwinsError: if images and ground truth do not match one to one, or `out` contains other images.
+        TwinsError: If images and ground truth do not match one to one, or `out` contains other images.
     """
     flat, out = Path(flat), Path(out)
     if not flat.is_dir():
@@ -114,7 +114,7 @@ def images_in_folder(folder: Path, *, required: bool = True) -> list[Path]:
     """Return the image files of a folder, sorted by name.
 
     Raises:
-        TwinsError: if there are none, but they are required.
+        TwinsError: If `required` is true and there are none.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if required and not files:
@@ -125,19 +125,19 @@ def images_in_folder(folder: Path, *, required: bool = True) -> list[Path]:
 def read_ground_truth(file: str | Path, names: list[str]) -> Mapping[str, str]:
     """Read the wnid of each image from a ground-truth file.
 
-    Each line has an image name, then its wnid or its label 0..999, separated by spaces or a comma; the rest of the line
-    is ignored. Kaggle's LOC_val_solution.csv and Caffe's val.txt are such files. Alternatively, each line has only a
-    wnid, in the order of the image names.
+    Each line contains an image name and its wnid or its label 0..999, separated by spaces or a comma; the rest of the
+    line is ignored. Kaggle's LOC_val_solution.csv and Caffe's val.txt have this form. Alternatively, each line contains
+    only a wnid, in the order of the image names.
 
     Args:
-        file: path of the ground-truth file.
-        names: image names without suffix, sorted.
+        file: Path of the ground-truth file.
+        names: Image names without suffix, sorted.
 
     Returns:
         The wnid of each name.
 
     Raises:
-        TwinsError: if a line has another form, or lines and images do not match one to one.
+        TwinsError: If a line has another form, or lines and images do not match one to one.
     """
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
@@ -149,7 +149,7 @@ def read_ground_truth(file: str | Path, names: list[str]) -> Mapping[str, str]:
     if rows and all(len(row) == 1 and _WNID.fullmatch(row[0]) for row in rows):
         if len(rows) != len(names):
             raise TwinsError(
-                f"ground truth {str(file)!r} has {len(rows)} wnids for {len(names)} images: the numbers must be equal"
+                f"ground truth {str(file)!r} has {len(rows)} wnids for {len(names)} images: give one per image"
             )
         rows = [[name, *row] for name, row in zip(names, rows, strict=True)]
     wnids: dict[str, str] = {}

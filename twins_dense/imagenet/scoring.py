@@ -1,4 +1,4 @@
-"""Score a classifier on ImageNet: exact top-1, top-5 and loss, also across several processes."""
+"""Score a classifier on ImageNet: exact top-1, top-5 and loss, with one or several processes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Score:
     """Score of a classifier on a set of images.
 
     Attributes:
-        counts: (1000, 3) int64, per class: number of images, of correct top-1 and of correct top-5 predictions.
-        loss: mean cross-entropy.
-        unreadable: one line for each image that was left out because it cannot be read.
-        seconds: total time, including reading the images.
+        counts: int64 (1000, 3): for each class, the number of images, of correct top-1 and correct top-5 predictions.
+        loss: Mean cross-entropy.
+        unreadable: One line for each image that was left out because it cannot be read.
+        seconds: Total time, including reading the images.
     """
 
     counts: Tensor
@@ -57,7 +57,7 @@ class Score:
 
 
 class LabelledImages(Dataset):
-    """Transformed images with their labels; for an unreadable image, a line that says why.
+    """Data set of transformed images and their labels. An item is a one-line error if the image is unreadable.
 
     As in the published protocols, the EXIF orientation is not applied. Gray and CMYK images are converted to RGB.
     """
@@ -93,22 +93,22 @@ def score(
 ) -> Score:
     """Score a classifier of the 1000 ImageNet classes.
 
-    Inside `joined_processes`, the processes share the images, and every image counts exactly once.
+    Inside `joined_processes`, the processes share the images, and each image is scored exactly once.
 
     Args:
-        net: the classifier, in eval mode, on `device`.
-        samples: all samples, in the same order in every process.
-        preprocessing: how images are prepared.
-        device: device of the classifier.
-        batch_size: batch size of each process.
-        num_workers: number of data loader workers of each process.
-        amp: type to compute in under autocast; `None` computes in float32.
+        net: The classifier, in eval mode, on `device`.
+        samples: All samples, in the same order in every process.
+        preprocessing: Preprocessing of the images.
+        device: Device of the classifier.
+        batch_size: Batch size of each process.
+        num_workers: Number of data loader workers of each process.
+        amp: Data type for autocast; `None` computes in float32.
 
     Returns:
         The score over all processes, the same in each of them.
 
     Raises:
-        TwinsError: if no image can be read, or the outputs of the classifier are not finite.
+        TwinsError: If no image can be read, or the outputs of the classifier are not finite.
     """
     rank, num_processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     start = time.perf_counter()
@@ -145,7 +145,7 @@ def score(
 
 
 def write_classes(score: Score, path: Path) -> None:
-    """Write a CSV file with one line per class that has images: wnid, name, images, top-1 and top-5 in percent."""
+    """Write a CSV file with one line per class that has images: wnid, name, number of images, top-1 and top-5 (%)."""
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     lines = ["wnid,name,images,top1,top5"]
     for wnid, name, (count, top1, top5) in zip(WNIDS, names, score.counts.tolist(), strict=True):
@@ -155,7 +155,7 @@ def write_classes(score: Score, path: Path) -> None:
 
 
 def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
-    """Return the batch of the readable images, their labels, and the lines of the unreadable images."""
+    """Return the batch of readable images, their labels, and the errors of the unreadable images."""
     readable = [item for item in items if not isinstance(item, str)]
     lines = [item for item in items if isinstance(item, str)]
     batch = torch.stack([image for image, _ in readable]) if readable else torch.empty(0)

@@ -1,4 +1,4 @@
-"""The image transforms of the published ImageNet scores."""
+"""Image transforms with which the published ImageNet scores were measured."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ VALIDATION_PROTOCOLS = {"official": OFFICIAL_PREPROCESSING, "timm": TIMM_PREPROC
 
 
 def image_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
-    """Return the function from an RGB image to the input of a classifier: float32 (3, crop, crop), normalised."""
-    assert preprocessing.crop is not None, "classifiers take a crop"
+    """Return a function that turns an RGB image into a classifier's input: float32 (3, crop, crop), normalised."""
+    assert preprocessing.crop is not None, "classifiers need a crop"
     return transforms.Compose(
         [
             transforms.Resize(

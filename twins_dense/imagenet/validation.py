@@ -21,31 +21,31 @@ from .transforms import VALIDATION_PROTOCOLS
 
 
 def published_classifiers(protocol: str) -> dict[str, str]:
-    """Return the published weights to reproduce under a protocol, by variant, as names of the catalog.
+    """Return the catalog name of each variant's weights whose published scores were measured with a protocol.
 
-    The weights of timm were scored under "timm"; those of mmpretrain were scored with top-5 under "official".
+    These are timm's weights for "timm", and mmpretrain's, which have published top-5 scores, for "official".
     """
     source = "timm" if protocol == "timm" else "mmpretrain"
     return {spec.variant: name for name, spec in CATALOG.items() if name.endswith(f".in1k-{source}")}
 
 
 class Validation:
-    """Scores classifiers under one protocol, and writes `metrics.json` and one CSV file per classifier.
+    """Validation that scores classifiers with one protocol, and writes `metrics.json` and one CSV file per classifier.
 
-    Inside `joined_processes`, the processes share the images, and the first one writes.
+    Inside `joined_processes`, the processes share the images, and the first one writes the files.
 
     Args:
-        samples: all samples, in the same order in every process.
-        protocol: one of `VALIDATION_PROTOCOLS`.
-        folder: a new or empty folder, created by `run`.
-        device: device of the classifiers.
-        batch_size: batch size of each process.
-        num_workers: number of data loader workers of each process.
-        amp: "bf16" computes under autocast in bfloat16; `None` computes in float32.
-        compiled: whether the classifiers are compiled, which is noted in `metrics.json`.
+        samples: All samples, in the same order in every process.
+        protocol: Name of the protocol, one of `VALIDATION_PROTOCOLS`.
+        folder: New or empty folder for the results. `run` creates it.
+        device: Device of the classifiers.
+        batch_size: Batch size of each process.
+        num_workers: Number of data loader workers of each process.
+        amp: "bf16" for autocast in bfloat16; `None` computes in float32.
+        compiled: Whether the classifiers are compiled, as recorded in `metrics.json`.
 
     Raises:
-        TwinsError: if the folder is not empty.
+        TwinsError: If the folder is not empty.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class Validation:
         """Score a classifier, and add it to the files in the folder.
 
         Args:
-            net: the classifier, in eval mode, on the device.
-            variant: name of its variant, which names the CSV file.
-            weights: file or catalog name that it was loaded from.
-            report: one line about what was loaded.
+            net: The classifier, in eval mode, on the device.
+            variant: Name of the variant, also used for the CSV file.
+            weights: Path or catalog name that the classifier was loaded from.
+            report: One-line report of the loading.
 
         Returns:
-            Its entry in `metrics.json`; `top1` and `top5` are in percent.
+            The classifier's entry in `metrics.json`; `top1` and `top5` are in percent.
 
         Raises:
-            TwinsError: if no image can be read, or the outputs of the classifier are not finite.
+            TwinsError: If no image can be read, or the outputs of the classifier are not finite.
         """
         is_first = not dist.is_initialized() or dist.get_rank() == 0
         if is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)  # fails before the long work if the path is bad
+            self.folder.mkdir(parents=True, exist_ok=True)  # a bad path fails before the images are scored
         preprocessing = VALIDATION_PROTOCOLS[self.protocol]
         result = score(
             net,

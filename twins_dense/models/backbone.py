@@ -1,4 +1,4 @@
-"""TwinsBackbone: images to a feature pyramid."""
+"""The Twins backbone, which computes a feature pyramid from images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .spec import PyramidSpec, TwinsSpec
 
 
 class TwinsBackbone(nn.Module):
-    """A Twins transformer that returns the maps of its stages; `create_backbone` builds one.
+    """A Twins transformer that returns the maps of its stages. `create_backbone` builds it.
 
-    Parameters carry the official names (`patch_embeds.{i}`, `blocks.{i}.{j}`, `pos_block.{i}`, `norm_list.{i}`).
-    Only the stages up to the last requested level are built, so every parameter gets a gradient.
+    Parameters have the official names (`patch_embeds.{i}`, `blocks.{i}.{j}`, `pos_block.{i}`, `norm_list.{i}`). Stages
+    after the last requested level are not built, so that every parameter gets a gradient.
 
     Attributes:
-        spec: the whole architecture, stages that are not built included.
-        out_indices: stages whose maps are returned.
-        window_padding: of local attention, see `LocalAttention`.
-        pyramid: names, channels and strides of the returned levels.
+        spec: Full architecture, including stages that are not built.
+        out_indices: Stages whose maps are returned.
+        window_padding: Padding mode of local attention, see `LocalAttention`.
+        pyramid: Names, channels and strides of the returned levels.
     """
 
     def __init__(
@@ -81,26 +81,26 @@ class TwinsBackbone(nn.Module):
             for stage in stages
         )
         self.pos_block = nn.ModuleList(PositionalEncodingGenerator(stage.dim) for stage in stages)
-        # Official dense models feed the normalised level to the next stage, so every built stage has a norm.
+        # Official dense models pass the normalised level on to the next stage, so every stage has a norm.
         self.norm_list: nn.ModuleList | None = None
         if level_norm:
             self.norm_list = nn.ModuleList(nn.LayerNorm(stage.dim, eps=spec.norm_eps) for stage in stages)
         self.apply(init_weights)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the pyramid.
+        """Compute the feature pyramid.
 
         Args:
-            images: (B, 3, H, W), floating point, RGB, normalised as the weights expect; H and W at least
-                `spec.min_size` (32 for the published variants). With `partial_patches="drop"`, cells that a stride
-                doesn't fill are dropped at the bottom and right, so give multiples of 32 to keep every pixel.
+            images: RGB images (B, 3, H, W), floating point, normalised as the weights expect. H and W are at least
+                `spec.min_size` (32 for the published variants). With `partial_patches="drop"`, pixels at the bottom and
+                right that do not fill a patch are dropped, so use multiples of 32 to keep every pixel.
 
         Returns:
-            One (B, channels, H / stride, W / stride) tensor a level, finest first, in channels-last memory; rounded
-            down with `partial_patches="drop"`, up with "pad".
+            One tensor (B, channels, H / stride, W / stride) per level, finest first, in channels-last memory. Sizes are
+            rounded down with `partial_patches="drop"` and up with "pad".
 
         Raises:
-            TwinsError: for another shape, or images that are too small.
+            TwinsError: If the images have another shape or are too small.
         """
         self._check_images(images)
         levels = []
@@ -127,7 +127,7 @@ class TwinsBackbone(nn.Module):
         if images.dim() != 4 or images.shape[1] != 3:
             raise TwinsError(f"images of shape {tuple(images.shape)}: give (batch, 3, height, width)")
         height, width = images.shape[2:]
-        # Not `min`, which would fix in an export which of them is the smaller.
+        # Not `min`: an export would record which side is the shorter one.
         if height < self.spec.min_size or width < self.spec.min_size:
             raise TwinsError(
                 f"images of {height}x{width} pixels are too small: "
@@ -136,7 +136,7 @@ class TwinsBackbone(nn.Module):
 
 
 def describe_backbone(net: TwinsBackbone) -> dict[str, Any]:
-    """What a backbone computes, for files that outlive it: plain values for JSON."""
+    """Describe a backbone by plain values that can be stored as JSON, for files with its features or its exports."""
     pyramid = net.pyramid
     return {
         "variant": net.spec.name,
@@ -151,7 +151,7 @@ def describe_backbone(net: TwinsBackbone) -> dict[str, Any]:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Official initialisation of one module (`_init_weights` in gvt.py), for `nn.Module.apply`."""
+    """Initialise one module as the official code does (`_init_weights` in gvt.py), for use with `nn.Module.apply`."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
@@ -166,7 +166,7 @@ def init_weights(module: nn.Module) -> None:
 
 
 def _drop_path_rates(last: float, num_blocks: int) -> Iterator[float]:
-    """Linear from 0 to `last` over all blocks of all stages, built or not."""
+    """Return rates that grow linearly from 0 to `last` over the blocks of all stages, including those not built."""
     return (last * i / max(num_blocks - 1, 1) for i in range(num_blocks))
 
 
@@ -174,6 +174,6 @@ def _checked_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[i
     indices = tuple(out_indices)
     if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(num_stages)):
         raise TwinsError(
-            f"out_indices={indices}: give stages out of {tuple(range(num_stages))}, ascending, each once, at least one"
+            f"out_indices={indices}: give one or more stages of {tuple(range(num_stages))} in ascending order"
         )
     return indices

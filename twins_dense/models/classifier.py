@@ -1,8 +1,6 @@
-"""TwinsClassifier: the backbone, the mean of its last map and a linear head."""
+"""The Twins image classifier: the backbone, the mean of its last map, and a linear head."""
 
 from __future__ import annotations
-
-import logging
 
 from torch import Tensor, nn
 
@@ -11,13 +9,11 @@ from .backbone import TwinsBackbone, init_weights
 from .layers import WindowPadding
 from .spec import TwinsSpec
 
-_logger = logging.getLogger(__name__)
-
 
 class TwinsClassifier(TwinsBackbone):
-    """Image classifier of the paper: head(mean over tokens of norm(c5)); `create_classifier` builds one.
+    """Image classifier of the paper: head(mean over tokens of norm(c5)). `create_classifier` builds it.
 
-    A subclass, so that its parameters keep the official flat names (`norm`, `head` beside the backbone's).
+    It is a subclass of the backbone, so that all parameters have the official names, without a prefix.
     """
 
     def __init__(
@@ -40,6 +36,6 @@ class TwinsClassifier(TwinsBackbone):
         init_weights(self.head)
 
     def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, 3, H, W) RGB images, as `TwinsBackbone.forward` takes them, to (B, num_classes) logits."""
+        """Compute logits (B, num_classes) of images (B, 3, H, W), which are as in `TwinsBackbone.forward`."""
         (level,) = super().forward(images)
         return self.head(self.norm(level.permute(0, 2, 3, 1)).mean((1, 2)))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates, counted without computing anything."""
+"""Numbers of parameters and multiply-accumulates of a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_parameters(net: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in net.parameters())
 
 
 def count_macs(net: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of one image: every convolution and matrix product, those of attention included.
+    """Return the number of multiply-accumulates for one image, without running the model.
 
-    Published Twins numbers leave the products of attention out and are lower.
+    Every convolution and matrix product counts, including those of attention. The published numbers for Twins are
+    lower, because they omit the products of attention.
 
     Args:
-        net: from `create_backbone` or `create_classifier`; not changed.
-        size: (height, width) of the image in pixels.
+        net: Model from `create_backbone` or `create_classifier`. It is not changed.
+        size: Height and width of the image in pixels.
     """
     net = copy.deepcopy(net).to("meta").eval()
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

@@ -1,8 +1,8 @@
-"""The layers of a Twins transformer, under their official parameter names.
+"""Layers of a Twins transformer, with the official parameter names.
 
 Letters in shapes: B images, H and W rows and columns of the map, C channels, T = H * W tokens, h heads, d = C / h
-channels a head, S side of a window, N windows, R tokens of the reduced map. Maps are (B, H, W, C) throughout: a
-LayerNorm or a Linear reads them as they are, and a convolution reads the same memory as channels-last (B, C, H, W).
+channels per head, S side of a window, N windows, R tokens of the reduced map. All maps are (B, H, W, C): LayerNorm and
+Linear layers read them directly, and convolutions read the same memory as channels-last (B, C, H, W).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ PartialPatches = Literal["drop", "pad"]
 
 
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth (arXiv 1603.09382): zero a residual branch for whole images, scale up the others.
+    """Apply stochastic depth (arXiv 1603.09382): drop the branch of some images, and scale up the others.
 
     Args:
-        x: (B, …), the output of a branch.
-        rate: probability of dropping an image's branch, in [0, 1).
-        training: false returns `x` itself.
+        x: Output (B, …) of the branch.
+        rate: Probability in [0, 1) of dropping the branch of an image.
+        training: Whether the model is training; otherwise `x` is returned.
     """
     if rate == 0.0 or not training:
         return x
@@ -35,26 +35,26 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` that on a CPU adds its bias to the product in place.
+    """An `nn.Linear` that adds its bias in place when it runs on a CPU.
 
-    torch copies the bias to every row of the output first and lets the product accumulate on it; for the wide and
-    short products of the early stages that copy costs as much as half of the product.
+    torch first copies the bias to every row of the output, and then adds the product to it. For the large maps and few
+    channels of the early stages, that copy takes up to half as long as the product.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """(…, C_in) to (…, C_out)."""
+        """Map (…, C_in) to (…, C_out)."""
         if input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
         return F.linear(input, self.weight).add_(self.bias)
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches to tokens: a convolution with kernel = stride, then LayerNorm.
+    """Embedding of non-overlapping patches: a convolution with kernel = stride, followed by LayerNorm.
 
-    `partial_patches` says what becomes of rows and columns that the patch size doesn't divide, at the bottom and right:
+    `partial_patches` controls the rows and columns at the bottom and right that do not fill a patch:
 
-    * "drop": they are cut off (official code, timm).
-    * "pad": zeros fill them up to a whole patch (mmsegmentation, mmpretrain).
+    * "drop": They are dropped (official code, timm).
+    * "pad": They are padded with zeros to a whole patch (mmsegmentation, mmpretrain).
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, H, W) to (B, H / patch_size, W / patch_size, C), rounded down ("drop") or up ("pad")."""
+        """Map (B, C_in, H, W) to (B, H / patch_size, W / patch_size, C), rounded down ("drop") or up ("pad")."""
         if self.partial_patches == "pad":
             (rows, columns), (height, width) = self.proj.kernel_size, x.shape[2:]
             if height % rows or width % columns:
@@ -75,29 +75,30 @@ class PatchEmbed(nn.Module):
 
 
 class PositionalEncodingGenerator(nn.Module):
-    """PEG (arXiv 2102.10882): x + depthwise 3x3 convolution of x, zero padding."""
+    """PEG (arXiv 2102.10882): x + depthwise 3x3 convolution of x with zero padding."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        # A Sequential of one, because the official name of the weight is `proj.0.weight`.
+        # Sequential, because the official name of the weight is `proj.0.weight`.
         self.proj = nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, groups=dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class LocalAttention(nn.Module):
     """Locally-grouped self-attention (LSA, paper section 3.2): multi-head attention inside S x S windows.
 
-    `window_padding` says what happens on maps that S doesn't divide. The map is padded with zeros at the bottom and
-    right in every case; LayerNorm has run by then, so keys and values of padded tokens are the bias of `qkv`.
+    `window_padding` controls attention on maps whose sides are not multiples of S. In every mode, such a map is padded
+    with zeros at the bottom and right. This happens after LayerNorm, so the keys and values of padded tokens are the
+    bias of `qkv`.
 
-    * "zeros": padded tokens take part in the softmax (official detection code, timm).
-    * "mask": attention reads the map's own tokens only.
-    * "upstream_mask": like "mask" where both axes are padded, like "zeros" where only one is. The official
-      segmentation code marks the padding by `mask[:, -pad:]`, which marks everything where `pad` is 0, and a mask that
-      is equal everywhere forbids nothing. The published ADE20K checkpoints were trained and scored with it.
+    * "zeros": Padded tokens take part in the softmax (official detection code, timm).
+    * "mask": Attention reads only the tokens of the map.
+    * "upstream_mask": Like "mask" if both axes are padded, and like "zeros" if only one is. The official segmentation
+      code marks padded tokens by `mask[:, -pad:]`, which marks all tokens if `pad` is 0, and it forbids attention only
+      between tokens with different marks. The published ADE20K checkpoints were trained and scored with it.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, window_padding: WindowPadding) -> None:
@@ -109,7 +110,7 @@ class LocalAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         batch, height, width, dim = x.shape
         windows = partition_windows(x, self.window_size)  # (B*N, S*S, C)
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, dim // self.num_heads))  # (B*N, S*S, 3, h, d)
@@ -131,8 +132,9 @@ class LocalAttention(nn.Module):
 class GlobalAttention(nn.Module):
     """Global sub-sampled attention (GSA, paper section 3.2): every token attends to a reduced map.
 
-    Keys and values are read from `norm(sr(x))`, where `sr` is a convolution with kernel = stride = `sr_ratio` that
-    drops the rows and columns it doesn't divide. At `sr_ratio` 1 neither exists and `kv` reads the tokens directly.
+    Keys and values are computed from `norm(sr(x))`, where `sr` is a convolution with kernel = stride = `sr_ratio`. It
+    drops rows and columns that do not fill a kernel. With `sr_ratio` 1 there is neither `sr` nor `norm`, and `kv` reads
+    the tokens directly.
     """
 
     def __init__(self, dim: int, num_heads: int, sr_ratio: int, norm_eps: float) -> None:
@@ -147,7 +149,7 @@ class GlobalAttention(nn.Module):
             self.norm = nn.LayerNorm(dim, eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         batch, height, width, dim = x.shape
         head_dim = dim // self.num_heads
         reduced = x
@@ -163,10 +165,11 @@ class GlobalAttention(nn.Module):
 class Mlp(nn.Module):
     """Two Linear layers with an exact GELU between them.
 
-    Inference on a CPU takes some thousand tokens at a time, so that their hidden activations stay in its cache.
+    Inference on a CPU processes some thousands of tokens at a time, so that their hidden activations fit in its cache.
     """
 
-    # Hidden activations at a time: 4 MiB of float32, the best of the powers of two on a CPU with 2 MiB of L2 a core.
+    # Number of hidden activations per chunk, 4 MiB of float32: the fastest power of two on a CPU with 2 MiB of L2 cache
+    # per core.
     CHUNK = 2**20
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -175,7 +178,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, C) to the same shape."""
+        """Map (…, C) to the same shape."""
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return self.fc2(F.gelu(self.fc1(x)))
         chunks = x.flatten(0, -2).split(max(1, self.CHUNK // self.fc1.out_features))
@@ -183,7 +186,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)), stochastic depth once on each branch."""
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)), both with stochastic depth."""
 
     def __init__(
         self,
@@ -207,6 +210,6 @@ class Block(nn.Module):
         self.mlp = Mlp(stage.dim, int(stage.dim * stage.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
+        """Map (B, H, W, C) to the same shape."""
         x = x + drop_path(self.attn(self.norm1(x)), self.drop_path_rate, self.training)
         return x + drop_path(self.mlp(self.norm2(x)), self.drop_path_rate, self.training)

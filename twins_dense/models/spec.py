@@ -1,4 +1,4 @@
-"""Architecture of a Twins transformer as numbers: stages, specs and the six published variants."""
+"""Architectures of Twins transformers: stages, specs and the six published variants."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from ..errors import TwinsError, did_you_mean
 
 @dataclass(frozen=True)
 class StageSpec:
-    """One of the stages: a patch embedding, `depth` blocks and a positional encoding after the first of them.
+    """A stage: a patch embedding, `depth` blocks, and a positional encoding after the first block.
 
     Attributes:
-        dim: channels of the stage's tokens.
-        depth: number of blocks.
-        num_heads: attention heads; divides `dim`.
-        mlp_ratio: hidden channels of the MLP in units of `dim`.
-        sr_ratio: global attention reads keys and values from a map reduced by this factor; 1 reads every token.
-        patch_size: kernel and stride of the patch embedding.
-        window_size: side of the windows of local attention, in tokens, in even blocks (0, 2, …);
-            `None` makes every block global (PCPVT).
+        dim: Number of channels of the tokens.
+        depth: Number of blocks.
+        num_heads: Number of attention heads. It divides `dim`.
+        mlp_ratio: Ratio of the MLP's hidden channels to `dim`.
+        sr_ratio: Factor by which each side of the map is reduced for the keys and values of global attention; 1 keeps
+            every token.
+        patch_size: Kernel size and stride of the patch embedding.
+        window_size: Side of the windows of local attention, in tokens. Even blocks (0, 2, …) use local attention.
+            `None` means that every block uses global attention (PCPVT).
     """
 
     dim: int
@@ -42,24 +43,24 @@ class StageSpec:
         if not self.mlp_ratio > 0:
             raise TwinsError(f"mlp_ratio={self.mlp_ratio!r} in a stage: give a number above 0")
         if self.dim % self.num_heads:
-            raise TwinsError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: change either of them")
+            raise TwinsError(f"dim={self.dim} is not a multiple of num_heads={self.num_heads}: change one of them")
 
     def is_local(self, block: int) -> bool:
-        """Whether block `block` of the stage attends inside windows (SVT's even blocks) instead of globally."""
+        """Return whether a block of the stage uses local attention, as even blocks of SVT do, instead of global."""
         return self.window_size is not None and block % 2 == 0
 
 
 @dataclass(frozen=True)
 class TwinsSpec:
-    """A Twins architecture; `create_backbone` and `create_classifier` take one wherever they take a variant's name.
+    """A Twins architecture. `create_backbone` and `create_classifier` accept it instead of a variant name.
 
     Attributes:
-        name: shown in reports and errors.
-        stages: finest first.
-        level_norm: whether dense models of this family normalise each output level (official detection and
-            segmentation code: SVT yes, PCPVT no).
-        norm_eps: epsilon of LayerNorm in blocks, on output levels and before the classifier's head.
-        reduction_norm_eps: epsilon of LayerNorm in patch embeddings and on the reduced map of global attention.
+        name: Name for reports and errors.
+        stages: Stages, finest first.
+        level_norm: Whether dense models of this family normalise each output level. In the official detection and
+            segmentation code, SVT does and PCPVT does not.
+        norm_eps: LayerNorm epsilon in blocks, on output levels and before the classifier's head.
+        reduction_norm_eps: LayerNorm epsilon in patch embeddings and on the reduced map of global attention.
     """
 
     name: str
@@ -85,9 +86,10 @@ class TwinsSpec:
         window_size: int | None,
         patch_sizes: Sequence[int] = (4, 2, 2, 2),
     ) -> TwinsSpec:
-        """Build a spec from one sequence a property, finest stage first, as papers and official code write them.
+        """Build a spec from one sequence per property, as in the papers and the official code.
 
-        `window_size=None` gives the PCPVT family, a number the SVT family (with level norms in dense models).
+        Sequences have one entry per stage, the finest first. `window_size=None` gives a spec of the PCPVT family, and a
+        number one of the SVT family, which has level norms in dense models.
         """
         columns = {
             "dims": dims,
@@ -99,7 +101,7 @@ class TwinsSpec:
         }
         if len({len(column) for column in columns.values()}) != 1:
             lengths = ", ".join(f"{key} has {len(column)}" for key, column in columns.items())
-            raise TwinsError(f"spec {name!r}: every sequence needs one entry a stage, but {lengths}")
+            raise TwinsError(f"spec {name!r}: every sequence needs one entry per stage, but {lengths}")
         stages = tuple(
             StageSpec(dim, depth, heads, mlp_ratio, sr_ratio, patch_size, window_size)
             for dim, heads, mlp_ratio, depth, sr_ratio, patch_size in zip(*columns.values(), strict=True)
@@ -114,7 +116,7 @@ class TwinsSpec:
 
     @property
     def min_size(self) -> int:
-        """Smallest input height and width, in pixels, for which every stage has a map to attend to."""
+        """Smallest input height and width, in pixels, for which every stage has keys and values."""
         return max(stride * stage.sr_ratio for stride, stage in zip(self.strides, self.stages, strict=True))
 
 
@@ -123,9 +125,9 @@ class PyramidSpec:
     """Levels of a feature pyramid, finest first.
 
     Attributes:
-        names: `c2`, `c3`, … as detection papers count them; `cN` of a published variant has stride 2**N.
-        channels: of each level.
-        strides: input pixels per cell of each level.
+        names: Names `c2`, `c3`, … as in detection papers. Level `cN` of a published variant has stride 2**N.
+        channels: Number of channels of each level.
+        strides: Input pixels per cell of each level.
     """
 
     names: tuple[str, ...]
@@ -157,7 +159,7 @@ def _svt(size: str, dims: tuple[int, ...], depths: tuple[int, ...]) -> TwinsSpec
     )
 
 
-# All numbers of the six variants: official gvt.py, `pcpvt_*_v0` and `alt_gvt_*`.
+# The six variants, from the functions `pcpvt_*_v0` and `alt_gvt_*` of the official gvt.py.
 _VARIANTS = {
     spec.name: spec
     for spec in (
@@ -172,12 +174,12 @@ _VARIANTS = {
 
 
 def list_variants() -> tuple[str, ...]:
-    """Names of the six published variants, PCPVT before SVT, small to large."""
+    """Return the names of the six published variants: PCPVT before SVT, small to large."""
     return tuple(_VARIANTS)
 
 
 def get_spec(variant: str | TwinsSpec) -> TwinsSpec:
-    """The spec of a variant's name; a `TwinsSpec` is returned as it is. Unknown names raise `TwinsError`."""
+    """Return the spec of a variant name, or a given `TwinsSpec` unchanged. Unknown names raise `TwinsError`."""
     if isinstance(variant, TwinsSpec):
         return variant
     if variant in _VARIANTS:

@@ -12,19 +12,20 @@ from torch import Tensor
 
 
 def partition_windows(x: Tensor, window_size: int) -> Tensor:
-    """Cut a map into windows; rows and columns are padded with zeros at the bottom and right where S doesn't divide.
+    """Split a map into windows, after padding it with zeros at the bottom and right to multiples of S.
 
     Args:
-        x: (B, H, W, C).
+        x: Map (B, H, W, C).
         window_size: S.
 
     Returns:
-        (B * N, S * S, C), windows in row-major order within an image, tokens in row-major order within a window.
+        Tensor (B * N, S * S, C), with windows in row-major order in each image, and tokens in row-major order in each
+        window.
     """
     batch, height, width, channels = x.shape
     rows, columns = _num_windows(height, width, window_size)
     pad_bottom, pad_right = rows * window_size - height, columns * window_size - width
-    # The sizes of an exported model are symbols, so there the padding is always written down, be it of nothing.
+    # In an export, sizes are symbols and cannot be compared, so the padding is always part of the graph.
     if torch.compiler.is_exporting() or pad_bottom or pad_right:
         x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
     x = x.view(batch, rows, window_size, columns, window_size, channels)
@@ -32,15 +33,15 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
 
 
 def merge_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> Tensor:
-    """Undo `partition_windows` and cut the padding off.
+    """Undo `partition_windows` and remove the padding.
 
     Args:
-        windows: (B * N, S * S, C).
+        windows: Windows (B * N, S * S, C).
         window_size: S.
-        size: (H, W) of the map before it was padded.
+        size: Size (H, W) of the map before padding.
 
     Returns:
-        (B, H, W, C); a view of a larger map where there was padding.
+        Map (B, H, W, C), which is a view of a larger map if there was padding.
     """
     height, width = size
     rows, columns = _num_windows(height, width, window_size)
@@ -53,18 +54,19 @@ def merge_windows(windows: Tensor, window_size: int, size: tuple[int, int]) -> T
 def window_key_mask(
     size: tuple[int, int], window_size: int, device: torch.device, *, only_both: bool = False
 ) -> Tensor | None:
-    """Which tokens of each window come from the map and not from its padding.
+    """Return the mask of the keys that come from the map and not from its padding.
+
+    Queries need no mask, because `merge_windows` removes the results of the padded ones.
 
     Args:
-        size: (H, W) of the map before it is padded.
+        size: Size (H, W) of the map before padding.
         window_size: S.
-        device: of the result.
-        only_both: padding counts only where both axes have some.
+        device: Device of the mask.
+        only_both: Whether to mask the padding only if both axes are padded.
 
     Returns:
-        Boolean (N, 1, 1, S * S), true for tokens that attention may read; `None` where it may read all (an export,
-        for which sizes are unknown, always has the mask). Every window holds at least one true token. Queries need no
-        mask: what padded ones compute is cut off.
+        Boolean mask (N, 1, 1, S * S), true for keys that attention may read, with at least one such key per window; or
+        `None` if attention may read all keys. In an export, where sizes are unknown, there is always a mask.
     """
     height, width = size
     rows, columns = _num_windows(height, width, window_size)
@@ -81,6 +83,6 @@ def window_key_mask(
 
 
 def _num_windows(height: int, width: int, window_size: int) -> tuple[int, int]:
-    """Rows and columns of windows, those that hold padding included."""
-    # Not -(-height // window_size): ONNX rounds the quotient of a negative number up.
+    """Return the numbers of rows and columns of windows, including those with padding."""
+    # Not -(-height // window_size), because ONNX rounds negative quotients up.
     return (height + window_size - 1) // window_size, (width + window_size - 1) // window_size

@@ -21,10 +21,10 @@ class WeightsSpec:
         variant: Variant of the backbone.
         format: Format of the parameter names: "official", "timm", "mmpretrain" or "mmseg".
         url: URL of the file.
-        sha256: SHA-256 of the file, or the first digits of it, as far as published; "" if none is published.
-        preprocessing: Preprocessing of the published scores.
+        sha256: Published SHA-256 of the file, or its first digits if only these are published; "" if there is none.
+        preprocessing: Preprocessing that the published scores were measured with.
         scores: Published scores in percent, by metric.
-        protocol: Protocol and publisher of the scores.
+        protocol: Evaluation protocol and publisher of the scores.
     """
 
     name: str
@@ -79,7 +79,7 @@ _TIMM = {
     "svt_base": (83.122, 96.430),
     "svt_large": (83.718, 96.600),
 }
-# variant: top-1 and top-5 in mmpretrain's model zoo; name of the file without its end, the first digits of the SHA-256
+# variant: top-1 and top-5 in mmpretrain's model zoo; file name without hash and suffix; first digits of the SHA-256
 _MMPRETRAIN = {
     "pcpvt_small": (81.14, 95.69, "twins-pcpvt-small_3rdparty_8xb128_in1k_20220126", "ef23c132"),
     "pcpvt_base": (82.66, 96.26, "twins-pcpvt-base_3rdparty_8xb128_in1k_20220126", "f8c4b0d5"),
@@ -117,7 +117,7 @@ _ADE20K = {
 
 
 def cache_dir() -> Path:
-    """Return the folder of downloaded files: `TWINS_DENSE_HOME` if it is set, else ~/.cache/twins_dense."""
+    """Return the folder for downloaded files: `TWINS_DENSE_HOME` if it is set, otherwise ~/.cache/twins_dense."""
     return Path(os.environ.get("TWINS_DENSE_HOME") or "~/.cache/twins_dense").expanduser()
 
 
@@ -142,7 +142,7 @@ def _published() -> Iterator[WeightsSpec]:
     for variant, (top1, top5) in _TIMM.items():
         url = f"https://huggingface.co/timm/twins_{variant}.in1k/resolve/main/model.safetensors"
         scores, protocol = {"top1": top1, "top5": top5}, "crop 0.9 of 224 bicubic; timm"
-        yield _imagenet(variant, "timm", url, "", scores, protocol, TIMM_PREPROCESSING)  # the hub has its SHA-256
+        yield _imagenet(variant, "timm", url, "", scores, protocol, TIMM_PREPROCESSING)  # the hub gives the SHA-256
     for variant, (top1, top5, file, sha256) in _MMPRETRAIN.items():
         url = f"{_OPENMMLAB}/mmclassification/v0/twins/{file}-{sha256}.pth"
         sha256, scores = _WHOLE_SHA256.get(sha256, sha256), {"top1": top1, "top5": top5}
@@ -169,12 +169,12 @@ CATALOG: dict[str, WeightsSpec] = {spec.name: spec for spec in _published()}
 
 
 def published_as(sha256: str) -> WeightsSpec | None:
-    """Return the entry whose published hash agrees with this SHA-256, or `None`."""
+    """Return the entry whose published hash matches this SHA-256, or `None` if there is none."""
     return next((spec for spec in CATALOG.values() if spec.sha256 and sha256.startswith(spec.sha256)), None)
 
 
 def get_weights_spec(name: str) -> WeightsSpec:
-    """Return the catalog entry of this name. Unknown names raise `TwinsError`."""
+    """Return the catalog entry with this name. An unknown name raises `TwinsError`."""
     if name not in CATALOG:
         raise TwinsError(f"unknown weights {name!r}; `twins-dense weights list` shows all{did_you_mean(name, CATALOG)}")
     return CATALOG[name]

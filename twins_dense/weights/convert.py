@@ -20,20 +20,20 @@ _SUFFIXES = (".pth", ".safetensors")
 def convert_file(
     source: str, out: str | Path, *, to: str, task: str | None = None, dry_run: bool = False
 ) -> Conversion:
-    """Convert a weights file of any known format, and write the state dict.
+    """Convert a weights file from any known format, and write the converted state dict.
 
     Args:
-        source: a file or a name of the catalog. Its format is recognised by its keys.
-        out: a new file, "NAME.pth" or "NAME.safetensors".
-        to: format of the new names, one of `FORMATS`.
-        task: what to write, one of `TASKS`; `None` writes as much as the format supports.
-        dry_run: convert, but do not write.
+        source: Path of a file, or a catalog name. The format is recognised by the keys of the state dict.
+        out: Path of the new file, "NAME.pth" or "NAME.safetensors".
+        to: Target format, one of `FORMATS`.
+        task: Part of the model to write, one of `TASKS`; `None` writes everything that the format supports.
+        dry_run: Whether to convert without writing the file.
 
     Returns:
-        The conversion that was written.
+        The conversion.
 
     Raises:
-        TwinsError: if the source cannot be read or converted, or `out` exists or has another suffix.
+        TwinsError: If the source cannot be read or converted, or if `out` exists or has another suffix.
     """
     out = Path(out)
     if out.suffix not in _SUFFIXES:
@@ -51,7 +51,7 @@ def convert_file(
 
 
 def _serialise(state: dict[str, Any], suffix: str) -> bytes:
-    # Copies: for a view, torch would write the whole storage behind it, and safetensors refuses shared memory.
+    # Copy: torch would write the whole storage behind a view, and safetensors refuses tensors that share memory.
     state = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     if suffix == ".safetensors":
         return save(state)

@@ -32,7 +32,7 @@ _logger = logging.getLogger(__name__)
 
 
 def fetch_weights(source: str | os.PathLike[str]) -> Path:
-    """Return the path of a checkpoint, and download it first if `source` is a catalog name and it is not here yet.
+    """Return the path of a checkpoint, downloading it first if `source` is a catalog name and it is not in the cache.
 
     Args:
         source: Path of a file, or a catalog name. A file takes precedence.
@@ -49,12 +49,12 @@ def fetch_weights(source: str | os.PathLike[str]) -> Path:
 
 
 def download(spec: WeightsSpec) -> Path:
-    """Return the path of a catalog entry's file in `cache_dir()`, and download it first if it is not there.
+    """Return the path of a catalog entry's file, downloading it to `cache_dir()` first if it is not there.
 
     An interrupted download resumes. If several processes request the same file, one downloads it and the others wait.
 
     Raises:
-        TwinsError: If the file cannot be downloaded, or is not what was published; then it is removed.
+        TwinsError: If the download fails, or if the file is not the published one. Such a file is removed.
     """
     path = spec.path
     if path.exists():
@@ -88,7 +88,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _check(spec: WeightsSpec, part: Path, published: str) -> None:
-    """Check that a file has the published hash or, if none is published, holds the right variant; else remove it."""
+    """Check that a file has the published hash or, if none is published, the right variant; otherwise remove it."""
     try:
         check_start(part)
         digest = sha256_of(part)
@@ -126,7 +126,7 @@ def _fetch(spec: WeightsSpec, part: Path) -> None:
         if error.code == 416 and start:  # no bytes are left to send; the hash shows whether the file is complete
             return
         raise TwinsError(
-            f"{spec.url} answers {error.code} ({error.reason}); download the file in another way and give its path"
+            f"{spec.url} responded with {error.code} ({error.reason}); download it in another way and give its path"
         ) from None
     except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
         raise _unreachable(spec, part, error) from None
@@ -135,14 +135,14 @@ def _fetch(spec: WeightsSpec, part: Path) -> None:
 
 
 def _fetch_from_hub(spec: WeightsSpec, part: Path, repository: str, file: str) -> str:
-    """Download by huggingface_hub, which knows tokens and mirrors, and return the SHA-256 that the hub gives."""
+    """Download with huggingface_hub, which supports tokens and mirrors, and return the hub's SHA-256, if any, or ""."""
     with requires_extra("hub"):
         import huggingface_hub
     folder = part.with_name(f"{part.name}.hub")
     try:
         etag = huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repository, file)).etag
         downloaded = huggingface_hub.hf_hub_download(repository, file, local_dir=folder)
-    except Exception as error:  # it passes on what its HTTP library raises, and has changed that library
+    except Exception as error:  # it lets errors of its HTTP library through, and has changed that library
         raise _unreachable(spec, part, error) from None
     os.replace(downloaded, part)
     shutil.rmtree(folder)

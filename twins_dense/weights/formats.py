@@ -1,6 +1,6 @@
-"""The formats of Twins state dicts: parameter names, prefixes, and the LayerNorm epsilon of each project.
+"""Formats of Twins state dicts: parameter names, prefixes, and the LayerNorm epsilon of each project.
 
-These are plain tables. `keymap.py` has the code that reads them.
+This module contains only tables; `keymap.py` has the code that uses them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 # One row per parameter, one column per group of formats; `None` means that a format has no such parameter.
 # {s} is a stage and {last} the last stage. {b} is a block "stage.index", {g} a block with global attention and {l} a
-# block with local attention. {p} is weight or bias. mmseg stacks the rows of q, k and v in one matrix, of which ":q"
-# and ":kv" are parts.
+# block with local attention. {p} is weight or bias. mmseg stacks the rows of q, k and v in one matrix; ":q" and ":kv"
+# mark its parts.
 KEY_TABLE = (
     # official, timm               mmpretrain                             mmseg
     ("patch_embeds.{s}.proj.{p}", "patch_embeds.{s}.projection.{p}", "patch_embeds.{s}.projection.{p}"),
@@ -32,8 +32,8 @@ KEY_TABLE = (
     ("head.{p}", "head.fc.{p}", None),
 )
 COLUMNS = {"official": 0, "timm": 0, "mmpretrain": 1, "mmseg": 2}
-# The tasks for which each project has a model, and the prefix of the backbone in that model's state dict. The
-# parameters of `head` never have the prefix.
+# Tasks for which each project has a model, and the prefix of the backbone in that model's state dict. The parameters
+# of `head` never have the prefix.
 PREFIXES = {
     "official": {"backbone": "", "classifier": "", "segmentor": "backbone."},
     "timm": {"backbone": "", "classifier": ""},
@@ -58,7 +58,7 @@ class NormEps(NamedTuple):
     reduced_maps: float
 
     def differences(self, other: NormEps, place: str) -> str:
-        """Describe where `other`, used at `place`, differs from this one; return "" if it does not."""
+        """Describe the differences from `other`, which is labelled `place`; return "" if there are none."""
         return ", ".join(
             f"eps {ours:g} in {part.replace('_', ' ')} ({place} {theirs:g})"
             for part, ours, theirs in zip(self._fields, self, other, strict=True)
@@ -74,14 +74,14 @@ NORM_EPS = {
     "mmseg": (NormEps(1e-5, 1e-5, 1e-5), NormEps(1e-5, 1e-5, 1e-5)),
 }
 
-# Keys under which training code stores the state dict in a checkpoint, in the order of preference: an averaged copy
-# comes first.
+# Keys under which training code stores the state dict in a checkpoint, in order of preference: averaged weights
+# come first.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# Prefixes of every name: of DistributedDataParallel, and of this package's torchvision detectors.
+# Prefixes of all names in a file: those of DistributedDataParallel and of this package's torchvision detectors.
 SHELLS = ("module.", "detector.")
 # Prefixes of the backbone inside a model: those of MMEngine and detectron2.
 PARENTS = ("backbone.", "bottom_up.", "net.")
-# Parts of such a model beside the backbone.
+# Other parts of such models.
 COMPANIONS = (
     *("neck", "decode_head", "auxiliary_head"),  # mmseg
     *("rpn_head", "roi_head", "bbox_head", "mask_head"),  # mmdet

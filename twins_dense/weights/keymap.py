@@ -28,14 +28,14 @@ from .formats import (
 
 @dataclass(frozen=True)
 class RecognisedState:
-    """Parts of a state dict of a known format.
+    """A state dict in a known format, split into its parts.
 
     Attributes:
         format: "official" (timm has the same names), "mmpretrain" or "mmseg".
         variant: Name of the variant, or a description of a custom Twins.
         norm_eps: LayerNorm epsilon of the project that uses this format.
         state: Backbone, `norm` and `head` under official names. Unknown names in the backbone are unchanged.
-        companions: The rest of the model around the backbone (`neck.*`, `decode_head.*`), unchanged.
+        companions: The other parts of the model around the backbone (`neck.*`, `decode_head.*`), unchanged.
     """
 
     format: str
@@ -54,7 +54,7 @@ class Conversion:
         variant: Name of the variant, or a description of a custom Twins.
         task: "backbone", "classifier" or "segmentor".
         state: The converted state dict.
-        dropped: Official names of the entries that have no place in the new format and task.
+        dropped: Official names of the entries that were dropped, because the task does not include them.
         norm_eps: Differences between the LayerNorm epsilons of the two projects; "" if there are none.
     """
 
@@ -67,12 +67,12 @@ class Conversion:
 
 
 def unwrap(checkpoint: Any) -> Mapping[str, Any]:
-    """Return the state dict in a checkpoint, which is the checkpoint itself or stored under one of the known keys.
+    """Return the state dict in a checkpoint: the checkpoint itself, or its entry under one of the known keys.
 
     Raises:
         TwinsError: If there is no mapping of names to values.
     """
-    for _ in WRAPPERS:  # each at most once, so that the loop ends even if a mapping contains itself
+    for _ in WRAPPERS:  # a limit, so that the loop ends even if a mapping contains itself
         if not isinstance(checkpoint, Mapping):
             break
         inner = next((key for key in WRAPPERS if checkpoint.get(key) is not None), None)
@@ -88,7 +88,7 @@ def recognise(state: Mapping[str, Any]) -> RecognisedState:
     """Recognise the format of a state dict by its keys, and return its parts under official names.
 
     Raises:
-        TwinsError: If the state dict is not of a Twins model, or if it has values that are not tensors.
+        TwinsError: If it is not the state dict of a Twins model, or if it has values that are not tensors.
     """
     for shell in SHELLS:
         if all(key.startswith(shell) for key in state):
@@ -130,8 +130,8 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
             "segmentor" for a whole model of the project. `None` keeps as much as the target format has a place for.
 
     Raises:
-        TwinsError: If the format or the task is unknown, if the format has no model for the task, or if an entry of
-            this task has no place in the format.
+        TwinsError: If the format or the task is unknown, if the format has no model for the task, or if the
+            format has no name for an entry of this task.
     """
     if to not in FORMATS:
         raise TwinsError(f"unknown format {to!r}{did_you_mean(to, FORMATS)}")
@@ -155,7 +155,7 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
     kept = {key: value for key, value in found.state.items() if task == "classifier" or not _of_classifier(key)}
     stuck = next((key for key in kept if key not in names), None)
     if stuck is not None:
-        raise TwinsError(f"{stuck} has no place in {to} format: choose another format, or weights without it")
+        raise TwinsError(f"{stuck} does not exist in {to} format: choose another format, or weights without it")
     prefix = PREFIXES[to][task]
     converted = {
         name if name.startswith("head.") else prefix + name: value for name, value in _rename(kept, names).items()
@@ -182,14 +182,14 @@ def convert_state_dict(state: Mapping[str, Any], *, to: str, task: str | None = 
         The converted state dict. Its tensors are those of `state`, except those that mmseg stacks.
 
     Raises:
-        TwinsError: If the state dict is not of a Twins model, if the format or the task is unknown, or if an entry has
-            no place in the target format.
+        TwinsError: If it is not the state dict of a Twins model, if the format or the task is unknown, or if the target
+            format has no name for an entry.
     """
     return convert(unwrap(state), to=to, task=task).state
 
 
 def _names(state: Mapping[str, Any], source: str, to: str = "official") -> dict[str, str]:
-    """Map every name that a model with the blocks of `state` can have in the source format to its target name."""
+    """Map source names to target names, for all parameters that a model with the blocks of `state` can have."""
     blocks = {match[0] for key in state if (match := re.match(r"(blocks|stages|layers)\.\d+\.\d+(?=\.)", key))}
     is_local = {block.partition(".")[2]: f"{block}.attn.qkv.weight" in state for block in blocks}
     stages = sorted({match[1] for key in state if (match := re.match(r"patch_embeds\.(\d+)\.", key))}, key=int)
@@ -232,7 +232,7 @@ def _rename(state: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any
 
 
 def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
-    """Return the rows of q, followed by those of kv."""
+    """Return the rows of q followed by those of kv."""
     rows, other_rows = state.get(query), state.get(query.replace(".attn.q.", ".attn.kv."))
     if (
         rows is None
@@ -253,7 +253,7 @@ def _of_classifier(key: str) -> bool:
 
 
 def _is_companion(key: str, parents: str) -> bool:
-    """Return whether an entry belongs to the model around the backbone: to a known part, or to a feature pyramid."""
+    """Return whether an entry belongs to another part of the model around the backbone, such as a head or an FPN."""
     return parents.startswith("backbone.") and key.partition(".")[0] in ("backbone", *COMPANIONS)
 
 
@@ -267,15 +267,15 @@ def _made_of_parents(prefix: str) -> bool:
 
 
 def _describe(state: Mapping[str, Any]) -> str:
-    """Return the variant of an official state dict, by the shapes and numbers of its blocks, or a description."""
+    """Return the variant of an official state dict, recognised by its dims and depths, or a description."""
     for name in list_variants():
-        if _columns_of(state) == _columns_of_spec(get_spec(name)):
+        if _dims_and_depths_of(state) == _dims_and_depths_of_spec(get_spec(name)):
             return name
-    dims, depths, _ = _columns_of(state)
+    dims, depths, _ = _dims_and_depths_of(state)
     return f"a custom Twins with dims {dims} and depths {depths}"
 
 
-def _columns_of(state: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+def _dims_and_depths_of(state: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
     dims: list[int] = []
     depths: list[int] = []
     while (key := f"patch_embeds.{len(dims)}.proj.weight") in state:
@@ -289,7 +289,7 @@ def _has_local_attention(state: Mapping[str, Any]) -> bool:
     return "blocks.0.0.attn.qkv.weight" in state
 
 
-def _columns_of_spec(spec: TwinsSpec) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+def _dims_and_depths_of_spec(spec: TwinsSpec) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
     return (
         tuple(stage.dim for stage in spec.stages),
         tuple(stage.depth for stage in spec.stages),

@@ -18,7 +18,7 @@ from .keymap import RecognisedState, convert, recognise, unwrap
 from .read import read_checkpoint
 
 _SHOWN = 3
-# An ImageNet classifier can be loaded, without its head, into a classifier with another number of classes.
+# An ImageNet classifier can be loaded, without its head, into a classifier with a different number of classes.
 _IMAGENET_CLASSES = 1000
 
 
@@ -32,11 +32,11 @@ class LoadReport:
         format: Format of the names: "official" (timm has the same names), "mmpretrain" or "mmseg".
         loaded: Parameters that were loaded.
         initialised: Parameters that stay freshly initialised: `norm_list.*` if the checkpoint has none, and `head.*` if
-            the classifier's number of classes is not the 1000 of the checkpoint.
+            the classifier does not have the 1000 classes of the checkpoint.
         dropped: Entries of the checkpoint that the model does not use: `head.*`, `norm.*`, stages that are not built,
-            and the model around the backbone (`decode_head.*`).
-        norm_eps: Differences between the LayerNorm epsilons of the format's project and of the model; "" if there are
-            none.
+            and the parts of the model around the backbone (`decode_head.*`).
+        norm_eps: Differences between the LayerNorm epsilons of the format's project and those of the model; "" if there
+            are none.
     """
 
     source: str
@@ -59,9 +59,10 @@ class LoadReport:
 def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
     """Load a checkpoint strictly into a backbone or classifier of this package.
 
-    The checkpoint has the names of the official code, timm, mmpretrain or mmseg, and is recognised by them. It is a
-    state dict, or has one under `state_dict`, `model`, `state_dict_ema` or `model_ema`. The state dict is of a
-    backbone, a classifier, or a detector or segmentor with such a backbone (`backbone.`, `bottom_up.`).
+    The format is recognised by the parameter names, which may be those of the official code, timm, mmpretrain or mmseg.
+    The checkpoint is a state dict, or has one under `state_dict`, `model`, `state_dict_ema` or `model_ema`. The state
+    dict may belong to a backbone, to a classifier, or to a detector or segmentor with a Twins backbone (`backbone.`,
+    `bottom_up.`).
 
     Args:
         net: Model from `create_backbone` or `create_classifier`. It is unchanged if an error is raised.
@@ -69,10 +70,10 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
             dict or checkpoint in memory.
 
     Returns:
-        The parameters that were loaded, freshly initialised and dropped.
+        Report of the parameters that were loaded, freshly initialised and dropped.
 
     Raises:
-        TwinsError: If a parameter is missing, has no place or has another shape. The message shows the first ones.
+        TwinsError: If a parameter is missing, unexpected or of another shape. The message shows the first three.
     """
     if isinstance(source, Mapping):
         name, found = "state dict", recognise(unwrap(source))
@@ -82,7 +83,7 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
     spec = getattr(net, "spec", None)
 
     missing = sorted(target.keys() - state.keys())
-    # A checkpoint with level norms is of a dense model, and then none of them may be missing.
+    # A checkpoint with level norms comes from a dense model, so none of them may be missing.
     has_level_norms = any(key.startswith("norm_list.") for key in state)
     initialised = [key for key in missing if key.startswith("norm_list.") and not has_level_norms]
     surplus = sorted(state.keys() - target.keys())
@@ -114,20 +115,20 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
 
 
 def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, Any]) -> LoadReport:
-    """Load a checkpoint strictly into a whole segmentor whose `backbone` is of this package.
+    """Load a checkpoint strictly into a whole segmentor whose `backbone` comes from this package.
 
-    The checkpoint is of mmseg, of the official repository or of a training run of this package. The reverse is
-    `convert_state_dict(model.state_dict(), to="mmseg")`.
+    The checkpoint may come from mmseg, from the official repository or from a training run of this package. To convert
+    back, call `convert_state_dict(model.state_dict(), to="mmseg")`.
 
     Args:
         model: Segmentor. It is unchanged if an error is raised.
         source: As in `load_weights`.
 
     Returns:
-        The parameters that were loaded and dropped.
+        Report of the parameters that were loaded and dropped.
 
     Raises:
-        TwinsError: If the checkpoint is of another model. The message shows the first entries that do not fit.
+        TwinsError: If the checkpoint belongs to another model. The message shows the first three differences.
     """
     if isinstance(source, Mapping):
         state, report = fit_segmentor(model, source, "state dict")
@@ -138,7 +139,7 @@ def load_segmentor(model: nn.Module, source: str | PathLike[str] | Mapping[str, 
 
 
 def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[str, Any], LoadReport]:
-    """Return what `load_segmentor` loads, under the names of the model, and its report; `name` is for messages."""
+    """Return the state dict for `load_segmentor`, with the model's names, and the report. Errors mention `name`."""
     try:
         found = recognise(unwrap(checkpoint))
         conversion = convert(unwrap(checkpoint), to="official", task="segmentor")
@@ -150,7 +151,7 @@ def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[st
         raise TwinsError(
             f"weights {name!r}: this is a segmentor with {found.variant}, the model has "
             f"{getattr(spec, 'name', type(model.backbone).__name__)}; {misfit}. "
-            "Give the config and overrides of its model"
+            "Give the config and overrides that it was trained with"
         )
     return conversion.state, LoadReport(
         name,
@@ -164,9 +165,9 @@ def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[st
 
 
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
-    """Describe the first differences in names and shapes between two state dicts, with their number; "" if none."""
+    """Describe the number of differences in names and shapes and the first three; return "" if there are none."""
     problems = [f"{key} is missing" for key in sorted(target.keys() - state.keys())]
-    problems += [f"{key} {_shape(state[key])} has no place" for key in sorted(state.keys() - target.keys())]
+    problems += [f"{key} {_shape(state[key])} is unexpected" for key in sorted(state.keys() - target.keys())]
     problems += [
         f"{key} is {_shape(state[key])} but the model has {_shape(target[key])}"
         for key in sorted(target.keys() & state.keys())
@@ -179,7 +180,7 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
 
 
 def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
-    """Read the state dict in a file or under a catalog name.
+    """Read the state dict from a file, given by its path or catalog name.
 
     Raises:
         TwinsError: If the file cannot be read, or has tensors that are not dense, real and complete.
@@ -196,7 +197,7 @@ def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is dense and real, with every element in memory: small files can declare huge tensors."""
+    """Return whether a tensor is dense, real, and stored completely: a small file can declare a huge tensor."""
     if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
@@ -217,7 +218,7 @@ def _norm_eps_differences(found: RecognisedState, spec: TwinsSpec | None) -> str
 
 
 def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
-    """Return whether an entry may be dropped: a classifier's `norm` and `head`, or a stage that is not built."""
+    """Return whether an entry may be dropped: a classifier's `norm` or `head`, or part of a stage that is not built."""
     group, _, rest = key.partition(".")
     names = {name.partition(".")[0] for name in target}
     if group in ("head", "norm"):

@@ -1,4 +1,4 @@
-"""Preparation of images for a model."""
+"""Preprocessing of images for a model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Preparation of an RGB image: resize, crop the centre, and normalise as (pixels / 255 - mean) / std.
+    """Preprocessing of an RGB image: resize, crop the centre, and normalise as (pixels / 255 - mean) / std.
 
     Attributes:
         short_side: Length of the short side after resizing, in pixels. The aspect ratio is kept.
         long_side: Maximum length of the long side, which takes precedence over `short_side`; `None` for no maximum.
         crop: Side of the square centre crop in pixels; `None` keeps the whole image.
-        interpolation: Interpolation of the resizing, "bicubic" or "bilinear".
+        interpolation: Interpolation for resizing, "bicubic" or "bilinear".
         mean: Mean of each channel, for pixels in 0..1.
         std: Standard deviation of each channel, for pixels in 0..1.
     """

@@ -15,7 +15,7 @@ from ..errors import TwinsError
 
 
 class _Placeholder:
-    """Stand-in for a value that is not needed. It ignores the arguments and the state of the value."""
+    """Stand-in for a value that is not needed. It ignores the value's arguments and state."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -24,15 +24,16 @@ class _Placeholder:
         pass
 
 
-# Names that a checkpoint may contain besides those that torch reads safely. They are never looked up or called: each
-# becomes a placeholder. Building the values of numpy's types would not be safe, because the state of a dtype can make
-# raw bytes pass for objects.
+# Classes and functions that a checkpoint may name in addition to those that torch considers safe. They are never
+# imported or called: each becomes a placeholder. Building real numpy values would not be safe, because the state of a
+# dtype can make raw bytes pass for objects.
 _ALLOWED: list[Any] = [
     (_Placeholder, name)
     for name in (
         # arguments of training scripts
         "argparse.Namespace",
         "pathlib.PosixPath",
+        "pathlib._local.PosixPath",  # as Python 3.13 writes it
         # scores and learning rates as numpy scalars or arrays, under the names that numpy 1 and numpy 2 write
         "numpy.dtype",
         "numpy.ndarray",
@@ -46,18 +47,18 @@ _ALLOWED: list[Any] = [
     )
 ]
 
-# First bytes of torch's files: of a ZIP archive and, in the old format, of a pickle.
+# First bytes of a torch file: those of a ZIP archive or, in the old format, of a pickle.
 _TORCH = (b"PK", b"\x80")
 
 
 def read_checkpoint(path: str | PathLike[str]) -> Any:
-    """Read a safetensors or torch checkpoint to the CPU.
+    """Read a safetensors or torch checkpoint into CPU memory.
 
-    Besides tensors and plain Python values, a checkpoint may hold arguments of training scripts, numpy's scalars and
-    arrays, and MMEngine's log history. They become placeholders.
+    Besides tensors and plain Python values, a checkpoint may contain arguments of training scripts, numpy scalars and
+    arrays, and MMEngine's log history, which become placeholders.
 
     Raises:
-        TwinsError: If the file is missing, truncated or not a checkpoint, or if it holds any other type.
+        TwinsError: If the file is missing, truncated or not a checkpoint, or if it contains any other type.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +66,7 @@ def read_checkpoint(path: str | PathLike[str]) -> Any:
         raise TwinsError(f"weights {str(path)!r}: {what}; check the path")
     try:
         start = check_start(path)
-        # The content decides, and the suffix only if the content is of neither format.
+        # The content determines the format. The suffix matters only if the content matches neither.
         is_safetensors = start[8:9] == b"{" or (path.suffix == ".safetensors" and not start.startswith(_TORCH))
         return _read_safetensors(path) if is_safetensors else _read_torch(path)
     except TwinsError as error:
@@ -76,7 +77,7 @@ def check_start(path: Path) -> bytes:
     """Return the first bytes of a checkpoint.
 
     Raises:
-        TwinsError: If the file is empty, a web page or a Git LFS pointer, which failed downloads leave behind.
+        TwinsError: If the file is empty, a web page or a Git LFS pointer, as failed downloads leave them behind.
     """
     with path.open("rb") as file:
         start = file.read(512)
@@ -102,7 +103,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(path: Path) -> Any:
     with warnings.catch_warnings(), torch.serialization.safe_globals(_ALLOWED):
-        warnings.simplefilter("ignore")  # about the pickle protocol; the error says more
+        warnings.simplefilter("ignore")  # about the pickle protocol; errors say more
         try:
             with path.open("rb") as file:  # not the path, because torch looks at its suffix
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -118,8 +119,8 @@ def _read_torch(path: Path) -> Any:
 
 
 def _refused(path: Path, error: Exception) -> str:
-    """Return the names in a file that torch refuses to read; "" if the file is broken in another way."""
-    with contextlib.suppress(Exception):  # it cannot read torch's old format, nor some broken files
+    """Return the class and function names that torch refuses to read; "" if the file is broken in another way."""
+    with contextlib.suppress(Exception):  # it cannot read the old format and some broken files
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
         if names:
             return ", ".join(sorted(names))

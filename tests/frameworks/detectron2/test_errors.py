@@ -234,7 +234,7 @@ class TestErrorsOfTraining:
         twins("train", run.config, "--work-dir", tmp_path / "run", "--num-gpus", 2)
         assert asked == [(1, 1), (2, 1)]
         help_text = " ".join(twins("train", "--help").out.split())
-        assert "--num-gpus INTEGER RANGE Processes on this machine, one a GPU. [default: 1]" in help_text
+        assert "--num-gpus INTEGER RANGE detectron2: processes on this machine, one per GPU. [default: 1]" in help_text
 
     @pytest.mark.parametrize("verb", ["train", "eval"])
     def test_its_options_with_a_config_of_mmengine(self, tmp_path: Path, verb: str) -> None:

@@ -69,7 +69,7 @@ class TestEvaluateAndLoad:
         torch.save(checkpoint, tmp_path / "renamed.pth")
         with pytest.raises(TwinsError) as caught:
             load_model(config_of(tiny_run), tmp_path / "renamed.pth")
-        one_line_of(caught, "another model", "cls_score.bias is missing", "detector.other (4,) has no place")
+        one_line_of(caught, "another model", "cls_score.bias is missing", "detector.other (4,) is unexpected")
 
     def test_load_model(self, tiny_run: Run) -> None:
         model, meta = load_model(config_of(tiny_run), tiny_run.checkpoint)

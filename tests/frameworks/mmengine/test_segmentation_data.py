@@ -73,7 +73,7 @@ DAMAGES: dict[str, tuple[Callable[[np.ndarray], Image.Image], str, str]] = {
     "value": (with_value(4), "label with values outside the classes", "1.png (4)"),
     "size": (
         lambda label: Image.fromarray(label[:-1]),
-        "label of another size than its image",
+        "label whose size differs from that of its image",
         "1.png (80x63 for 80x64)",
     ),
     "palette": (with_palette, "label with a palette", "1.png"),
