@@ -50,7 +50,7 @@ def train(
     `metrics.jsonl` (one line per logging period) and TensorBoard events.
 
     Args:
-        config: Config from `load_config`; its `train.output_dir` is set to `work_dir`.
+        config: Config from `load_config`; it is changed in place to the config that is run.
         work_dir: A new folder, or the folder of an earlier run if `resume` is true.
         resume: Whether to continue from the last checkpoint in `work_dir`.
         launch: Arguments of detectron2's `launch`, with these defaults: `num_gpus` 1, `num_machines` 1, `machine_rank`
