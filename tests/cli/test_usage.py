@@ -71,5 +71,5 @@ class TestUsage:
         result = run_python(*start, "train", "nowhere.py", cwd=tmp_path)
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert line.startswith("error: config 'nowhere.py': no such file; check the path, or choose a name of ")
+        assert line.startswith("error: config 'nowhere.py': no such file; check the path, or choose a name from ")
         assert list(tmp_path.iterdir()) == []

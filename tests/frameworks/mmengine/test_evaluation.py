@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cli_fixtures import Malicious
 from detection_fixtures import Run, write_config
 from run_fixtures import config_of, one_line_of
 
@@ -19,16 +19,6 @@ from twins_dense.errors import TwinsError
 from twins_dense.frameworks.mmengine import engine
 from twins_dense.frameworks.mmengine.engine import load_config, set_data_root
 from twins_dense.frameworks.mmengine.runner import load_model
-
-
-class Malicious:
-    """Object whose pickle runs a command that creates a file."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return (os.system, (f"touch {self.target}",))
 
 
 @pytest.fixture(params=["missing", "cut", "malicious", "text", "bare state dict", "another model"])

@@ -14,8 +14,7 @@ from detectron2.data.transforms import AugInput
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
 
-from ...evaluation.coco import coco_detections
-from ..prediction import DetectionPrediction
+from ..prediction import DetectionPrediction, named_detections
 from .trainer import dataset_meta_of, dataset_name_of, load_model
 
 
@@ -60,13 +59,10 @@ class DetectionPredictor:
             (output,) = self.model([{"image": tensor, "height": height, "width": width}])
         found = output["instances"].to("cpu")
         drawn = Visualizer(image, self.metadata, instance_mode=self.color_mode).draw_instance_predictions(found)
-        fields = {"image_id": 0, "boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
+        fields = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
         if found.has("pred_masks"):
             fields["masks"] = found.pred_masks
-        detections = coco_detections(fields, self.category_ids)
-        for detection, label in zip(detections, found.pred_classes.tolist(), strict=True):
-            del detection["image_id"]
-            detection["category"] = self.classes[label]
+        detections = named_detections(fields, self.category_ids, self.classes)
         return DetectionPrediction(drawn.get_image(), detections)
 
 

@@ -21,6 +21,7 @@ from ...data.coco_masks import decode_segmentation
 from ...data.drawing import draw_instances
 from ...data.toy import make_toy_coco
 from ...errors import TwinsError
+from .. import metrics_file
 from .runner import train
 
 _NUM_DRAWN = 8  # number of images in the picture
@@ -76,7 +77,7 @@ def run_demo(folder: Path, *, epochs: int, num_train: int, num_val: int = 60) ->
     draw_predictions(runner.model, runner.val_dataloader.dataset, predictions)
     scalars = next(run.glob("*/vis_data/scalars.json"))
     draw_curves([json.loads(line) for line in scalars.read_text().splitlines()], curves)
-    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    metrics = metrics_file.read_metrics(run)
     return DemoResult(data, num_val, run, metrics, minutes, predictions, curves)
 
 
@@ -165,13 +166,8 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
         ],
         "default_hooks": {
             "logger": {"type": "LoggerHook", "interval": 10},
-            "checkpoint": {"type": "CheckpointHook", "max_keep_ckpts": 2, "backend_args": {"backend": "atomic"}},
+            "checkpoint": {"type": "CheckpointHook", "max_keep_ckpts": 2},
         },
-        "custom_hooks": [
-            {"type": "IterationSeedHook"},
-            {"type": "PlainCheckpointHook"},
-            {"type": "MetricsFileHook"},
-        ],
         "randomness": {"seed": 0},
     }
 

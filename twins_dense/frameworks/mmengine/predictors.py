@@ -12,8 +12,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 
 from ...data.drawing import draw_classes, draw_instances, draw_legend
-from ...evaluation.coco import coco_detections
-from ..prediction import DetectionPrediction, SegmentationPrediction
+from ..prediction import DetectionPrediction, SegmentationPrediction, named_detections
 from .config import test_part
 from .runner import load_model
 
@@ -47,10 +46,7 @@ class DetectionPredictor:
         drawn = draw_instances(
             tensor, found.boxes, found.labels, classes, scores=found.scores, masks=found.get("masks")
         )
-        detections = coco_detections({**dict(found.items()), "image_id": 0}, self.meta["category_ids"])
-        for detection, label in zip(detections, found.labels.tolist(), strict=True):
-            del detection["image_id"]
-            detection["category"] = classes[label]
+        detections = named_detections(dict(found.items()), self.meta["category_ids"], classes)
         return DetectionPrediction(drawn.permute(1, 2, 0).numpy(), detections)
 
 
