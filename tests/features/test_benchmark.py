@@ -23,7 +23,9 @@ def test_output(tmp_path: Path) -> None:
     ratios = []
     for line in rounds:
         bare, rate, ratio, busy = (float(number.rstrip("%")) for number in line.split())
-        assert rate / bare == pytest.approx(ratio, rel=0.05) and busy > 0
+        # The rates are rounded to 0.01 and the ratio to 0.001, which is much of a low one.
+        assert (rate - 0.005) / (bare + 0.005) - 0.0005 <= ratio <= (rate + 0.005) / (bare - 0.005) + 0.0005
+        assert busy > 0
         ratios.append(ratio)
     match = re.fullmatch(r"extract / bare: median (\S+); peak memory \d+ MiB, each worker \d+ MiB", summary)
     assert match is not None and float(match[1]) == pytest.approx(sum(ratios) / 2, abs=2e-3)
