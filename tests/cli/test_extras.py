@@ -96,6 +96,16 @@ def test_features_need_no_detector(tmp_path: Path) -> None:
     assert (tmp_path / "f" / "index.parquet").is_file()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", "mmseg/*"], ["show", "mmseg/upernet_svt_small_160k"], ["copy", "mmseg/upernet_svt_small_160k"]],
+)
+def test_configs_need_no_extra(arguments: list[str], tmp_path: Path) -> None:
+    folder = ["mine"] if arguments[0] == "copy" else []
+    result = run_python("-c", CODE.format(arguments=[DETECTION, "configs", *arguments, *folder]), cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "") and "upernet_svt_small_160k" in result.stdout
+
+
 def test_the_core_is_enough_for_a_backbone() -> None:
     code = (
         "import sys\n"

@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..evaluation.coco import coco_detections
-
 
 class DetectionPrediction(NamedTuple):
     """The detections in an image of H x W pixels.
@@ -46,6 +44,8 @@ def named_detections(
         category_ids: Category id of each label.
         classes: Name of each label.
     """
+    from ..evaluation.coco import coco_detections  # here, because it needs pycocotools, and configs do not
+
     detections = coco_detections({**fields, "image_id": 0}, category_ids)
     for detection, label in zip(detections, fields["labels"].tolist(), strict=True):
         del detection["image_id"]
