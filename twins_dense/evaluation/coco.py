@@ -99,6 +99,23 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
     return detections
 
 
+def named_detections(
+    fields: Mapping[str, Any], category_ids: Sequence[int], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the detections of a single image as entries of a COCO results file, with `category` instead of `image_id`.
+
+    Args:
+        fields: `boxes`, `scores`, `labels` and, optionally, `masks`, as in `coco_detections`.
+        category_ids: Category id of each label.
+        classes: Name of each label; the `category` of a detection.
+    """
+    detections = coco_detections({**fields, "image_id": 0}, category_ids)
+    for detection, label in zip(detections, fields["labels"].tolist(), strict=True):
+        del detection["image_id"]
+        detection["category"] = classes[label]
+    return detections
+
+
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     """Return ground truth with the fields that evaluation needs: unique ids, areas, `iscrowd` and segmentations.
 

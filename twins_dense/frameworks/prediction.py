@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,25 +31,6 @@ class SegmentationPrediction(NamedTuple):
     picture: np.ndarray
     labels: np.ndarray
     shares: dict[str, float]
-
-
-def named_detections(
-    fields: Mapping[str, Any], category_ids: Sequence[int], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the detections of an image as `DetectionPrediction` lists them.
-
-    Args:
-        fields: `boxes`, `scores`, `labels` and, optionally, `masks`, as `coco_detections` takes them.
-        category_ids: Category id of each label.
-        classes: Name of each label.
-    """
-    from ..evaluation.coco import coco_detections  # here, because it needs pycocotools, and configs do not
-
-    detections = coco_detections({**fields, "image_id": 0}, category_ids)
-    for detection, label in zip(detections, fields["labels"].tolist(), strict=True):
-        del detection["image_id"]
-        detection["category"] = classes[label]
-    return detections
 
 
 class Predictor(Protocol):

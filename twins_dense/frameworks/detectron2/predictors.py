@@ -14,7 +14,8 @@ from detectron2.data.transforms import AugInput
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
 
-from ..prediction import DetectionPrediction, named_detections
+from ...evaluation.coco import named_detections
+from ..prediction import DetectionPrediction
 from .trainer import dataset_meta_of, dataset_name_of, load_model
 
 

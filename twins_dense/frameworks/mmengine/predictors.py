@@ -12,7 +12,8 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 
 from ...data.drawing import draw_classes, draw_instances, draw_legend
-from ..prediction import DetectionPrediction, SegmentationPrediction, named_detections
+from ...evaluation.coco import named_detections
+from ..prediction import DetectionPrediction, SegmentationPrediction
 from .config import test_part
 from .runner import load_model
 
