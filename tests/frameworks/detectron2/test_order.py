@@ -182,5 +182,8 @@ class TestLoader:
     ) -> None:
         records = coco_dataset("toy", training=True, **toy_files(toy_data, "train"))
         as_rank(monkeypatch, 0, world_size)
-        with pytest.raises(td.TwinsError, match=rf"total_batch_size={batch_size} .* {world_size} processes$"):
+        with pytest.raises(
+            td.TwinsError,
+            match=rf"total_batch_size={batch_size} .* a multiple of {world_size}, the number of processes$",
+        ):
             build_train_loader(records, mapper=augmenting_mapper(), total_batch_size=batch_size)
