@@ -33,9 +33,10 @@ ARROWS = {
     "imagenet": {*BASE, "weights", "data"},
     "evaluation": {*BASE, "data"},
     "frameworks": {*CORE_PARTS, "data", "evaluation"},
+    "inference": {*CORE_PARTS, "data", "imagenet", "evaluation", "frameworks"},
     "deploy": {*CORE_PARTS, "data"},
     "features": {*CORE_PARTS, "data"},
-    "cli": {*CORE_PARTS, "data", "imagenet", "evaluation", "frameworks", "deploy", "features"},
+    "cli": {*CORE_PARTS, "data", "imagenet", "evaluation", "frameworks", "inference", "deploy", "features"},
     "__main__": {"cli"},
 }
 

@@ -1,0 +1,1 @@
+"""Trained models as Python objects: load one, predict on images, evaluate it."""
