@@ -76,9 +76,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Apply overrides of the form `key=value` to a LazyConfig (see `load_config`)."""
     for override in overrides:
         _apply(config, override)
-    return config
 
 
 def default_work_dir(config: DictConfig) -> Path:

@@ -35,6 +35,7 @@ from .backbone import logger
 from .config import check_settings
 from .data import PositionSampler, check_masks
 from .hooks import LEARNING_RATE, Evaluation, ExactResume, FiniteLosses, MetricsFile, RunCheckpointer, as_fractions
+from .stored import stored_record
 
 _WEIGHTS_HINT = (
     "backbone weights go into a Python config as model.backbone.bottom_up.net.weights, into YAML as MODEL.TWINS.WEIGHTS"
@@ -130,6 +131,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
     dataset_meta = _check_classes(config, model, dataset_name_of(config.dataloader.train))
+    stored = stored_record(config)
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
@@ -154,7 +156,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         trainer: SimpleTrainer = AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
     else:
         trainer = SimpleTrainer(model, loader, optimizer)
-    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size}
+    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size, **stored}
     checkpointer = RunCheckpointer(model, settings.output_dir, facts, trainer=trainer)
     periodic = hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)
     if resume:  # tell it about the earlier checkpoints, which it has to remove later
