@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -32,7 +32,9 @@ _OTHER_KEYS = {
 }
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[Config], None] | None = None
+) -> Config:
     """Read an MMEngine config file and apply overrides.
 
     Args:
@@ -40,6 +42,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: Overrides of the form `key=value`. Keys are dotted (`optim_wrapper.optimizer.lr`,
             `param_scheduler.0.end`) and must exist in the config; values are Python literals (`1e-4`, `[480, 800]`,
             `None`) or, failing that, strings.
+        adapt: Function that changes the config before the overrides are applied.
 
     Raises:
         TwinsError: for a missing or broken file, an unknown top-level key, or an unknown or malformed override.
@@ -52,6 +55,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
+    if adapt is not None:
+        adapt(config)
     apply_overrides(config, overrides)
     return config
 
