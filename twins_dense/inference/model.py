@@ -283,9 +283,12 @@ def _batches(images: Iterable[SourceImage], size: int) -> Iterator[list[SourceIm
     """Group successive images of one size."""
     batch: list[SourceImage] = []
     for image in images:
-        if batch and (len(batch) == size or image.array.shape != batch[0].array.shape):
+        if batch and image.array.shape != batch[0].array.shape:
             yield batch
             batch = []
         batch.append(image)
+        if len(batch) == size:
+            yield batch
+            batch = []
     if batch:
         yield batch
