@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..errors import TwinsError, one_line, requires_extra
+from ..errors import TwinsError, did_you_mean, one_line, requires_extra
+from ..weights.catalog import CATALOG
 from ..weights.read import read_checkpoint
 from .prediction import Detector, Segmentor
 from .shipped_configs import find_config
@@ -145,6 +146,11 @@ def open_checkpoint(
     path = Path(source)
     if path.is_dir():
         path = best_checkpoint(path)
+    elif not path.exists():
+        raise TwinsError(
+            f"model {str(source)!r}: no such work directory, checkpoint or published model; check the path"
+            f"{did_you_mean(str(source), CATALOG)}"
+        )
     record = read_record(read_checkpoint(path), path)
     if record is None:
         raise TwinsError(
