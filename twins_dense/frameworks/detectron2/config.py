@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,7 +48,9 @@ _UNREAD = (
 )
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[DictConfig], None] | None = None
+) -> DictConfig:
     """Read a LazyConfig file, or a YAML file for CfgNode with `add_twins_config`, and apply overrides.
 
     Args:
@@ -56,6 +58,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         overrides: Overrides of the form `key=value`. Keys of a LazyConfig are dotted (`optimizer.lr`), and must exist
             or be an argument of the object that the node builds. Keys of a YAML file are those of CfgNode
             (`SOLVER.BASE_LR`).
+        adapt: Function that changes the config before the overrides are applied; for a YAML file, after.
 
     Returns:
         A LazyConfig with `model`, `optimizer`, `lr_multiplier`, `dataloader` and `train`.
@@ -67,7 +70,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
     if path.suffix in (".yaml", ".yml"):
-        return _load_yaml(path, overrides)
+        config = _load_yaml(path, overrides)
+        if adapt is not None:
+            adapt(config)
+        return config
     try:
         config = LazyConfig.load(str(path))
     except Exception as error:  # a config is a program and can fail in any way
@@ -76,6 +82,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
+    if adapt is not None:
+        adapt(config)
     for override in overrides:
         _apply(config, override)
     return config

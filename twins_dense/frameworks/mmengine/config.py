@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -33,7 +33,9 @@ _OTHER_KEYS = {
 }
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[Config], None] | None = None
+) -> Config:
     """Read an MMEngine config file and apply overrides.
 
     Args:
@@ -41,6 +43,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         overrides: Overrides of the form `key=value`. Keys are dotted (`optim_wrapper.optimizer.lr`,
             `param_scheduler.0.end`) and must exist in the config; values are Python literals (`1e-4`, `[480, 800]`,
             `None`) or, failing that, strings.
+        adapt: Function that changes the config before the overrides are applied.
 
     Raises:
         TwinsError: for a missing or broken file, an unknown top-level key, or an unknown or malformed override.
@@ -53,14 +56,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
-    apply_overrides(config)
-    return config
-
-
-def apply_overrides(config: Config) -> None:
-    """Apply the overrides that a config was loaded with, once more: they have the last word over other changes."""
-    overrides: Sequence[str] = vars(config).get("_overrides", ())
+    if adapt is not None:
+        adapt(config)
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
@@ -69,6 +66,7 @@ def apply_overrides(config: Config) -> None:
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
+    return config
 
 
 def default_work_dir(config: Config) -> Path:
@@ -131,7 +129,8 @@ def check_settings(config: Config) -> None:
 
 def model_of(config: Config) -> Any:
     """Return the settings of the model, without test-time augmentation around it."""
-    return config.model.get("module", config.model)
+    model = config.get("model", {})
+    return model.get("module", model)
 
 
 def is_segmentor(config: Config) -> bool:
