@@ -38,6 +38,7 @@ from .checkpoints import (
 from .config import building, check_settings, settings_called, test_part, without_initial_weights
 from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
+from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
 
 
 def train(
@@ -191,6 +192,8 @@ def _prepare(config: Config) -> None:
     checkpoint_hook = config.setdefault("default_hooks", {}).setdefault("checkpoint", {"type": "CheckpointHook"})
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
+        if checkpoint_hook.type == "CheckpointHook":
+            checkpoint_hook.type = EvaluatedCheckpointHook.__name__
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"
@@ -262,7 +265,14 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
 
 def _register_needed_hooks(runner: Runner) -> None:
     """Register the hooks that every run needs, except those that the config has already registered."""
-    needed = [IterationSeedHook, PlainCheckpointHook, MetricsFileHook, ConsoleHook, FiniteLossHook]
+    needed = [
+        IterationSeedHook,
+        PlainCheckpointHook,
+        MetricsFileHook,
+        ConsoleHook,
+        FiniteLossHook,
+        ResumedEvaluationHook,
+    ]
     if runner.distributed:
         needed.append(AverageBuffersHook)
     for hook in needed:
