@@ -24,6 +24,7 @@ from torch import nn
 from ...atomic import write_atomically
 from ...errors import TwinsError
 from .. import checks, metrics_file
+from ..console import logger
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations
 from .checkpoints import (
@@ -102,7 +103,7 @@ def train(
         _check_categories(dataset, train_set.metainfo, "the training data")
     if config.get("init") and not resume:
         initial, report = read_for_transfer(config, config.init, train_set.metainfo)
-        print_log(f"Start from {report}", "current")
+        logger.info(f"start from {report}")
     with building(config):
         runner = _build_runner(config, datasets)
         if initial is not None:
