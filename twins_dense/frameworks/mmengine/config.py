@@ -131,7 +131,8 @@ def check_settings(config: Config) -> None:
 
 def model_of(config: Config) -> Any:
     """Return the settings of the model, without test-time augmentation around it."""
-    return config.model.get("module", config.model)
+    model = config.get("model", {})
+    return model.get("module", model)
 
 
 def is_segmentor(config: Config) -> bool:
