@@ -36,8 +36,8 @@ def evaluate_coco(
             COCO's own value is 100.
 
     Returns:
-        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; a metric without ground truth is -1. The recall
-        `bbox_AR100` has `max_dets` in its name.
+        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1, and the AP of each class as `bbox_AP-NAME`; a metric
+        without ground truth is -1. The recall `bbox_AR100` has `max_dets` in its name.
 
     Raises:
         TwinsError: If an option is unknown, or if "segm" is requested and a detection has no mask.
@@ -45,6 +45,7 @@ def evaluate_coco(
     check_coco_options(iou_types, backend, max_dets)
     coco_class, evaluation_class = _backend_classes(backend)
     metrics: dict[str, float] = {}
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = coco_class()
         truth.dataset = complete_ground_truth(ground_truth)
@@ -66,9 +67,17 @@ def evaluate_coco(
             evaluation.accumulate()
             evaluation.summarize()
             values = dict(zip(_NAMES, map(float, evaluation.stats[:12]), strict=True))
-            values["AP"] = _average_precision(evaluation)
+            precisions = evaluation.eval["precision"][..., 0, -1]  # thresholds, recalls, classes; all object sizes
+            values["AP"] = _average_precision(precisions)
+            for index, category in enumerate(evaluation.params.catIds):
+                values[f"AP-{names[category]}"] = _average_precision(precisions[:, :, index])
             metrics.update({f"{iou_type}_{name.format(max_dets)}": value for name, value in values.items()})
     return metrics
+
+
+def metric_names(iou_types: Sequence[str], max_dets: int = 100) -> list[str]:
+    """Return the names of the metrics of all classes together, in the order of `evaluate_coco`."""
+    return [f"{iou_type}_{name.format(max_dets)}" for iou_type in iou_types for name in _NAMES]
 
 
 def check_coco_options(iou_types: Sequence[str], backend: str, max_dets: int = 100) -> None:
@@ -141,12 +150,12 @@ def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     return {**ground_truth, "annotations": annotations}
 
 
-def _average_precision(evaluation: Any) -> float:
-    """Return the mean precision over all thresholds, recalls and classes.
+def _average_precision(precision: np.ndarray) -> float:
+    """Return the mean of a part of the precisions that COCO's evaluation computes; -1 if there is no ground truth.
 
-    pycocotools' own summary of it looks for 100 detections per image, and finds nothing if another number counts.
+    pycocotools' own summary of all of them looks for 100 detections per image, and finds nothing if another number
+    counts.
     """
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # all object sizes, most detections
     known = precision[precision > -1]
     return float(known.mean()) if known.size else -1.0
 
