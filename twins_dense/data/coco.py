@@ -99,9 +99,9 @@ def load_coco(
     ann_file, image_dir = Path(ann_file), Path(image_dir)
     if indices is not None and indices < 1:
         raise TwinsError(f"indices={indices}: give the number of images to keep, at least 1, or omit it to keep all")
-    content = _read_json(ann_file)
-    category_by_id = _entries_by_id(ann_file, content, "categories", {"name": str})
-    image_by_id = _entries_by_id(ann_file, content, "images", {"file_name": str, "width": int, "height": int})
+    content = read_annotation_file(ann_file)
+    category_by_id = entries_by_id(ann_file, content, "categories", {"name": str})
+    image_by_id = entries_by_id(ann_file, content, "images", {"file_name": str, "width": int, "height": int})
     if not image_dir.is_dir():
         raise TwinsError(f"{image_dir}: no such folder; it should hold the images of {ann_file}")
 
@@ -181,12 +181,14 @@ def read_image_names(ann_file: Path) -> dict[int, str]:
     Raises:
         TwinsError: If the file or an entry of its `images` cannot be used.
     """
-    content = _read_json(ann_file, ("images",))
-    entries = _entries_by_id(ann_file, content, "images", {"file_name": str})
+    content = read_annotation_file(ann_file, ("images",))
+    entries = entries_by_id(ann_file, content, "images", {"file_name": str})
     return {image_id: entries[image_id]["file_name"] for image_id in sorted(entries)}
 
 
-def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
+def read_annotation_file(
+    ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")
+) -> dict[str, Any]:
     """Read an annotation file, and check that each of these keys has a list of objects."""
     if ann_file.is_dir():
         raise TwinsError(f"{ann_file}: is a folder; give the annotation file (JSON) inside it")
@@ -216,7 +218,7 @@ def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations",
     return content
 
 
-def _entries_by_id(
+def entries_by_id(
     ann_file: Path, content: dict[str, Any], key: str, fields: dict[str, type]
 ) -> dict[int, dict[str, Any]]:
     """Return the entries of one list by id. Ids must be unique whole numbers; `fields` gives the other types."""
