@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..errors import TwinsError, one_line
 from .coco_masks import are_finite_numbers, segmentation_problem
 from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation
-from .problems import DataError
+from .problems import data_error
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def load_coco(
             (left_out if is_harmless else problems).append(problem)
 
     if problems and not skip_bad:
-        raise DataError(ann_file, problems, "fix the file, or use --skip-bad to train on the rest")
+        raise data_error(ann_file, problems, "fix the file, or use --skip-bad to train on the rest")
     problems += left_out
     images = tuple(
         CocoImage(

@@ -94,7 +94,7 @@ def find_values(splits: Sequence[LabelSplit], limit: int | None) -> set[int]:
     Raises:
         TwinsError: If a label map cannot be read, or does not hold one 8-bit value per pixel.
     """
-    counts = count_values([path for split in splits for path in spread(split.label_paths(), limit)])
+    counts, _ = count_values([path for split in splits for path in spread(split.label_paths(), limit)])
     return set(np.flatnonzero(counts.sum(axis=0)).tolist())
 
 
@@ -105,27 +105,32 @@ def spread(paths: Sequence[Path], limit: int | None) -> Sequence[Path]:
     return [paths[index * len(paths) // limit] for index in range(limit)]
 
 
-def count_values(paths: Sequence[Path]) -> np.ndarray:
-    """Return the number of pixels of each value in each label map, int64 (number of paths, 256)."""
+def count_values(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Read label maps, and count their values.
+
+    Returns:
+        The number of pixels of each value, int64 (N, 256), and the width and height of each label map, int64 (N, 2).
+
+    Raises:
+        TwinsError: If a label map cannot be read, or does not hold one 8-bit value per pixel.
+    """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        counts = pool.map(_count, paths)
+        results = pool.map(_count, paths)
         # The progress bar appears on a terminal after two seconds, so only for large data sets.
-        rows = list(tqdm(counts, desc="reading labels", total=len(paths), unit=" images", delay=2, disable=None))
-    return np.array(rows, dtype=np.int64).reshape(len(paths), 256)
+        rows = list(tqdm(results, desc="reading labels", total=len(paths), unit=" images", delay=2, disable=None))
+    counts, sizes = zip(*rows, strict=True)
+    return np.array(counts, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
 
-def _count(path: Path) -> np.ndarray:
+def _count(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P", "1"):
-                raise TwinsError(
-                    f"label map {str(path)!r} has the mode {image.mode}: save one 8-bit value per pixel, the class"
-                )
-            return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256)
+            if image.mode in ("L", "P", "1"):
+                return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256), image.size
+            mode = image.mode
     except UNREADABLE as error:
-        if isinstance(error, TwinsError):
-            raise
         raise TwinsError(f"label map {str(path)!r} cannot be read ({one_line(error)}); replace the file") from None
+    raise TwinsError(f"label map {str(path)!r} has the mode {mode}: save one 8-bit value per pixel, the class")
 
 
 def find_classes(root: Path, layout: str, splits: Sequence[LabelSplit]) -> tuple[tuple[str, ...], bool, str]:

@@ -15,7 +15,7 @@ from .coco_content import CocoContent, CocoSplits, choose_held_out, hold_out, wr
 from .coco_folder import find_coco, find_roboflow, read_coco, read_roboflow
 from .label_folders import LabelSplit, find_classes, find_label_folders, read_label_folders
 from .pascal_voc import find_pascal_voc, read_pascal_voc
-from .problems import DataError
+from .problems import data_error
 from .yolo import find_yolo, read_yolo
 
 Task = Literal["detection", "segmentation"]
@@ -46,6 +46,18 @@ class Split:
     names: Path | None = None
     image_suffix: str = ".jpg"
     label_suffix: str = ".png"
+
+    def image_names(self) -> list[str]:
+        """Return the names of the images without the suffix, for segmentation; sorted."""
+        if self.names is not None:
+            return self.names.read_text(encoding="utf-8").splitlines()
+        paths = self.image_dir.rglob(f"*{self.image_suffix}")
+        return sorted(path.relative_to(self.image_dir).as_posix().removesuffix(self.image_suffix) for path in paths)
+
+    def label_paths(self) -> list[Path]:
+        """Return the path of the label map of each image, for segmentation, in the order of `image_names`."""
+        assert self.label_dir is not None
+        return [self.label_dir / f"{name}{self.label_suffix}" for name in self.image_names()]
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ def recognise(
         return _segmentation_folder(folder, out, holdout, seed)
     found = reader.read(folder)
     if found.problems and not skip_bad:
-        raise DataError(root, found.problems, "fix the files, or use --skip-bad to leave these out")
+        raise data_error(root, found.problems, "fix the files, or use --skip-bad to leave these out")
     return _detection_folder(folder, found, out, holdout, seed)
 
 

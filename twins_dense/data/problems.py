@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import TwinsError
+
+_NUM_SHOWN = 20
 
 
 class DataError(TwinsError):
     """Raised if single images or annotations of a data set cannot be used.
 
-    The message is one line with the number of problems and the first of them.
-
     Attributes:
         problems: One line per problem.
     """
 
-    def __init__(self, source: str | Path, problems: Sequence[str], remedy: str) -> None:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems, the first"
-        super().__init__(f"{source}: {count}: {problems[0]}; {remedy}")
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
         self.problems = tuple(problems)
+
+    def first_problems(self) -> Iterator[str]:
+        """Yield the first twenty problems, and the number of the others."""
+        yield from self.problems[:_NUM_SHOWN]
+        if len(self.problems) > _NUM_SHOWN:
+            yield f"… and {len(self.problems) - _NUM_SHOWN} more"
+
+
+def data_error(source: str | Path, problems: Sequence[str], remedy: str) -> DataError:
+    """Return an error whose message is one line with the number of problems, the first of them and the remedy."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems, the first"
+    return DataError(f"{source}: {count}: {problems[0]}; {remedy}", problems)

@@ -1,0 +1,104 @@
+"""Describe and check a recognised folder of images and annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .coco import load_coco
+from .label_folders import IGNORED, count_values, spread
+from .label_maps import find_problems, summarise
+from .layouts import DataFolder, Split
+from .problems import DataError
+from .statistics import (
+    Suggestion,
+    class_table,
+    describe_objects,
+    describe_sizes,
+    measure_objects,
+    name_warnings,
+    shorten,
+    suggest,
+)
+
+_NUM_SAMPLED = 200  # label maps that statistics are computed from, evenly spread
+
+
+def describe_folder(data: DataFolder) -> Iterator[str]:
+    """Yield lines that say what was recognised, what was assumed, and what was left out."""
+    sizes = " + ".join(f"{split.num_images:,} {name}" for name, split in data.splits.items())
+    content = "label maps" if data.task == "segmentation" else "boxes and masks" if data.has_masks else "boxes"
+    classes = "1 class" if len(data.classes) == 1 else f"{len(data.classes)} classes"
+    yield f"{data.layout} data with {content}: {sizes} images, {classes} ({shorten(data.classes)})"
+    yield from data.notes
+    if data.problems:
+        yield f"left out, {len(data.problems)} in all:"
+        yield from DataError("", data.problems).first_problems()
+
+
+def describe_contents(data: DataFolder) -> tuple[list[str], Suggestion | None]:
+    """Return lines with the statistics of the training images, and for detection, the suggested settings."""
+    if data.task == "segmentation":
+        return list(_describe_labels(data)), None
+    train = measure_objects(data)
+    suggestion = suggest(train, measure_objects(data, "val"))
+    return list(describe_objects(train, size=suggestion.size, max_size=suggestion.max_size)), suggestion
+
+
+def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:
+    """Yield one line per suggested setting, as an option of `train`, with its reason."""
+    values = {
+        "recipe": suggestion.recipe,
+        "epochs": suggestion.epochs,
+        "batch": suggestion.batch,
+        "size": suggestion.size,
+        "max_dets": suggestion.max_dets,
+        "anchor_sizes": ",".join(map(str, suggestion.anchor_sizes)),
+    }
+    options = {name: f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value is not None}
+    width = max(map(len, options.values()))
+    for name, option in options.items():
+        yield f"{option:<{width}}  {suggestion.reasons[name]}"
+
+
+def check_folder(data: DataFolder, *, skip_bad: bool = False, strict: bool = False) -> Iterator[str]:
+    """Check all images and annotations, and yield one line per split, and one per image or annotation left out.
+
+    Raises:
+        DataError: For the first split with problems, unless `skip_bad` is true.
+    """
+    for name, split in data.splits.items():
+        problems = _check_split(data, split, skip_bad, strict)
+        left_out = f", {len(problems)} left out" if problems else ""
+        yield f"{name}: checked {split.num_images:,} images{left_out}"
+        yield from DataError("", problems).first_problems()
+
+
+def _check_split(data: DataFolder, split: Split, skip_bad: bool, strict: bool) -> tuple[str, ...]:
+    if split.ann_file is not None:
+        return load_coco(split.ann_file, split.image_dir, skip_bad=skip_bad, strict=strict).problems
+    images = [split.image_dir / f"{name}{split.image_suffix}" for name in split.image_names()]
+    pairs = [(str(image), str(label)) for image, label in zip(images, split.label_paths(), strict=True)]
+    num_values = len(data.classes) + data.reduce_zero_label
+    problems = [problem for problem in find_problems(pairs, {*range(num_values), IGNORED}) if problem is not None]
+    if problems and not skip_bad:
+        lines = "; ".join(summarise(problems))
+        raise DataError(f"{split.image_dir}: {lines}. Fix the files, or add --skip-bad", list(map(str, problems)))
+    return tuple(map(str, problems))
+
+
+def _describe_labels(data: DataFolder) -> Iterator[str]:
+    """Yield lines about the label maps for training: the share of each class, and classes that never occur."""
+    paths = spread(data.splits["train"].label_paths(), _NUM_SAMPLED)
+    counts, sizes = count_values(paths)
+    first = int(data.reduce_zero_label)
+    pixels = counts[:, first : first + len(data.classes)]
+    shares = 100 * pixels.sum(axis=0) / max(counts.sum(), 1)
+    yield describe_sizes(sizes)
+    columns = {"% of pixels": shares.tolist(), "images": (pixels > 0).sum(axis=0).tolist()}
+    yield from class_table(data.classes, columns)
+    yield from name_warnings(data.classes)
+    unused = [name for name, share in zip(data.classes, pixels.sum(axis=0), strict=True) if not share]
+    if unused:
+        yield f"warning: {len(unused)} classes never occur in the training images: {shorten(unused)}"
+    sampled = "" if len(paths) == data.splits["train"].num_images else f" (computed from {len(paths)} label maps)"
+    yield f"pixels without a class: {100 - shares.sum():.1f} %{sampled}"
