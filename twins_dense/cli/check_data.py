@@ -54,8 +54,7 @@ def _check_folder(folder: str, skip_bad: bool, strict: bool) -> None:
         _print("data", describe_folder(data))
         lines, suggestion = describe_contents(data)
         _print("training images", lines)
-        if suggestion is not None:
-            _print("suggested settings", describe_suggestion(suggestion))
+        _print("suggested settings", describe_suggestion(suggestion))
         _print("checks", check_folder(data, skip_bad=skip_bad, strict=strict))
 
 

@@ -18,6 +18,7 @@ from .statistics import (
     name_warnings,
     shorten,
     suggest,
+    suggest_segmentation,
 )
 
 _NUM_SAMPLED = 200  # label maps that statistics are computed from, evenly spread
@@ -35,24 +36,27 @@ def describe_folder(data: DataFolder) -> Iterator[str]:
         yield from DataError("", data.problems).first_problems()
 
 
-def describe_contents(data: DataFolder) -> tuple[list[str], Suggestion | None]:
-    """Return lines with the statistics of the training images, and for detection, the suggested settings."""
+def describe_contents(data: DataFolder) -> tuple[list[str], Suggestion]:
+    """Return lines with the statistics of the training images, and the settings that suit them."""
     if data.task == "segmentation":
-        return list(_describe_labels(data)), None
+        return _describe_labels(data)
     train = measure_objects(data)
     suggestion = suggest(train, measure_objects(data, "val"))
-    return list(describe_objects(train, size=suggestion.size, max_size=suggestion.max_size)), suggestion
+    size, max_size = suggestion.size, suggestion.max_size
+    assert max_size is not None
+    return list(describe_objects(train, size=size, max_size=max_size)), suggestion
 
 
 def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:
     """Yield one line per suggested setting, as an option of `train`, with its reason."""
+    anchor_sizes = suggestion.anchor_sizes
     values = {
         "recipe": suggestion.recipe,
         "epochs": suggestion.epochs,
         "batch": suggestion.batch,
         "size": suggestion.size,
         "max_dets": suggestion.max_dets,
-        "anchor_sizes": ",".join(map(str, suggestion.anchor_sizes)),
+        "anchor_sizes": None if anchor_sizes is None else ",".join(map(str, anchor_sizes)),
     }
     options = {name: f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value is not None}
     width = max(map(len, options.values()))
@@ -86,19 +90,19 @@ def _check_split(data: DataFolder, split: Split, skip_bad: bool, strict: bool) -
     return tuple(map(str, problems))
 
 
-def _describe_labels(data: DataFolder) -> Iterator[str]:
-    """Yield lines about the label maps for training: the share of each class, and classes that never occur."""
-    paths = spread(data.splits["train"].label_paths(), _NUM_SAMPLED)
+def _describe_labels(data: DataFolder) -> tuple[list[str], Suggestion]:
+    train = data.splits["train"]
+    paths = spread(train.label_paths(), _NUM_SAMPLED)
     counts, sizes = count_values(paths)
     first = int(data.reduce_zero_label)
     pixels = counts[:, first : first + len(data.classes)]
     shares = 100 * pixels.sum(axis=0) / max(counts.sum(), 1)
-    yield describe_sizes(sizes)
     columns = {"% of pixels": shares.tolist(), "images": (pixels > 0).sum(axis=0).tolist()}
-    yield from class_table(data.classes, columns)
-    yield from name_warnings(data.classes)
-    unused = [name for name, share in zip(data.classes, pixels.sum(axis=0), strict=True) if not share]
+    lines = [describe_sizes(sizes), *class_table(data.classes, columns), *name_warnings(data.classes)]
+    unused = [name for name, share in zip(data.classes, shares, strict=True) if not share]
     if unused:
-        yield f"warning: {len(unused)} classes never occur in the training images: {shorten(unused)}"
-    sampled = "" if len(paths) == data.splits["train"].num_images else f" (computed from {len(paths)} label maps)"
-    yield f"pixels without a class: {100 - shares.sum():.1f} %{sampled}"
+        lines.append(f"warning: {len(unused)} classes never occur in the training images: {shorten(unused)}")
+    lines.append(f"pixels without a class: {100 - shares.sum():.1f} %")
+    if len(paths) < train.num_images:
+        lines.append(f"These numbers are from {len(paths)} of the {train.num_images:,} label maps.")
+    return lines, suggest_segmentation(train.num_images, sizes)

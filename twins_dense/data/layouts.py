@@ -174,7 +174,13 @@ def _detection_folder(root: Path, found: CocoSplits, out: Path, holdout: float, 
             if splits[name].ann_file is None and "difficult" in entry:
                 entry["iscrowd"] = 1
     _check_categories(splits)
-    _check_out(out, {folder for split in splits.values() for folder in _image_folders(split)})
+    paths = {name: _image_paths(split) for name, split in splits.items()}
+    _check_out(out, {path.parent for split_paths in paths.values() for path in split_paths})
+    shared = paths["train"] & paths["val"]
+    if shared:
+        notes.append(
+            f"{len(shared)} images are in both train and val, which makes the scores look better than they are."
+        )
     written = {name: write_content(splits[name], out / f"instances_{name}.json") for name in _ORDER if name in splits}
     instances = [entry for split in written.values() for entry in split.content["annotations"] if is_instance(entry)]
     return DataFolder(
@@ -271,8 +277,8 @@ def _check_categories(splits: Mapping[str, CocoContent]) -> None:
             )
 
 
-def _image_folders(split: CocoContent) -> set[Path]:
-    return {(split.image_dir / entry["file_name"]).parent for entry in split.content["images"]}
+def _image_paths(split: CocoContent) -> set[Path]:
+    return {split.image_dir / entry["file_name"] for entry in split.content["images"]}
 
 
 def _check_out(out: Path, image_folders: set[Path]) -> None:

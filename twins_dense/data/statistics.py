@@ -18,9 +18,10 @@ from .coco import entries_by_id, is_instance, read_annotation_file
 from .coco_masks import are_finite_numbers
 from .layouts import DataFolder
 
-# The published detectors resize the short side to 800 pixels and the long side to at most 1333.
+# The published detectors resize the short side to 800 pixels and the long side to at most 1333; segmentors crop.
 PUBLISHED_SIZE, PUBLISHED_MAX_SIZE = 800, 1333
 PUBLISHED_MAX_DETS = 100
+PUBLISHED_CROP = 512
 PUBLISHED_ANCHORS = (32, 64, 128, 256, 512)
 
 _ORDINARY_SIDE = 400  # pixels; COCO's images have a median short side of 430 to 480
@@ -211,21 +212,21 @@ class Suggestion:
         recipe: "small-data" or "published".
         epochs: Number of passes over the training images.
         batch: Number of images per iteration.
-        size: Short side of the resized images in pixels.
-        max_size: Limit of their long side in pixels.
-        max_dets: Largest number of detections per image.
-        anchor_sizes: One anchor size per level, from fine to coarse, in pixels of the resized image.
-        reasons: For each of these names, a sentence that says why.
+        size: Short side of a detector's resized images, or side of a segmentor's crops, in pixels.
+        reasons: For each setting, a sentence that says why.
+        max_size: For detectors, the limit of the long side of the resized images in pixels.
+        max_dets: For detectors, the largest number of detections per image.
+        anchor_sizes: For detectors, one anchor size per level, from fine to coarse, in pixels of the resized image.
     """
 
     recipe: Literal["published", "small-data"]
     epochs: int | None
     batch: int | None
     size: int
-    max_size: int
-    max_dets: int
-    anchor_sizes: tuple[int, ...]
     reasons: Mapping[str, str]
+    max_size: int | None = None
+    max_dets: int | None = None
+    anchor_sizes: tuple[int, ...] | None = None
 
 
 def suggest(train: ObjectStatistics, *others: ObjectStatistics) -> Suggestion:
@@ -245,22 +246,46 @@ def suggest(train: ObjectStatistics, *others: ObjectStatistics) -> Suggestion:
     """
     reasons: dict[str, str] = {}
     size = _suggest_size(train, reasons)
-    max_size = round(size * PUBLISHED_MAX_SIZE / PUBLISHED_SIZE)
-    reasons["max_size"] = "The long side is limited in the published proportion, 1333 to 800."
+    max_size = round(size * PUBLISHED_MAX_SIZE / PUBLISHED_SIZE)  # the published proportion
     anchor_sizes = _suggest_anchors(train, size, max_size, reasons)
     most = max(int(statistics.objects_per_image.max()) for statistics in (train, *others))
     max_dets = PUBLISHED_MAX_DETS if most <= PUBLISHED_MAX_DETS else math.ceil(most * 1.2 / 10) * 10
     reasons["max_dets"] = f"One image has {most} objects; the published limit is {PUBLISHED_MAX_DETS} detections."
-    recipe: Literal["published", "small-data"] = "small-data" if train.num_images < _SMALL_DATA else "published"
-    epochs = batch = None
-    reasons["recipe"] = f"There are {train.num_images:,} training images; {_SMALL_DATA:,} or more count as large."
-    if recipe == "small-data":
-        batch = 2 if train.num_images < _TINY_DATA else 4
-        epochs = max(_MIN_EPOCHS, math.ceil(_MIN_ITERATIONS * batch / train.num_images))
-        iterations = epochs * math.ceil(train.num_images / batch)
-        reasons["batch"] = "Small batches give more iterations per epoch."
-        reasons["epochs"] = f"That makes {iterations:,} iterations; training needs at least about {_MIN_ITERATIONS}."
-    return Suggestion(recipe, epochs, batch, size, max_size, max_dets, anchor_sizes, reasons)
+    recipe, epochs, batch = _suggest_schedule(train.num_images, reasons)
+    return Suggestion(recipe, epochs, batch, size, reasons, max_size, max_dets, anchor_sizes)
+
+
+def suggest_segmentation(num_images: int, image_sizes: np.ndarray) -> Suggestion:
+    """Suggest settings for a segmentor.
+
+    The rules for `recipe`, `epochs` and `batch` are those of `suggest`. `size` is the published 512, or the largest
+    multiple of 32 that fits into the short side of the median image.
+
+    Args:
+        num_images: Number of training images.
+        image_sizes: Width and height of training images, or a sample of them, in pixels, int64 (N, 2).
+    """
+    reasons: dict[str, str] = {}
+    recipe, epochs, batch = _suggest_schedule(num_images, reasons)
+    side = int(np.median(image_sizes.min(axis=1)))
+    size = min(PUBLISHED_CROP, max(side // _SIZE_STEP, 1) * _SIZE_STEP)
+    reasons["size"] = f"The median image has a short side of {side} pixels; the published crops have {PUBLISHED_CROP}."
+    return Suggestion(recipe, epochs, batch, size, reasons)
+
+
+def _suggest_schedule(
+    num_images: int, reasons: dict[str, str]
+) -> tuple[Literal["published", "small-data"], int | None, int | None]:
+    """Return the recipe, the number of epochs and the batch size for this number of training images."""
+    reasons["recipe"] = f"There are {num_images:,} training images; {_SMALL_DATA:,} or more count as large."
+    if num_images >= _SMALL_DATA:
+        return "published", None, None
+    batch = 2 if num_images < _TINY_DATA else 4
+    epochs = max(_MIN_EPOCHS, math.ceil(_MIN_ITERATIONS * batch / num_images))
+    iterations = epochs * math.ceil(num_images / batch)
+    reasons["batch"] = "Small batches give more iterations per epoch."
+    reasons["epochs"] = f"This makes {iterations:,} iterations; training needs at least about {_MIN_ITERATIONS}."
+    return "small-data", epochs, batch
 
 
 def _suggest_size(train: ObjectStatistics, reasons: dict[str, str]) -> int:

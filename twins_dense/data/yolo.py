@@ -101,7 +101,11 @@ def _is_description(path: Path) -> bool:
         content = _read_yaml(path)
     except TwinsError:
         return path.stem in _STEMS  # `read_yolo` repeats the error
-    return isinstance(content, dict) and "names" in content and ("train" in content or path.stem in _STEMS)
+    if not isinstance(content, dict):
+        return False
+    return {"names", "train"} <= content.keys() or (
+        path.stem in _STEMS and bool({"names", "nc", "train"} & content.keys())
+    )
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -141,7 +145,7 @@ def _read_lines(path: Path) -> list[str]:
 
 def _class_names(path: Path, description: Mapping[str, Any]) -> list[str]:
     """Return the class names, which a description holds as a list, or as a mapping from 0, 1, … to names."""
-    names = description["names"]
+    names = description.get("names")
     if isinstance(names, dict):
         if sorted(map(str, names)) != sorted(map(str, range(len(names)))):
             raise TwinsError(f"{path}: names has the keys {reprlib.repr(list(names))}; number them from 0 without gaps")
@@ -176,13 +180,13 @@ def _find_images(root: Path, file: Path, description: Mapping[str, Any]) -> dict
 
 
 def _resolve(root: Path, base: Path, entry: str) -> Path | None:
-    """Return the existing path of an entry. Roboflow writes `../train/images` for `train/images`, as Ultralytics knows.
+    """Return the existing path of an entry; `None` if there is none.
 
-    A `path` that belongs to another machine is replaced by the folder of the description.
+    Roboflow writes `../train/images` for `train/images`. A `path`, or an absolute entry, that belongs to another
+    machine is replaced by the folder of the description.
     """
     shorter = entry.removeprefix("../")
-    candidates = [base / entry, base / shorter, root / entry, root / shorter]
-    # An absolute path without its first parts may exist here as well.
+    candidates = [base / shorter, base / entry, root / shorter, root / entry]
     candidates += [root.joinpath(*Path(entry).parts[-count:]) for count in (2, 1)]
     return next((Path(os.path.normpath(path)) for path in candidates if path.exists()), None)
 
