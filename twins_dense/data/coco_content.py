@@ -12,7 +12,7 @@ from typing import Any
 from ..atomic import write_atomically
 from ..errors import TwinsError
 
-_DECIMALS = 4  # of coordinates in pixels
+_DECIMALS = 3  # of coordinates in pixels
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,7 @@ def _detection_folder(root: Path, found: CocoSplits, out: Path, holdout: float, 
     _check_out(out, {path.parent for split_paths in paths.values() for path in split_paths})
     shared = paths["train"] & paths["val"]
     if shared:
-        notes.append(
-            f"{len(shared)} images are in both train and val, which makes the scores look better than they are."
-        )
+        notes.append(f"{len(shared)} images are in both train and val, so that the scores look better than they are.")
     written = {name: write_content(splits[name], out / f"instances_{name}.json") for name in _ORDER if name in splits}
     instances = [entry for split in written.values() for entry in split.content["annotations"] if is_instance(entry)]
     return DataFolder(
