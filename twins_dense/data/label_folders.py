@@ -65,7 +65,7 @@ def read_label_folders(root: Path) -> tuple[str, dict[str, LabelSplit]]:
     label_folders = find_label_folders(root)
     if len(label_folders) > 1:
         names = " or ".join(f"{folder.name}/" for folder in label_folders)
-        raise TwinsError(f"{root}: which folder holds the labels, {names}? Move the other one away")
+        raise TwinsError(f"{root}: which folder contains the labels, {names}? Move the other one away")
     labels, images = label_folders[0], root / "images"
     folders = {
         path.name: split for path in sorted(images.iterdir()) if path.is_dir() and (split := split_of(path.name))

@@ -134,11 +134,18 @@ def _read_file(file: Path, image_path: Path) -> tuple[tuple[int, int] | None, li
             objects.append(_read_object(element, size))
         except ValueError as error:
             problems.append(f"{one_line(file)}, line {lines[element]}: {one_line(error)}")
-    stated = tuple(_number(root, f"size/{side}", default=0) for side in ("width", "height"))
-    if 0 not in stated and stated != size:
-        where = f"{one_line(file)}, line {lines[root.find('size')]}"
-        return None, [], [f"{where}: size is {stated[0]:g}x{stated[1]:g}, but the image has {size[0]}x{size[1]} pixels"]
+    try:
+        _check_size(root, size)
+    except ValueError as error:
+        return None, [], [f"{one_line(file)}, line {lines[root.find('size')]}: {one_line(error)}"]
     return size, objects, problems
+
+
+def _check_size(root: Element, size: tuple[int, int]) -> None:
+    """Raise ValueError if the size in an XML file is not that of the image. Some tools write 0 for an unknown size."""
+    width, height = (_number(root, f"size/{side}", default=0) for side in ("width", "height"))
+    if width and height and (width, height) != size:
+        raise ValueError(f"size is {width:g}x{height:g}, but the image has {size[0]}x{size[1]} pixels")
 
 
 def _parse_xml(content: bytes) -> tuple[Element, dict[Element | None, int]]:

@@ -259,15 +259,16 @@ def _parse(line: str, size: tuple[int, int], orientation: int, num_classes: int,
     try:
         numbers = [float(field) for field in fields]
     except ValueError:
-        raise ValueError(f"{reprlib.repr(line)} holds something other than numbers") from None
+        raise ValueError(f"{reprlib.repr(line)} contains something that is not a number") from None
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{reprlib.repr(line)} holds a number that is not finite")
+        raise ValueError(f"{reprlib.repr(line)} contains a number that is not finite")
     label, values = numbers[0], numbers[1:]
     if has_keypoints:
         values = values[:4]
     is_box = len(values) == 4
     if not is_box and (len(values) < 6 or len(values) % 2):
-        raise ValueError(f"has {len(fields)} numbers; a box has 5, and a polygon of n points 1 + 2n, from 3 points on")
+        count = "1 number" if len(fields) == 1 else f"{len(fields)} numbers"
+        raise ValueError(f"has {count}; a box has 5, and a polygon of n points (at least 3) has 1 + 2n")
     if label != int(label) or not 0 <= label < num_classes:
         raise ValueError(f"class {fields[0]} is not one of 0 to {num_classes - 1}")
     outside = [value for value in values if not -_TOLERANCE <= value <= 1 + _TOLERANCE]
