@@ -136,7 +136,7 @@ def describe_objects(
     empty = int((counts == 0).sum())
     yield (
         f"objects per image: median {np.median(counts):g}, 99 % at most {np.percentile(counts, 99):.0f}, "
-        f"largest {counts.max()}" + (f"; {empty} images without objects" if empty else "")
+        f"largest {counts.max()}" + (f"; {empty:,} of {len(counts):,} images have none" if empty else "")
     )
     low, middle, high = np.percentile(statistics.object_sizes(size, max_size), [5, 50, 95])
     yield (
@@ -151,10 +151,12 @@ def _count_warnings(statistics: ObjectStatistics) -> Iterator[str]:
     counts = dict(enumerate(statistics.class_counts.tolist()))
     unused = [statistics.classes[label] for label, count in counts.items() if count == 0]
     if unused:
-        yield f"warning: {len(unused)} classes have no objects to train on: {shorten(unused)}"
+        number = "1 class has" if len(unused) == 1 else f"{len(unused)} classes have"
+        yield f"warning: {number} no objects to train on: {shorten(unused)}"
     rare = [statistics.classes[label] for label, count in counts.items() if 0 < count < _FEW_OBJECTS]
     if rare:
-        yield f"warning: {len(rare)} classes have fewer than {_FEW_OBJECTS} objects: {shorten(rare)}"
+        number = "1 class has" if len(rare) == 1 else f"{len(rare)} classes have"
+        yield f"warning: {number} fewer than {_FEW_OBJECTS} objects: {shorten(rare)}"
 
 
 def name_warnings(classes: Sequence[str]) -> Iterator[str]:
