@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..errors import TwinsError
 from .coco import load_coco
 from .label_folders import IGNORED, count_values, spread
 from .label_maps import find_problems, summarise
@@ -32,7 +33,7 @@ def describe_folder(data: DataFolder) -> Iterator[str]:
     yield f"{data.layout} data with {content}: {sizes} images, {classes} ({shorten(data.classes)})"
     yield from data.notes
     if data.problems:
-        yield f"left out, {len(data.problems)} in all:"
+        yield f"left out {len(data.problems)}:"
         yield from DataError("", data.problems).first_problems()
 
 
@@ -72,7 +73,7 @@ def check_folder(data: DataFolder, *, skip_bad: bool = False, strict: bool = Fal
     """
     for name, split in data.splits.items():
         problems = _check_split(data, split, skip_bad, strict)
-        left_out = f", {len(problems)} left out" if problems else ""
+        left_out = f", left out {len(problems)}:" if problems else ""
         yield f"{name}: checked {split.num_images:,} images{left_out}"
         yield from DataError("", problems).first_problems()
 
@@ -87,6 +88,8 @@ def _check_split(data: DataFolder, split: Split, skip_bad: bool, strict: bool) -
     if problems and not skip_bad:
         lines = "; ".join(summarise(problems))
         raise DataError(f"{split.image_dir}: {lines}. Fix the files, or add --skip-bad", list(map(str, problems)))
+    if len(problems) == len(pairs):
+        raise TwinsError(f"{split.image_dir}: no image is left: {'; '.join(summarise(problems))}")
     return tuple(map(str, problems))
 
 
@@ -101,7 +104,8 @@ def _describe_labels(data: DataFolder) -> tuple[list[str], Suggestion]:
     lines = [describe_sizes(sizes), *class_table(data.classes, columns), *name_warnings(data.classes)]
     unused = [name for name, share in zip(data.classes, shares, strict=True) if not share]
     if unused:
-        lines.append(f"warning: {len(unused)} classes never occur in the training images: {shorten(unused)}")
+        number = "1 class never occurs" if len(unused) == 1 else f"{len(unused)} classes never occur"
+        lines.append(f"warning: {number} in the training images: {shorten(unused)}")
     lines.append(f"pixels without a class: {100 - shares.sum():.1f} %")
     if len(paths) < train.num_images:
         lines.append(f"These numbers are from {len(paths)} of the {train.num_images:,} label maps.")
