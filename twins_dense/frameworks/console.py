@@ -7,10 +7,12 @@ the logging of the program decides what is shown.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TextIO
 
 logger = logging.getLogger("twins_dense")
@@ -56,10 +58,10 @@ class ConsoleHandler(logging.Handler):
 
 
 class ForwardHandler(logging.Handler):
-    """Pass records of a framework's logger, from level WARNING on, to our logger."""
+    """Pass records of a framework's logger, by default warnings and errors, to our logger."""
 
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+    def __init__(self, level: int = logging.WARNING) -> None:
+        super().__init__(level)
 
     def emit(self, record: logging.LogRecord) -> None:
         logger.log(record.levelno, "%s", record.getMessage())
@@ -169,6 +171,12 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
+
+
+def short_path(path: str | Path) -> str:
+    """Return a path relative to the current folder if it lies there."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
 
 
 def evaluation_table(metrics: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Hooks for MMEngine's Runner: seeds, `metrics.json`, checks of the losses, and progress bars."""
+"""Hooks for MMEngine's Runner: seeds, `metrics.json`, and checks of the losses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce_params, get_rank, is_main_process, master_only
+from mmengine.dist import all_reduce_params, get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
-from tqdm import tqdm
 
 from ...seeds import derived_seed
 from .. import metrics_file
 from ..divergence import check_finite
-from .checkpoints import PlainCheckpointHook, unwrapped
+from .checkpoints import unwrapped
 
 # mmsegmentation's IoUMetric reports these in percent, rounded to two decimals.
 _PERCENT = ("aAcc", "mAcc", "mDice", "mFscore", "mIoU", "mPrecision", "mRecall")
@@ -64,7 +63,7 @@ class MetricsFileHook(Hook):
         metrics_file.write_metrics(
             Path(runner.work_dir),
             self.metrics,
-            epoch=None if _by_iterations(runner) else epoch,  # MMEngine treats training by iterations as one epoch
+            epoch=None if by_iterations(runner) else epoch,  # MMEngine treats training by iterations as one epoch
             iteration=runner.iter,
             losses=losses,
         )
@@ -98,47 +97,6 @@ class AverageBuffersHook(Hook):
         all_reduce_params([buffer for buffer in runner.model.buffers() if buffer.is_floating_point()], op="mean")
 
 
-class ProgressBarHook(Hook):
-    """Show a progress bar for each epoch, or for all iterations, on the first rank if the output is a terminal."""
-
-    def __init__(self) -> None:
-        self.bars: dict[str, tqdm] = {}
-
-    def _start(self, mode: str, title: str, total: int, done: int = 0) -> None:
-        disable = None if is_main_process() else True
-        self.bars[mode] = tqdm(total=total, initial=done, desc=title, unit="batch", leave=False, disable=disable)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        if _by_iterations(runner):
-            self._start("train", "training", runner.max_iters, runner.iter)
-        else:
-            title = f"epoch {runner.epoch + 1} of {runner.max_epochs}"
-            self._start("train", title, len(runner.train_dataloader))
-
-    def before_val_epoch(self, runner: Runner) -> None:
-        self._start("val", "validation", len(runner.val_dataloader))
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self._start("test", "evaluation", len(runner.test_dataloader))
-
-    # The train, val and test callbacks of the base class all call these two methods, which are meant to be overridden.
-    def _after_iter(self, runner: Runner, *args: Any, mode: str = "train", **kwargs: Any) -> None:
-        self.bars[mode].update()
-
-    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
-        self.bars.pop(mode).close()
-
-
-def register_needed_hooks(runner: Runner) -> None:
-    """Register the hooks that every run needs, except those that the config has already registered."""
-    needed = [IterationSeedHook, PlainCheckpointHook, MetricsFileHook, ProgressBarHook, FiniteLossHook]
-    if runner.distributed:
-        needed.append(AverageBuffersHook)
-    for hook in needed:
-        if not any(isinstance(registered, hook) for registered in runner.hooks):
-            runner.register_hook(hook())
-
-
 def as_fractions(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return metrics as Python floats, with mmsegmentation's percentages converted to fractions.
 
@@ -148,5 +106,6 @@ def as_fractions(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: round(value / 100, 6) if name in _PERCENT else value for name, value in values.items()}
 
 
-def _by_iterations(runner: Runner) -> bool:
+def by_iterations(runner: Runner) -> bool:
+    """Return whether a run counts iterations instead of epochs."""
     return isinstance(runner.train_loop, IterBasedTrainLoop)

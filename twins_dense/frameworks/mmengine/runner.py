@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
@@ -26,9 +26,18 @@ from ...errors import TwinsError
 from .. import checks, metrics_file
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations
-from .checkpoints import InitialStateHook, dataset_meta, read_for_config, read_for_model, silent_log, unwrapped
+from .checkpoints import (
+    InitialStateHook,
+    PlainCheckpointHook,
+    dataset_meta,
+    read_for_config,
+    read_for_model,
+    silent_log,
+    unwrapped,
+)
 from .config import building, check_settings, settings_called, test_part, without_initial_weights
-from .hooks import as_fractions, register_needed_hooks
+from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
+from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
 
 
 def train(
@@ -168,6 +177,7 @@ def _prepare(config: Config) -> None:
     """Run the custom imports of a config, and adapt it to the available devices and processes."""
     if config.get("model") is None:
         raise TwinsError(f"config {str(config.filename)!r} has no model: use the config of a complete experiment")
+    only_warnings_on_console(MMLogger.get_current_instance())  # until the runner has its own log
     imports = config.get("custom_imports")
     if imports is not None:
         import_modules_from_strings(**imports)
@@ -239,15 +249,25 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = Runner(**arguments, cfg=config)
+    runner = LogFileRunner(**arguments, cfg=config)
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
             # Use an f-string: MMEngine's logger drops repeated format strings, and several data sets may warn.
             lines = "\n".join(dataset.problems)
             runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
-    register_needed_hooks(runner)
+    _register_needed_hooks(runner)
     return runner
+
+
+def _register_needed_hooks(runner: Runner) -> None:
+    """Register the hooks that every run needs, except those that the config has already registered."""
+    needed = [IterationSeedHook, PlainCheckpointHook, MetricsFileHook, ConsoleHook, FiniteLossHook]
+    if runner.distributed:
+        needed.append(AverageBuffersHook)
+    for hook in needed:
+        if not any(isinstance(registered, hook) for registered in runner.hooks):
+            runner.register_hook(hook())
 
 
 def _rehearse(runner: Runner) -> None:
