@@ -179,6 +179,27 @@ def read_image_names(ann_file: Path) -> dict[int, str]:
     return {image_id: entries[image_id]["file_name"] for image_id in sorted(entries)}
 
 
+def read_instances(ann_file: Path, *, indices: int | None = None) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations that are instances by image id, with an empty list for images without one.
+
+    Images and annotations are not checked; ids are in ascending order.
+
+    Args:
+        ann_file: Path of the annotation file (JSON).
+        indices: Number of images to keep, in ascending order of ids; `None` keeps all.
+
+    Raises:
+        TwinsError: If the file or an entry of its `images` cannot be used.
+    """
+    content = _read_json(ann_file, ("images", "annotations"))
+    ids = sorted(_entries_by_id(ann_file, content, "images", {}))[:indices]
+    found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in ids}
+    for annotation in filter(is_instance, content["annotations"]):
+        if _is_key(annotation.get("image_id"), found):
+            found[annotation["image_id"]].append(annotation)
+    return found
+
+
 def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
     """Read an annotation file, and check that each of these keys has a list of objects."""
     if ann_file.is_dir():

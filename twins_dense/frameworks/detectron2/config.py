@@ -13,9 +13,7 @@ from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from detectron2.solver import WarmupParamScheduler
 from detectron2.utils.registry import locate
-from fvcore.common.param_scheduler import MultiStepParamScheduler
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -25,11 +23,18 @@ from torch import nn
 from ...errors import TwinsError, did_you_mean, one_line
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
+from .solver import multi_step_lr
 
 # The parts that detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 # Defaults for settings that detectron2's own configs may lack.
-_TRAIN = {"seed": 0, "amp": {"dtype": "bfloat16"}, "auto_scale_lr": {"enabled": False, "base_batch_size": 16}}
+_TRAIN = {
+    "seed": 0,
+    "amp": {"dtype": "bfloat16"},
+    "auto_scale_lr": {"enabled": False, "base_batch_size": 16},
+    "clip_norm": None,
+    "iterations_per_epoch": None,
+}
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
 _UNREAD = (
     "DATALOADER.SAMPLER_TRAIN",
@@ -96,13 +101,13 @@ def default_work_dir(config: DictConfig) -> Path:
 
 def set_data_root(config: DictConfig, data_root: str | Path) -> None:
     """Make `data_root` the root folder of both data sets of a config."""
-    for dataset in _datasets(config, "data_root"):
+    for dataset in datasets_of(config, "data_root"):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: DictConfig) -> None:
     """Make both data sets of a config skip unusable images and annotations."""
-    for dataset in _datasets(config, "skip_bad"):
+    for dataset in datasets_of(config, "skip_bad"):
         dataset.skip_bad = True
 
 
@@ -141,38 +146,17 @@ def check_settings(config: DictConfig) -> None:
         raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: set it to the path of a checkpoint")
     if config.train.amp.dtype not in ("bfloat16", "float16"):
         raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: choose bfloat16 or float16")
+    clip_norm = config.train.get("clip_norm")
+    if clip_norm is not None and (type(clip_norm) not in (int, float) or not clip_norm > 0):
+        raise TwinsError(f"train.clip_norm={clip_norm!r}: choose a number above 0, or null for no clipping")
     rate = config.optimizer.get("lr")
     if type(rate) not in (int, float):
         raise TwinsError(f"optimizer.lr={rate!r}: set it to a number")
 
 
-def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:
-    """Return the published schedule: a linear warm-up from 0.001, then a division by 10 at each milestone.
-
-    Values of the schedule are multiples of the base learning rate.
-
-    Args:
-        max_iter: Number of iterations of the whole run.
-        milestones: Milestones as fractions of the run, in ascending order.
-        warmup_iters: Number of warm-up iterations; it is reduced if the warm-up would reach the first milestone.
-
-    Raises:
-        TwinsError: if `max_iter` is below 1.
-    """
-    if max_iter < 1:
-        raise TwinsError(f"train.max_iter={max_iter}: choose 1 or more")
-    # In very short runs, milestones may coincide with each other, the start or the end.
-    steps = sorted({round(milestone * max_iter) for milestone in milestones} - {0, max_iter})
-    values = [0.1**step for step in range(len(steps) + 1)]
-    schedule = MultiStepParamScheduler(values, milestones=[*steps, max_iter])
-    # detectron2 warms up to the value of the schedule at the end of the warm-up, so it must end before the first step.
-    warmup_iters = min(warmup_iters, min(steps, default=max_iter) - 1)
-    return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=warmup_iters / max_iter)
-
-
 def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
     """Build a model on the CPU by detectron2's `build_model`, from a dumped CfgNode and weights for its backbone."""
-    node = _read_dump(cfg)
+    node = read_dump(cfg)
     node.MODEL.TWINS.WEIGHTS = weights or ""
     node.MODEL.DEVICE = "cpu"
     return build_model(node)
@@ -180,10 +164,11 @@ def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
 
 def build_yaml_mapper(cfg: str, is_train: bool) -> DatasetMapper:
     """Build detectron2's mapper for a dumped CfgNode."""
-    return DatasetMapper(_read_dump(cfg), is_train)
+    return DatasetMapper(read_dump(cfg), is_train)
 
 
-def _read_dump(cfg: str) -> CfgNode:
+def read_dump(cfg: str) -> CfgNode:
+    """Read a dumped CfgNode."""
     node = _twins_cfg()
     node.merge_from_other_cfg(CfgNode.load_cfg(cfg))
     return node
@@ -255,7 +240,9 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
                 mapper=LazyCall(build_yaml_mapper)(cfg=dumped, is_train=False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             ),
-            "evaluator": LazyCall(COCOEvaluator)(dataset_name=names[1]),
+            "evaluator": LazyCall(COCOEvaluator)(
+                dataset_name=names[1], max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+            ),
         },
         "train": {
             "output_dir": cfg.OUTPUT_DIR,
@@ -278,7 +265,8 @@ def _look_up(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
-def _datasets(config: DictConfig, key: str) -> Iterable[DictConfig]:
+def datasets_of(config: DictConfig, key: str) -> Iterable[DictConfig]:
+    """Yield the data sets for training and testing, which must have an argument of this name."""
     for split in ("train", "test"):
         dataset = config.dataloader[split].dataset
         if key not in dataset:

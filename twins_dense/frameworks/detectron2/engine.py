@@ -9,6 +9,7 @@ except ImportError as error:
 
 from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
 from .predictors import load_predictor
+from .settings import set_data, set_training
 from .trainer import check_data, evaluate, train
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "load_config",
     "load_predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
     "set_skip_bad",
+    "set_training",
     "set_tta",
     "train",
 ]
