@@ -27,6 +27,7 @@ class TwinsBackbone(nn.Module):
         out_indices: Stages whose maps are returned.
         window_padding: Padding mode of local attention, see `LocalAttention`.
         pyramid: Names, channels and strides of the returned levels.
+        num_frozen_stages: Number of stages that are not trained, see `freeze`.
     """
 
     def __init__(
@@ -85,7 +86,38 @@ class TwinsBackbone(nn.Module):
         self.norm_list: nn.ModuleList | None = None
         if level_norm:
             self.norm_list = nn.ModuleList(nn.LayerNorm(stage.dim, eps=spec.norm_eps) for stage in stages)
+        self.num_frozen_stages = 0
         self.apply(init_weights)
+
+    def freeze(self, part: str) -> None:
+        """Keep the parameters of some stages as they are in training, and switch off their stochastic depth.
+
+        A later call of `train` does not undo this.
+
+        Args:
+            part: "backbone" for all stages, or "stages:N" for the first N.
+
+        Raises:
+            TwinsError: If `part` has another form, or N is out of range.
+        """
+        num_stages = len(self.blocks)
+        self.num_frozen_stages = num_stages if part == "backbone" else _num_stages(part)
+        if self.num_frozen_stages > num_stages:
+            raise TwinsError(f"freeze={part!r}: the backbone has {num_stages} stages; give at most stages:{num_stages}")
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TwinsBackbone:
+        """Set the training mode of everything that is not frozen; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> Iterator[nn.Module]:
+        groups = (self.patch_embeds, self.blocks, self.pos_block, self.norm_list)
+        return (module for group in groups if group is not None for module in group[: self.num_frozen_stages])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
@@ -148,6 +180,14 @@ def describe_backbone(net: TwinsBackbone) -> dict[str, Any]:
             for name, channels, stride in zip(pyramid.names, pyramid.channels, pyramid.strides, strict=True)
         ],
     }
+
+
+def _num_stages(part: str) -> int:
+    """Return the number N of "stages:N"."""
+    name, _, number = str(part).partition(":")
+    if name != "stages" or not (number.isascii() and number.isdigit()) or int(number) < 1:
+        raise TwinsError(f'freeze={part!r}: give "backbone", or "stages:N" with N of 1 or more')
+    return int(number)
 
 
 def init_weights(module: nn.Module) -> None:

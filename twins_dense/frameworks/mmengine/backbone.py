@@ -15,13 +15,17 @@ from ...weights.load import load_weights
 
 
 def build_backbone(
-    variant: str | TwinsSpec | Mapping[str, Any] | None = None, weights: str | None = None, **options: Any
+    variant: str | TwinsSpec | Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    freeze: str | None = None,
+    **options: Any,
 ) -> TwinsBackbone:
     """Build a backbone as `create_backbone` does, and log a report on the loaded weights.
 
     Args:
         variant: As in `create_backbone`, or the arguments of `TwinsSpec.from_columns`.
         weights: As in `create_backbone`.
+        freeze: Part that is not trained, see `TwinsBackbone.freeze`.
         options: Further arguments of `create_backbone`.
     """
     if variant is None:
@@ -31,4 +35,6 @@ def build_backbone(
     net = create_backbone(variant, **options)
     if weights is not None:
         print_log(f"Backbone weights {load_weights(net, weights)}", "current")
+    if freeze is not None:
+        net.freeze(freeze)
     return net

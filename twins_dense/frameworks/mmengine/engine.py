@@ -3,6 +3,7 @@
 from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
 from .predictors import load_predictor
 from .runner import check_data, evaluate, train
+from .settings import set_data, set_training
 
 __all__ = [
     "check_data",
@@ -11,8 +12,10 @@ __all__ = [
     "load_config",
     "load_predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
     "set_skip_bad",
+    "set_training",
     "set_tta",
     "train",
 ]

@@ -27,8 +27,16 @@ from .. import checks, metrics_file
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations
 from .checkpoints import InitialStateHook, dataset_meta, read_for_config, read_for_model, silent_log, unwrapped
-from .config import building, check_settings, settings_called, test_part, without_initial_weights
+from .config import (
+    building,
+    check_settings,
+    set_max_dets_of_metric,
+    settings_called,
+    test_part,
+    without_initial_weights,
+)
 from .hooks import as_fractions, register_needed_hooks
+from .transfer import read_for_transfer
 
 
 def train(
@@ -65,6 +73,10 @@ def train(
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
         if is_main_process():  # MMEngine stores the whole path, but the folder may have been moved
             write_atomically(work_dir / "last_checkpoint", str(last).encode())
+    elif config.get("load_from") and config.get("init"):
+        raise TwinsError(
+            f"load_from={config.load_from!r} and init={config.init!r}: a run can start from one of them only"
+        )
     elif config.get("load_from"):
         initial = read_for_config(config, config.load_from)["state_dict"]
     with building(config), silent_log():
@@ -78,6 +90,9 @@ def train(
     )
     for dataset in datasets.values():
         _check_categories(dataset, train_set.metainfo, "the training data")
+    if config.get("init") and not resume:
+        initial, report = read_for_transfer(config, config.init, train_set.metainfo)
+        print_log(f"Start from {report}", "current")
     with building(config):
         runner = _build_runner(config, datasets)
         if initial is not None:
@@ -172,6 +187,7 @@ def _prepare(config: Config) -> None:
     if imports is not None:
         import_modules_from_strings(**imports)
     init_default_scope(config.get("default_scope", "mmengine"))
+    set_max_dets_of_metric(config)
     # MMEngine names loggers after the config and the second, which can be the same for two runs in one process.
     config.experiment_name = f"{Path(config.filename or 'run').stem}_{time.time_ns()}"
     for split in ("train", "val", "test"):
