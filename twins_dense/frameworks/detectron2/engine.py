@@ -7,10 +7,12 @@ try:
 except ImportError as error:
     raise TwinsError(str(error)) from None
 
+from .checks import check_data
 from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .evaluation import evaluate
 from .predictors import load_predictor
 from .settings import set_data, set_training
-from .trainer import check_data, evaluate, train
+from .trainer import train
 
 __all__ = [
     "check_data",

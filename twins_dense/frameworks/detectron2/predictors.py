@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from ...evaluation.coco import named_detections
 from ..prediction import DetectionPrediction
-from .trainer import dataset_meta_of, dataset_name_of, load_model
+from .checks import dataset_meta_of, dataset_name_of
+from .evaluation import load_model
 
 
 class DetectionPredictor:
