@@ -18,9 +18,9 @@ _train = dict(
     eval_period="${train.iterations_per_epoch}",
     log_period=20,
     device="cuda",  # twins-dense falls back to the CPU if there is no GPU
-    # Only twins-dense reads these. iterations_per_epoch belongs to the data and the batch size above: with other ones,
-    # --data, --batch and --epochs compute it again, and with it the length of the run.
-    iterations_per_epoch=ITERATIONS_PER_EPOCH,
+    # Only twins-dense reads these.
+    init=None,  # checkpoint of the same detector for other classes
+    iterations_per_epoch=ITERATIONS_PER_EPOCH,  # --data, --batch and --epochs change it, and max_iter with it
     auto_scale_lr=dict(enabled=True, base_batch_size=16),
     clip_norm=None,  # largest norm of the gradient of all parameters together
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -145,32 +146,51 @@ class TestLength:
     @pytest.mark.parametrize("name", SHIPPED)
     def test_epochs(self, name: str, folder: DataFolder) -> None:
         """7 images with an instance at a batch size of 3 are 3 iterations; images without one are left out."""
-        config = trained(name, folder, epochs=40, batch=3)
+        config = trained(name, folder, epochs=80, batch=3)
         settings = config.train
-        assert settings.max_iter == 120
-        assert settings.eval_period == settings.checkpointer.period == 9  # 13 evaluations in 40 epochs
+        assert settings.max_iter == 240
+        assert settings.eval_period == settings.checkpointer.period == 8 * 3  # ten times in the run
         assert settings.log_period == 2
         assert config.dataloader.train.total_batch_size == 3
         schedule = instantiate(config.lr_multiplier)
-        # The warm-up takes a tenth of the run: 12 iterations. The milestones of the 1x and the 3x schedule follow.
-        assert schedule(12 / 120) == 1.0 and schedule(6 / 120) == pytest.approx(0.5005)
+        # The warm-up takes a tenth of the run: 24 iterations. The milestones of the 1x and the 3x schedule follow.
+        assert schedule(24 / 240) == 1.0 and schedule(12 / 240) == pytest.approx(0.5005)
         first, second = (27 / 36, 33 / 36) if "3x" in name else (8 / 12, 11 / 12)
         for start, value in ((first, 0.1), (second, 0.01)):
             assert schedule(start) == pytest.approx(value)
-            assert schedule(start - 0.5 / 120) == pytest.approx(value * 10)
+            assert schedule(start - 0.5 / 240) == pytest.approx(value * 10)
 
     @pytest.mark.parametrize(("name", "epochs"), [(SHIPPED[0], 12), (SHIPPED[1], 36)])
     def test_a_config_keeps_its_epochs(self, name: str, epochs: int, folder: DataFolder) -> None:
         config = trained(name, folder)
         assert config.train.max_iter == epochs  # 7 images are one iteration at the batch size of 16
-        assert config.train.eval_period == 1 if epochs == 12 else 3
+        assert config.train.eval_period == config.train.checkpointer.period == 1
         assert trained(name, folder, batch=2).train.max_iter == epochs * 4
         assert trained(name, folder, "dataloader.train.total_batch_size=2").train.max_iter == epochs * 4
 
-    @pytest.mark.parametrize("name", SHIPPED)
-    def test_a_length_from_an_override_is_kept(self, name: str, folder: DataFolder) -> None:
-        key = "SOLVER.MAX_ITER" if name.endswith("yaml") else "train.max_iter"
-        assert trained(name, folder, f"{key}=100").train.max_iter == 100
+    @pytest.mark.parametrize("name", SHIPPED[:2])
+    def test_overrides_have_the_last_word(self, name: str, folder: DataFolder) -> None:
+        overrides = [
+            "train.max_iter=100",
+            "train.eval_period=7",
+            "dataloader.train.total_batch_size=5",
+            "optimizer.lr=0.5",
+            "dataloader.test.mapper.augmentations.0.max_size=99",
+            "model.backbone.bottom_up.net.drop_path_rate=0.4",
+            "dataloader.train.dataset.name=other",
+        ]
+        for recipe in ("published", "small-data"):
+            config = trained(name, folder, *overrides, epochs=3, batch=2, lr=0.1, size=64, recipe=recipe)
+            assert (config.train.max_iter, config.train.eval_period, config.optimizer.lr) == (100, 7, 0.5)
+            assert config.dataloader.train.total_batch_size == 5
+            assert config.dataloader.test.mapper.augmentations[0].max_size == 99
+            assert config.model.backbone.bottom_up.net.drop_path_rate == 0.4
+            assert config.dataloader.train.dataset.name == "other"
+
+    def test_overrides_of_the_model_in_yaml(self, folder: DataFolder) -> None:
+        overrides = ("MODEL.ROI_HEADS.NUM_CLASSES=5", "INPUT.MIN_SIZE_TEST=99")
+        cfg = read_dump(trained(SHIPPED[2], folder, *overrides, size=64).model.cfg)
+        assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.INPUT.MIN_SIZE_TEST) == (5, 99)
 
     def test_a_run_without_evaluation_gets_none(self, folder: DataFolder) -> None:
         assert trained(SHIPPED[0], folder, "train.eval_period=0", epochs=3).train.eval_period == 0
@@ -183,20 +203,20 @@ class TestLength:
 
     def test_the_batch_size_of_a_run_of_unknown_epochs(self) -> None:
         """The number of images stays the same."""
-        config = trained(SHIPPED[0], None, "train.max_iter=100", batch=3)
-        assert config.train.max_iter == math.ceil(100 * 16 / 3)
+        config = trained(SHIPPED[2], None, batch=3)
+        assert config.train.max_iter == math.ceil(87960 * 16 / 3)
 
     def test_the_data_of_the_config(self, tmp_path: Path) -> None:
         """A config without a data folder is read as well."""
         write_annotations(tmp_path / "a.json", NUM_TRAIN + 2)
         overrides = [
             f"dataloader.train.dataset.data_root={tmp_path}",
-            "dataloader.train.dataset.ann_file=a.json",
             "dataloader.train.dataset.image_dir=.",
+            "dataloader.train.dataset.ann_file=",
         ]
-        assert trained(SHIPPED[0], None, *overrides, epochs=5, batch=7).train.max_iter == 5
+        assert trained(SHIPPED[0], None, *overrides[:2], f"{overrides[2]}a.json", epochs=5, batch=7).train.max_iter == 5
         with pytest.raises(TwinsError, match="no such file"):
-            trained(SHIPPED[0], None, *overrides[:1], overrides[1].replace("a.json", "b.json"), overrides[2], epochs=1)
+            trained(SHIPPED[0], None, *overrides[:2], f"{overrides[2]}b.json", epochs=1)
 
 
 class TestOptions:
@@ -259,47 +279,68 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("option", "message"),
         [
-            ({"anchor_sizes": (8.0, 16.0)}, "--anchor-sizes 8 16: choose 5 sizes, one per level"),
-            ({"anchor_sizes": (8.0, 16.0, 32.0, 0.0, 64.0)}, "--anchor-sizes 8 16 32 0 64: choose numbers above 0"),
-            ({"epochs": 0}, "--epochs 0: choose 1 or more"),
-            ({"batch": 0}, "--batch 0: choose 1 or more"),
-            ({"size": 31}, "--size 31: choose 32 or more"),
-            ({"max_dets": 0}, "--max-dets 0: choose 1 or more"),
-            ({"lr": -1.0}, "--lr -1: choose a number above 0"),
-            ({"lr": math.nan}, "--lr nan: choose a number above 0"),
+            ({"anchor_sizes": (8.0, 16.0)}, "anchor_sizes=(8.0, 16.0): give 5 sizes, one for each level"),
+            ({"anchor_sizes": (8.0, 16.0, 32.0, 0.0, 64.0)}, "positive number"),
+            ({"epochs": 0}, "epochs=0: choose a whole number, 1 or more"),
+            ({"batch": 0}, "batch=0: choose a whole number, 1 or more"),
+            ({"size": 31}, "size=31: choose a whole number, 32 or more"),
+            ({"max_dets": 0}, "max_dets=0: choose a whole number, 1 or more"),
+            ({"lr": -1.0}, "lr=-1.0: choose a positive number"),
+            ({"lr": math.nan}, "lr=nan: choose a positive number"),
+            ({"recipe": "big-data"}, "recipe='big-data'"),
         ],
     )
     def test_bad_values(self, name: str, option: dict[str, Any], message: str, folder: DataFolder) -> None:
-        with pytest.raises(TwinsError, match=message):
+        with pytest.raises(TwinsError, match=re.escape(message)):
             trained(name, folder, **option)
 
 
 class TestSmallData:
     @pytest.mark.parametrize("name", SHIPPED)
-    @pytest.mark.parametrize("is_pretrained", [False, True])
-    def test_settings(self, name: str, is_pretrained: bool, folder: DataFolder) -> None:
+    @pytest.mark.parametrize("pretrained", [False, True])
+    def test_settings(self, name: str, pretrained: bool, folder: DataFolder) -> None:
         key = "MODEL.TWINS.WEIGHTS" if name.endswith("yaml") else "model.backbone.bottom_up.net.weights"
-        overrides = [f"{key}=weights.pth"] if is_pretrained else []
-        start = recipes.PRETRAINED if is_pretrained else recipes.FROM_SCRATCH
-        config = trained(name, folder, *overrides, recipe="small-data", epochs=10)
-        assert config.dataloader.train.total_batch_size == recipes.BATCH_SIZE
-        assert config.train.clip_norm == recipes.CLIP_NORM
-        assert config.optimizer.lr == start.learning_rate and not config.train.auto_scale_lr.enabled
+        overrides = [f"{key}=weights.pth"] if pretrained else []
+        config = trained(name, folder, *overrides, recipe="small-data", epochs=10, max_dets=400)
+        batch_size = config.dataloader.train.total_batch_size
+        assert batch_size == recipes.BATCH_SIZE and config.train.max_iter == 10 * math.ceil(NUM_TRAIN / batch_size)
+        assert config.train.clip_norm == recipes.CLIP_NORM and not config.train.auto_scale_lr.enabled
+        assert config.optimizer.lr == {True: 7.1e-5, False: 1.4e-4}[pretrained]
         schedule = instantiate(config.lr_multiplier)
-        assert schedule(0.0) == recipes.WARMUP_FACTOR
-        warmup = start.warmup_fraction
-        assert schedule(warmup) == pytest.approx((1 + math.cos(math.pi * warmup)) / 2)
-        assert schedule(0.75) == pytest.approx((1 + math.cos(math.pi * 0.75)) / 2)
-        assert schedule(1 - 1e-9) == pytest.approx(0.0, abs=1e-6)
-        node = config.model if name.endswith("yaml") else config.model.backbone.bottom_up.net
-        node.weights = None  # there is no such file
+        assert schedule(0.0) == recipes.WARMUP_FACTOR and schedule(0.1) == 1.0
+        assert schedule(0.55) == pytest.approx((1 + recipes.FINAL_FACTOR) / 2)  # half of the cosine
+        assert schedule(1 - 1e-9) == pytest.approx(recipes.FINAL_FACTOR)
+        if pretrained:  # there is no such file
+            (config.model if name.endswith("yaml") else config.model.backbone.bottom_up.net).weights = None
         model = build(config)
+        net = model.backbone.bottom_up.net
+        assert net.blocks[-1][-1].drop_path_rate == pytest.approx(recipes.DROP_PATH_RATE[pretrained])
         if hasattr(model, "roi_heads"):
-            assert model.proposal_generator.batch_size_per_image == recipes.RPN_BATCH
             assert model.roi_heads.batch_size_per_image == recipes.ROI_BATCH
+            assert model.proposal_generator.pre_nms_topk == {True: 1000, False: 1000}
+            assert model.proposal_generator.post_nms_topk == {True: 800, False: 800}
 
-    def test_options_come_first(self, folder: DataFolder) -> None:
-        config = trained(SHIPPED[0], folder, recipe="small-data", batch=8, lr=5e-4, epochs=3)
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_options_come_first(self, name: str, folder: DataFolder) -> None:
+        config = trained(name, folder, recipe="small-data", batch=8, lr=5e-4, epochs=3)
         assert (config.dataloader.train.total_batch_size, config.optimizer.lr, config.train.max_iter) == (8, 5e-4, 3)
-        config = trained(SHIPPED[0], folder, recipe="small-data", batch=4 * recipes.BATCH_SIZE)
-        assert config.optimizer.lr == 2 * recipes.FROM_SCRATCH.learning_rate
+        assert trained(name, folder, recipe="small-data", batch=16).optimizer.lr == 4e-4
+        assert trained(name, folder, recipe="small-data", batch=4, init="a.pth").optimizer.lr == 1e-4
+
+
+class TestTransferOptions:
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_init(self, name: str) -> None:
+        assert trained(name, init="a.pth").train.init == "a.pth"
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    def test_freeze(self, name: str) -> None:
+        net = build(trained(name, freeze="stages:2")).backbone.bottom_up.net
+        trainable = [any(parameter.requires_grad for parameter in stage.parameters()) for stage in net.blocks]
+        assert trainable == [False, False, True, True]
+
+    def test_freeze_another_backbone(self) -> None:
+        config = load(SHIPPED[0])
+        del config.model.backbone.bottom_up.net
+        with pytest.raises(TwinsError, match=r"no model.backbone.bottom_up.net, which freeze='backbone' is for"):
+            engine.set_training(config, TrainingOptions(freeze="backbone"))

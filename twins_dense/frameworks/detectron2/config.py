@@ -24,6 +24,7 @@ from ...errors import TwinsError, did_you_mean, one_line
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
 from .solver import multi_step_lr
+from .yaml_file import read_yaml
 
 # The parts that detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -33,6 +34,7 @@ _TRAIN = {
     "amp": {"dtype": "bfloat16"},
     "auto_scale_lr": {"enabled": False, "base_batch_size": 16},
     "clip_norm": None,
+    "init": None,
     "iterations_per_epoch": None,
 }
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
@@ -54,10 +56,10 @@ _UNREAD = (
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a LazyConfig file, or a YAML file for CfgNode with `add_twins_config`, and apply overrides.
+    """Read a LazyConfig file, its dump, or a YAML file for CfgNode with `add_twins_config`, and apply overrides.
 
     Args:
-        path: A `.py` or `.yaml` file.
+        path: A `.py` file, the `config.yaml` of a run, or a `.yaml` file for CfgNode.
         overrides: Overrides of the form `key=value`. Keys of a LazyConfig are dotted (`optimizer.lr`), and must exist
             or be an argument of the object that the node builds. Keys of a YAML file are those of CfgNode
             (`SOLVER.BASE_LR`).
@@ -72,18 +74,37 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
     if path.suffix in (".yaml", ".yml"):
-        return _load_yaml(path, overrides)
-    try:
-        config = LazyConfig.load(str(path))
-    except Exception as error:  # a config is a program and can fail in any way
-        raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
+        content = read_yaml(path)
+        if not set(_PARTS) <= content.keys():
+            return _remember(_load_cfg(path, overrides), overrides)
+        config = DictConfig(content, flags={"allow_objects": True})
+    else:
+        try:
+            config = LazyConfig.load(str(path))
+        except Exception as error:  # a config is a program and can fail in any way
+            raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     missing = [part for part in _PARTS if part not in config]
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
-    for override in overrides:
-        _apply(config, override)
+    apply_overrides(_remember(config, overrides))
     return config
+
+
+def _remember(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
+    return config
+
+
+def overrides_of(config: DictConfig) -> tuple[str, ...]:
+    """Return the overrides that a config was loaded with."""
+    return vars(config).get("_overrides", ())
+
+
+def apply_overrides(config: DictConfig) -> None:
+    """Apply the overrides that a LazyConfig was loaded with: the last word, after all other changes."""
+    for override in overrides_of(config):
+        _apply(config, override)
 
 
 def default_work_dir(config: DictConfig) -> Path:
@@ -144,6 +165,14 @@ def check_settings(config: DictConfig) -> None:
         raise TwinsError(f"train.checkpointer.max_to_keep={keep!r}: choose a whole number, 1 or more, or null for all")
     if not isinstance(config.train.init_checkpoint, str):
         raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: set it to the path of a checkpoint")
+    init = config.train.get("init")
+    if init is not None and not isinstance(init, str):
+        raise TwinsError(f"train.init={init!r}: set it to the path of a checkpoint")
+    if init and config.train.init_checkpoint:
+        raise TwinsError(
+            f"train.init={init!r} and train.init_checkpoint={config.train.init_checkpoint!r}: "
+            "a run can start from one of them only"
+        )
     if config.train.amp.dtype not in ("bfloat16", "float16"):
         raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: choose bfloat16 or float16")
     clip_norm = config.train.get("clip_norm")
@@ -180,11 +209,11 @@ def _twins_cfg() -> CfgNode:
     return cfg
 
 
-def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
+def _load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
     """Return the LazyConfig that is equivalent to a CfgNode file."""
     cfg = _twins_cfg()
     try:
-        cfg.merge_from_file(str(path))
+        cfg.merge_from_file(str(path), allow_unsafe=False)
     except Exception as error:  # KeyError, ValueError or AssertionError of yacs, or an error of yaml
         raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     for override in overrides:

@@ -15,22 +15,24 @@ from torch.optim import AdamW
 from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
 from .. import recipes
+from ..checks import check_training_options
 from ..options import TrainingOptions
 from .backbone import optimizer_params
-from .config import datasets_of, read_dump
+from .config import apply_overrides, datasets_of, overrides_of, read_dump
 from .data import TrainingFacts, training_facts
 
 # The settings below have one name in a LazyConfig and another one in a CfgNode, which a YAML file becomes.
 _CLASSES_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
 _MAX_DETS_KEYS = ("test_topk_per_image", "max_detections_per_image")
-_LEAST_SIZE = 32  # pixels
+_NET = "model.backbone.bottom_up.net"
 
 
 def set_data(config: DictConfig, data: DataFolder) -> None:
     """Train on the "train" split of a folder and evaluate on its "val" split.
 
     The model gets as many classes as the folder has. A run over whole epochs keeps their number, if the config says how
-    many iterations an epoch has (`train.iterations_per_epoch`).
+    many iterations an epoch has (`train.iterations_per_epoch`). Overrides that the config was loaded with have the last
+    word.
 
     Raises:
         TwinsError: if the folder is for another task, has no masks for a Mask R-CNN, or lacks one of the two splits.
@@ -62,40 +64,53 @@ def set_data(config: DictConfig, data: DataFolder) -> None:
     epochs = _num_epochs(config)
     if epochs is not None:
         _set_length(config, epochs, facts)
+    if not _is_yaml(config):
+        apply_overrides(config)
 
 
 def set_training(config: DictConfig, options: TrainingOptions) -> None:
-    """Apply the options of a training run; those that are `None` keep the settings of the config.
+    """Change how a config trains, as `TrainingOptions` describes.
+
+    Overrides that the config was loaded with have the last word.
 
     Raises:
-        TwinsError: if the config cannot be trained with one of the options.
+        TwinsError: for a value that is out of range or does not suit the config, or if the number of training images is
+            needed and cannot be found out.
     """
-    epochs = _num_epochs(config) if options.epochs is None else options.epochs
-    before = config.dataloader.train.get("total_batch_size")
-    if options.batch is not None:
-        _set_batch(config, _at_least("--batch", options.batch, 1))
-    if options.recipe == "small-data":
-        _set_small_data(config, options)
-    if options.lr is not None:
-        if not 0 < options.lr < math.inf:
-            raise TwinsError(f"--lr {options.lr:g}: choose a number above 0")
-        config.optimizer.lr = options.lr
-        config.train.auto_scale_lr.enabled = False
-    if options.size is not None:
-        _set_size(config, _at_least("--size", options.size, _LEAST_SIZE))
-    if options.max_dets is not None:
-        _set_max_dets(config, _at_least("--max-dets", options.max_dets, 1))
-    if options.anchor_sizes is not None:
-        _set_anchor_sizes(config, options.anchor_sizes)
-    loader = config.dataloader.train
-    if epochs is not None and (options.epochs is not None or loader.total_batch_size != before):
-        _set_length(config, _at_least("--epochs", epochs, 1), training_facts(loader.dataset))
+    check_training_options(options)
+    loader, settings = config.dataloader.train, config.train
+    before, epochs = loader.get("total_batch_size"), _num_epochs(config)
+    batch = options.batch or (recipes.BATCH_SIZE if options.recipe == "small-data" else None)
+    if batch is not None:
+        _set_batch(config, batch)
+        if not _is_yaml(config):
+            apply_overrides(config)
+    if options.epochs is not None or (epochs is not None and loader.total_batch_size != before):
+        _set_length(config, options.epochs or epochs or 1, training_facts(loader.dataset))
     if options.epochs is not None:
+        interval = recipes.evaluation_interval(options.epochs, settings.iterations_per_epoch)
         for node, key in _periods(config):
             if OmegaConf.is_interpolation(node, key):
-                node[key] = max(options.epochs // recipes.NUM_EVALUATIONS, 1) * config.train.iterations_per_epoch
+                node[key] = interval * settings.iterations_per_epoch
     if _num_epochs(config) is not None:
-        _fit_short_run(config)
+        _fit_schedule(config)
+    if options.max_dets is not None:
+        _set_max_dets(config, options.max_dets)
+    if options.recipe == "small-data":
+        _set_small_data(config, pretrained=options.init is not None or _backbone_weights(config))
+    if options.lr is not None:
+        config.optimizer.lr = options.lr
+        settings.auto_scale_lr.enabled = False
+    if options.size is not None:
+        _set_size(config, options.size)
+    if options.anchor_sizes is not None:
+        _set_anchor_sizes(config, options.anchor_sizes)
+    if options.init is not None:
+        settings.init = str(options.init)
+    if options.freeze is not None:
+        _set_backbone(config, "freeze", options.freeze)
+    if not _is_yaml(config):
+        apply_overrides(config)
 
 
 def _split(data: DataFolder, name: str) -> Split:
@@ -103,12 +118,6 @@ def _split(data: DataFolder, name: str) -> Split:
     if split is None or split.ann_file is None:
         raise TwinsError(f"data {str(data.root)!r} has no {name!r} split, only {', '.join(map(repr, data.splits))}")
     return split
-
-
-def _at_least(option: str, value: int, least: int) -> int:
-    if value < least:
-        raise TwinsError(f"{option} {value}: choose {least} or more")
-    return value
 
 
 def _with_masks(config: DictConfig) -> bool:
@@ -173,47 +182,41 @@ def _set_max_iter(config: DictConfig, max_iter: int) -> None:
         schedule.max_iter = max_iter
 
 
-def _fit_short_run(config: DictConfig) -> None:
-    """Shorten the warm-up to at most a tenth of the run, and log at least 50 times."""
+def _fit_schedule(config: DictConfig) -> None:
+    """Limit the warm-up and the logging interval to a part of the run."""
     settings, schedule = config.train, config.lr_multiplier
     if "warmup_iters" in schedule:
-        schedule.warmup_iters = min(schedule.warmup_iters, settings.max_iter // 10)
-    settings.log_period = min(settings.log_period, max(settings.max_iter // 50, 1))
+        schedule.warmup_iters = recipes.warmup_iterations(schedule.warmup_iters, settings.max_iter)
+    settings.log_period = recipes.log_interval(settings.log_period, settings.max_iter)
 
 
-def _set_small_data(config: DictConfig, options: TrainingOptions) -> None:
-    if options.batch is None:
-        _set_batch(config, recipes.BATCH_SIZE)
-    batch_size = config.dataloader.train.total_batch_size
-    start = recipes.PRETRAINED if options.init or _backbone_weights(config) else recipes.FROM_SCRATCH
+def _set_small_data(config: DictConfig, *, pretrained: bool) -> None:
+    """Use the recipe for small data sets, for the length and the batch size that the run already has."""
+    max_iter = config.train.max_iter
     config.optimizer = LazyCall(AdamW)(
         params=LazyCall(optimizer_params)(no_decay=list(recipes.NO_DECAY)),
-        lr=recipes.learning_rate(start, batch_size),
+        lr=recipes.learning_rate(config.dataloader.train.total_batch_size, pretrained=pretrained),
         weight_decay=recipes.WEIGHT_DECAY,
     )
     config.train.auto_scale_lr.enabled = False
     config.train.clip_norm = recipes.CLIP_NORM
     config.lr_multiplier = LazyCall(WarmupParamScheduler)(
-        scheduler=LazyCall(CosineParamScheduler)(start_value=1.0, end_value=0.0),
+        scheduler=LazyCall(CosineParamScheduler)(start_value=1.0, end_value=recipes.FINAL_FACTOR),
         warmup_factor=recipes.WARMUP_FACTOR,
-        warmup_length=start.warmup_fraction,
+        warmup_length=recipes.warmup_iterations(recipes.WARMUP_ITERATIONS, max_iter) / max_iter,
+        rescale_interval=True,  # the cosine takes what the warm-up leaves
     )
+    _set_backbone(config, "drop_path_rate", recipes.DROP_PATH_RATE[pretrained])
     if _is_yaml(config):
-        _set_yaml(
-            config,
-            {
-                "MODEL.RPN.BATCH_SIZE_PER_IMAGE": recipes.RPN_BATCH,
-                "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": recipes.ROI_BATCH,
-                "MODEL.TWINS.DROP_PATH_RATE": start.drop_path_rate,
-            },
-        )
-        return
-    for part, size in (("proposal_generator", recipes.RPN_BATCH), ("roi_heads", recipes.ROI_BATCH)):
-        if part in config.model:
-            config.model[part].batch_size_per_image = size
-    net = _net(config)
-    if net is not None:
-        net.drop_path_rate = start.drop_path_rate
+        num_proposals = recipes.num_proposals(read_dump(config.model.cfg).TEST.DETECTIONS_PER_IMAGE)
+        topk = {"PRE": recipes.PRE_NMS_TOPK, "POST": num_proposals}
+        rpn = {f"MODEL.RPN.{name}_NMS_TOPK_{mode}": topk[name] for name in topk for mode in ("TRAIN", "TEST")}
+        _set_yaml(config, {**rpn, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": recipes.ROI_BATCH})
+    elif "proposal_generator" in config.model and "roi_heads" in config.model:
+        num_proposals = recipes.num_proposals(max(node[key] for node, key in _max_dets(config)))
+        config.model.proposal_generator.pre_nms_topk = [recipes.PRE_NMS_TOPK] * 2
+        config.model.proposal_generator.post_nms_topk = [num_proposals] * 2
+        config.model.roi_heads.batch_size_per_image = recipes.ROI_BATCH
 
 
 def _set_size(config: DictConfig, size: int) -> None:
@@ -227,7 +230,7 @@ def _set_size(config: DictConfig, size: int) -> None:
         return
     resizes = [node for node in _nodes(mappers[1].get("augmentations")) if "short_edge_length" in node]
     if not resizes:
-        raise TwinsError(f"--size {size}: dataloader.test.mapper of the config has no ResizeShortestEdge; add one")
+        raise TwinsError(f"size={size}: dataloader.test.mapper of the config has no ResizeShortestEdge; add one")
     before = resizes[-1].short_edge_length
     scale = size / (before if isinstance(before, int) else max(before))
     for mapper in mappers:
@@ -251,20 +254,23 @@ def _set_max_dets(config: DictConfig, max_dets: int) -> None:
         proposals = max(before, max_dets)
         _set_yaml(config, {"TEST.DETECTIONS_PER_IMAGE": max_dets, "MODEL.RPN.POST_NMS_TOPK_TEST": proposals})
     else:
+        for node, key in _max_dets(config):
+            node[key] = max_dets
         for node in _nodes(config.model):
-            for key in _MAX_DETS_KEYS:
-                if key in node:
-                    node[key] = max_dets
             if "post_nms_topk" in node:  # the second number is for evaluation
                 node.post_nms_topk = [node.post_nms_topk[0], max(node.post_nms_topk[1], max_dets)]
-    config.dataloader.evaluator.max_dets_per_image = max_dets
+    if not OmegaConf.is_interpolation(config.dataloader.evaluator, "max_dets_per_image"):
+        config.dataloader.evaluator.max_dets_per_image = max_dets
+
+
+def _max_dets(config: DictConfig) -> list[tuple[DictConfig, str]]:
+    """Return where a LazyConfig says how many detections per image its model returns."""
+    return [(node, key) for node in _nodes(config.model) for key in _MAX_DETS_KEYS if key in node]
 
 
 def _set_anchor_sizes(config: DictConfig, anchor_sizes: Sequence[float]) -> None:
     """Set the anchor sizes; levels with several scales, as in RetinaNet, get equal steps up to twice the size."""
-    option = f"--anchor-sizes {' '.join(f'{size:g}' for size in anchor_sizes)}"
-    if not all(0 < size < math.inf for size in anchor_sizes):
-        raise TwinsError(f"{option}: choose numbers above 0")
+    option = f"anchor_sizes={tuple(anchor_sizes)!r}"
     generators = [node for node in _nodes(config.model) if "sizes" in node and "aspect_ratios" in node]
     if _is_yaml(config):
         generators = [read_dump(config.model.cfg).MODEL.ANCHOR_GENERATOR]
@@ -272,7 +278,7 @@ def _set_anchor_sizes(config: DictConfig, anchor_sizes: Sequence[float]) -> None
         raise TwinsError(f"{option}: the model of the config has {len(generators)} anchor generators instead of one")
     before = generators[0]["SIZES" if _is_yaml(config) else "sizes"]
     if len(anchor_sizes) != len(before):
-        raise TwinsError(f"{option}: choose {len(before)} sizes, one per level of the pyramid")
+        raise TwinsError(f"{option}: give {len(before)} sizes, one for each level of the pyramid")
     sizes = [
         [size * 2 ** (step / len(level)) for step in range(len(level))]
         for size, level in zip(anchor_sizes, before, strict=True)
@@ -283,14 +289,20 @@ def _set_anchor_sizes(config: DictConfig, anchor_sizes: Sequence[float]) -> None
         generators[0].sizes = sizes
 
 
-def _backbone_weights(config: DictConfig) -> Any:
-    net = config.model if _is_yaml(config) else _net(config)
-    return net is not None and net.get("weights")
+def _backbone_weights(config: DictConfig) -> bool:
+    key = "model.weights" if _is_yaml(config) else f"{_NET}.weights"
+    return bool(OmegaConf.select(config, key))
 
 
-def _net(config: DictConfig) -> DictConfig | None:
-    """Return the node that builds a Twins backbone, if the config has one."""
-    return OmegaConf.select(config, "model.backbone.bottom_up.net")
+def _set_backbone(config: DictConfig, name: str, value: Any) -> None:
+    """Set an argument of `build_net`."""
+    if _is_yaml(config):
+        _set_yaml(config, {f"MODEL.TWINS.{name.upper()}": value})
+    else:
+        net = OmegaConf.select(config, _NET)
+        if net is None:
+            raise TwinsError(f"the config has no {_NET}, which {name}={value!r} is for: use a Twins backbone")
+        net[name] = value
 
 
 def _nodes(part: Any) -> Iterator[DictConfig]:
@@ -308,7 +320,12 @@ def _is_yaml(config: DictConfig) -> bool:
 
 
 def _set_yaml(config: DictConfig, settings: Mapping[str, Any]) -> None:
-    """Change settings of the CfgNode that the model and both mappers of a translated YAML file contain."""
+    """Change settings of the CfgNode that the model and both mappers of a translated YAML file contain.
+
+    Those that the file was loaded with as overrides stay.
+    """
+    overridden = {override.partition("=")[0] for override in overrides_of(config)}
+    settings = {key: value for key, value in settings.items() if key not in overridden}
     for owner in (config.model, config.dataloader.train.mapper, config.dataloader.test.mapper):
         cfg: CfgNode = read_dump(owner.cfg)
         cfg.merge_from_list([item for pair in settings.items() for item in pair])
