@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +23,8 @@ class Engine(Protocol):
     functions raise `TwinsError` if the config, the data, a checkpoint or a folder cannot be used.
     """
 
-    def load_config(
-        self, path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[Any], None] | None = None
-    ) -> Any:
-        """Read a config file, change it with `adapt`, and apply overrides of the form `key=value`."""
+    def load_config(self, path: str | Path, overrides: Sequence[str] = ()) -> Any:
+        """Read a config file and apply overrides of the form `key=value`."""
 
     def default_work_dir(self, config: Any) -> Path:
         """Return the work directory to use if the user does not choose one."""
@@ -68,7 +65,6 @@ def open_config(
     config: str | Path,
     overrides: Sequence[str] = (),
     *,
-    adapt: Callable[[Engine, Any], None] | None = None,
     data_root: str | Path | None = None,
     skip_bad: bool = False,
 ) -> tuple[Engine, Any]:
@@ -77,7 +73,6 @@ def open_config(
     Args:
         config: Path of a config file, or the name of one that comes with the package (see `list_configs`).
         overrides: Overrides of the form `key=value`.
-        adapt: Function that is called with the engine and the config before the overrides are applied.
         data_root: Root folder to use for every data set of the config.
         skip_bad: Whether to skip unusable images and annotations instead of raising an error.
 
@@ -89,7 +84,7 @@ def open_config(
     """
     path = find_config(config)
     engine = engine_of(path)
-    loaded = engine.load_config(path, overrides, adapt=None if adapt is None else functools.partial(adapt, engine))
+    loaded = engine.load_config(path, overrides)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)
     if skip_bad:

@@ -11,6 +11,7 @@ from .checks import check_data
 from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
 from .evaluation import evaluate
 from .predictors import load_predictor
+from .settings import set_data, set_training
 from .trainer import train
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "load_config",
     "load_predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
     "set_skip_bad",
+    "set_training",
     "set_tta",
     "train",
 ]

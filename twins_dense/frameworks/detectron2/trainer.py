@@ -25,6 +25,8 @@ from .data import PositionSampler
 from .evaluation import build_test, score
 from .hooks import LEARNING_RATE, Evaluation, ExactResume, FiniteLosses, MetricsFile, RunCheckpointer
 from .launch import launch_run, set_up
+from .solver import clip_gradients
+from .transfer import load_for_transfer
 
 
 def train(
@@ -66,12 +68,16 @@ def _train(config: DictConfig, resume: bool) -> None:
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
     if resume:
         check_resumable(last_checkpoint(Path(settings.output_dir)), model, config)
+    elif settings.get("init"):
+        load_for_transfer(model, settings.init, dataset_meta["classes"])
     elif settings.init_checkpoint:
         check_overlap(settings.init_checkpoint, model)
 
     with building():
         config.optimizer.params.model = model
         optimizer = instantiate(config.optimizer)
+        if settings.get("clip_norm"):
+            clip_gradients(optimizer, settings.clip_norm)
         scheduler = instantiate(config.lr_multiplier)
         test = build_test(config) if settings.eval_period > 0 else None
     ddp = {} if settings.device != "cpu" else {"device_ids": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -33,9 +33,7 @@ _OTHER_KEYS = {
 }
 
 
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[Config], None] | None = None
-) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an MMEngine config file and apply overrides.
 
     Args:
@@ -43,7 +41,6 @@ def load_config(
         overrides: Overrides of the form `key=value`. Keys are dotted (`optim_wrapper.optimizer.lr`,
             `param_scheduler.0.end`) and must exist in the config; values are Python literals (`1e-4`, `[480, 800]`,
             `None`) or, failing that, strings.
-        adapt: Function that changes the config before the overrides are applied.
 
     Raises:
         TwinsError: for a missing or broken file, an unknown top-level key, or an unknown or malformed override.
@@ -56,8 +53,6 @@ def load_config(
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    if adapt is not None:
-        adapt(config)
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
