@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,7 +87,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
-    apply_overrides(_remember(config, overrides))
+    apply_overrides(config, overrides)
     return config
 
 
@@ -101,8 +101,13 @@ def overrides_of(config: DictConfig) -> tuple[str, ...]:
     return vars(config).get("_overrides", ())
 
 
-def apply_overrides(config: DictConfig) -> None:
-    """Apply the overrides that a LazyConfig was loaded with: the last word, after all other changes."""
+def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a LazyConfig (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    """
+    if overrides is not None:
+        _remember(config, overrides)
     for override in overrides_of(config):
         _apply(config, override)
 

@@ -53,6 +53,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    """
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
@@ -61,7 +73,6 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
-    return config
 
 
 def default_work_dir(config: Config) -> Path:

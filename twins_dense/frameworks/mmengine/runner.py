@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -152,8 +151,8 @@ def evaluate(
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Load the model of a config with the weights of a checkpoint, in eval mode, on a GPU if one is available.
+def load_model(config: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Load the model of a config with the weights of a checkpoint, in eval mode, on a device.
 
     Returns:
         The model, and the metadata of its data set from the checkpoint (`classes`, `category_ids`, …).
@@ -164,7 +163,7 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mappi
         model = MODELS.build(config.model)
         state = read_for_model(model, checkpoint)
     model.load_state_dict(state["state_dict"])
-    return model.to(get_device()).eval(), dataset_meta(state["meta"])
+    return model.to(device).eval(), dataset_meta(state["meta"])
 
 
 def check_data(config: Config) -> Iterator[str]:
