@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ def command(
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
       twins-dense eval detectron2/mask_rcnn_svt_small_1x work_dirs/a/model_final.pth --data-root data/coco
     """
-    from ..frameworks import open_config
+    from ..frameworks import console, open_config
 
+    if is_first_process():
+        console.show_on(sys.stdout)
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     if tta:
         engine.set_tta(loaded)

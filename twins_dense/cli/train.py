@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -44,8 +45,10 @@ def command(
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
       twins-dense train detectron2/mask_rcnn_svt_small_1x --num-gpus 8 --data-root data/coco --skip-bad
     """
-    from ..frameworks import open_config
+    from ..frameworks import console, open_config
 
+    if is_first_process():
+        console.show_on(sys.stdout)
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     if amp:
         engine.set_amp(loaded)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import TwinsError, one_line
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 NUM_THREADS = 8  # checks of many files wait for the disk, not for the processor
 # Exceptions that Pillow raises for a bad file. The type depends on the format and the damage.
 UNREADABLE = (

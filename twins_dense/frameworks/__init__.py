@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ..data.layouts import DataFolder
 from ..errors import TwinsError, did_you_mean, one_line, requires_extra
 from ..weights.catalog import CATALOG
 from ..weights.read import read_checkpoint
+from .options import TrainingOptions
 from .prediction import Detector, Segmentor
 from .shipped_configs import find_config
 from .stored_config import read_record
@@ -31,10 +32,8 @@ class Engine(Protocol):
     functions raise `TwinsError` if the config, the data, a checkpoint or a folder cannot be used.
     """
 
-    def load_config(
-        self, path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[Any], None] | None = None
-    ) -> Any:
-        """Read a config file, change it with `adapt`, and apply overrides of the form `key=value`."""
+    def load_config(self, path: str | Path, overrides: Sequence[str] = ()) -> Any:
+        """Read a config file and apply overrides of the form `key=value`."""
 
     def default_work_dir(self, config: Any) -> Path:
         """Return the work directory to use if the user does not choose one."""
@@ -47,6 +46,12 @@ class Engine(Protocol):
 
     def set_skip_bad(self, config: Any) -> None:
         """Skip unusable images and annotations instead of raising an error."""
+
+    def set_data(self, config: Any, data: DataFolder) -> None:
+        """Use the splits of a recognised data folder, and as many classes in the model as it has."""
+
+    def set_training(self, config: Any, options: TrainingOptions) -> None:
+        """Change how the config trains; schedules scale with the number of epochs."""
 
     def set_tta(self, config: Any) -> None:
         """Enable test-time augmentation for evaluation."""
@@ -98,7 +103,6 @@ def open_config(
     config: str | Path,
     overrides: Sequence[str] = (),
     *,
-    adapt: Callable[[Engine, Any], None] | None = None,
     data_root: str | Path | None = None,
     skip_bad: bool = False,
 ) -> tuple[Engine, Any]:
@@ -107,7 +111,6 @@ def open_config(
     Args:
         config: Path of a config file, or the name of one that comes with the package (see `list_configs`).
         overrides: Overrides of the form `key=value`.
-        adapt: Function that is called with the engine and the config before the overrides are applied.
         data_root: Root folder to use for every data set of the config.
         skip_bad: Whether to skip unusable images and annotations instead of raising an error.
 
@@ -119,7 +122,7 @@ def open_config(
     """
     path = find_config(config)
     engine = engine_of(path)
-    loaded = engine.load_config(path, overrides, adapt=None if adapt is None else functools.partial(adapt, engine))
+    loaded = engine.load_config(path, overrides)
     if data_root is not None:
         engine.set_data_root(loaded, data_root)
     if skip_bad:

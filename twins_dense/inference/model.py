@@ -276,7 +276,7 @@ class ClassificationModel(Model):
 def _set_data(engine: Any, config: Any, data: str | Path, scratch: Path) -> None:
     from ..data import layouts
 
-    engine.set_data(config, layouts.recognise(data, out=scratch, holdout=0.1, seed=0))  # type: ignore[attr-defined]
+    engine.set_data(config, layouts.recognise(data, out=scratch, holdout=0.1, seed=0))
 
 
 def _batches(images: Iterable[SourceImage], size: int) -> Iterator[list[SourceImage]]:

@@ -7,10 +7,13 @@ try:
 except ImportError as error:
     raise TwinsError(str(error)) from None
 
+from .checks import check_data
 from .config import apply_overrides, default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .evaluation import evaluate
 from .predictors import predictor
+from .settings import set_data, set_training
 from .stored import from_data, to_data
-from .trainer import check_data, evaluate, train
+from .trainer import train
 
 __all__ = [
     "apply_overrides",
@@ -21,8 +24,10 @@ __all__ = [
     "load_config",
     "predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
     "set_skip_bad",
+    "set_training",
     "set_tta",
     "to_data",
     "train",

@@ -13,7 +13,8 @@ from detectron2.data.transforms import AugInput, Augmentation, AugmentationList,
 from omegaconf import DictConfig
 
 from ..prediction import Instances
-from .trainer import dataset_meta_of, dataset_name_of, load_model
+from .checks import dataset_meta_of, dataset_name_of
+from .evaluation import load_model
 
 
 class DetectionPredictor:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
@@ -26,6 +26,7 @@ from ...weights.download import fetch_weights
 from ...weights.load import describe_misfit, fit_segmentor
 from ...weights.read import read_checkpoint
 from ..checks import check_checkpoint
+from ..console import logger
 from ..stored_config import KEY, make_record
 from .config import building, without_initial_weights
 from .stored import to_data
@@ -57,8 +58,7 @@ class PlainCheckpointHook(Hook):
         try:
             self.record = make_record("mmengine", to_data(runner.cfg))
         except TwinsError as error:
-            message = f"Checkpoints will not contain the config ({error}): keep the config file"
-            print_log(message, "current", logging.WARNING)
+            logger.warning(f"Checkpoints will not contain the config ({error}): keep the config file")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if self.record is not None:
@@ -121,7 +121,7 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
     if hasattr(model, "decode_head") and describe_misfit(checkpoint["state_dict"], model.state_dict()):
         # Published segmentors use other names for the parameters.
         checkpoint["state_dict"], report = fit_segmentor(model, checkpoint, str(path))
-        print_log(f"Checkpoint {report}", "current")
+        logger.info(f"checkpoint {report}")
     else:
         check_checkpoint(checkpoint["state_dict"], model.state_dict(), path)
     return checkpoint

@@ -3,6 +3,7 @@
 from .config import apply_overrides, default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
 from .predictors import predictor
 from .runner import check_data, evaluate, train
+from .settings import set_data, set_training
 from .stored import from_data, to_data
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "load_config",
     "predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
     "set_skip_bad",
+    "set_training",
     "set_tta",
     "to_data",
     "train",
