@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
@@ -110,6 +112,18 @@ def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) 
         _remember(config, overrides)
     for override in overrides_of(config):
         _apply(config, override)
+
+
+def write_config(config: DictConfig, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a YAML file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / path.name
+        LazyConfig.save(config, str(dump))
+        content = dump.read_bytes()
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, text.encode() + b"\n" + content)
+    return path
 
 
 def default_work_dir(config: DictConfig) -> Path:

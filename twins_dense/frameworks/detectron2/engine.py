@@ -8,7 +8,16 @@ except ImportError as error:
     raise TwinsError(str(error)) from None
 
 from .checks import check_data
-from .config import apply_overrides, default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .config import (
+    apply_overrides,
+    default_work_dir,
+    load_config,
+    set_amp,
+    set_data_root,
+    set_skip_bad,
+    set_tta,
+    write_config,
+)
 from .evaluation import evaluate
 from .predictors import predictor
 from .settings import set_data, set_training
@@ -31,4 +40,5 @@ __all__ = [
     "set_tta",
     "to_data",
     "train",
+    "write_config",
 ]

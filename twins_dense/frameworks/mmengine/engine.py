@@ -1,6 +1,15 @@
 """The `Engine` interface for MMEngine's Runner."""
 
-from .config import apply_overrides, default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .config import (
+    apply_overrides,
+    default_work_dir,
+    load_config,
+    set_amp,
+    set_data_root,
+    set_skip_bad,
+    set_tta,
+    write_config,
+)
 from .predictors import predictor
 from .runner import check_data, evaluate, train
 from .settings import set_data, set_training
@@ -22,4 +31,5 @@ __all__ = [
     "set_tta",
     "to_data",
     "train",
+    "write_config",
 ]
