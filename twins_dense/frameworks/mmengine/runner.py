@@ -30,13 +30,17 @@ from .checkpoints import InitialStateHook, dataset_meta, read_for_config, read_f
 from .config import (
     building,
     check_settings,
+    model_of,
     set_max_dets_of_metric,
     settings_called,
     test_part,
     without_initial_weights,
+    without_run_settings,
 )
 from .hooks import as_fractions, register_needed_hooks
 from .transfer import read_for_transfer
+
+_GLOO_WRAPPER = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
 
 
 def train(
@@ -65,6 +69,7 @@ def train(
     config.resume = resume
     check_settings(config)
     _prepare(config)
+    config.model = model_of(config)  # an evaluation with test-time augmentation stores it with a wrapper
     initial = None
     if resume:
         last = last_checkpoint(work_dir)
@@ -206,11 +211,9 @@ def _prepare(config: Config) -> None:
         # MMEngine's own setup would select a CUDA device for the process and for DistributedDataParallel.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-        config.model_wrapper_cfg = {
-            "type": "MMDistributedDataParallel",
-            "device_ids": None,
-            "broadcast_buffers": False,
-        }
+        config.model_wrapper_cfg = _GLOO_WRAPPER
+    elif config.get("model_wrapper_cfg") == _GLOO_WRAPPER:  # from the config that another run has stored
+        config.pop("model_wrapper_cfg")
     optim_wrapper = config.get("optim_wrapper")
     if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
         print_log("No GPU: training in float32 instead of mixed precision", "current", logging.WARNING)
@@ -255,7 +258,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = Runner(**arguments, cfg=config)
+    runner = Runner(**arguments, cfg=without_run_settings(config))
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
