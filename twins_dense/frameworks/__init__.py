@@ -188,7 +188,7 @@ def engine_of(config: str | Path) -> Engine:
     path = Path(config)
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
-    if path.suffix in _YAML or _is_lazy_config(path):
+    if path.suffix in (*_YAML, ".pkl") or _is_lazy_config(path):
         return _detectron2()
     return _mmengine()
 

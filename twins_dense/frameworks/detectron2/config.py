@@ -75,10 +75,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     path = Path(path)
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
-    if path.suffix in (".yaml", ".yml"):
-        content = read_yaml(path)
-        if not set(_PARTS) <= content.keys():
-            return _remember(_load_cfg(path, overrides), overrides)
+    if path.suffix == ".pkl":
+        raise TwinsError(f"config {str(path)!r} is a pickle, which can run code: use the Python config of the run")
+    content = read_yaml(path) if path.suffix in (".yaml", ".yml") else None
+    from_cfg = content is not None and not set(_PARTS) <= content.keys()
+    if from_cfg:
+        config = _load_cfg(path, overrides)
+    elif content is not None:  # a dump of a LazyConfig
         config = DictConfig(content, flags={"allow_objects": True})
     else:
         try:
@@ -89,29 +92,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
-    apply_overrides(config, overrides)
+    # As an attribute, because it is not part of the config.
+    object.__setattr__(config, "_cfg_keys", {override.partition("=")[0] for override in overrides if from_cfg})
+    apply_overrides(config, () if from_cfg else overrides)
     return config
 
 
-def _remember(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
-    return config
-
-
-def overrides_of(config: DictConfig) -> tuple[str, ...]:
-    """Return the overrides that a config was loaded with."""
-    return vars(config).get("_overrides", ())
+def is_cfg(config: DictConfig) -> bool:
+    """Return whether a config was translated from a YAML file for CfgNode."""
+    return "cfg" in config.model
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) -> None:
-    """Apply overrides of the form `key=value` to a LazyConfig (see `load_config`), and remember them.
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
 
     `None` applies those that were applied before once more, because they have the last word over other changes.
+    Overrides of a YAML file for CfgNode are applied while it is read, and only then; see `overridden_cfg_keys`.
     """
-    if overrides is not None:
-        _remember(config, overrides)
-    for override in overrides_of(config):
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
+    for override in overrides:
         _apply(config, override)
+
+
+def overridden_cfg_keys(config: DictConfig) -> set[str]:
+    """Return the keys of CfgNode that a config was loaded with as overrides."""
+    return vars(config).get("_cfg_keys", set())
 
 
 def write_config(config: DictConfig, stem: Path, comment: Sequence[str]) -> Path:

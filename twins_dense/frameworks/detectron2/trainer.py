@@ -70,7 +70,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
     if resume:
         check_resumable(last_checkpoint(Path(settings.output_dir)), model, config)
-    elif settings.get("init"):
+    elif settings.init:
         load_for_transfer(model, settings.init, dataset_meta["classes"])
     elif settings.init_checkpoint:
         check_overlap(settings.init_checkpoint, model)
@@ -78,7 +78,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     with building():
         config.optimizer.params.model = model
         optimizer = instantiate(config.optimizer)
-        if settings.get("clip_norm"):
+        if settings.clip_norm:
             clip_gradients(optimizer, settings.clip_norm)
         scheduler = instantiate(config.lr_multiplier)
         test = build_test(config) if settings.eval_period > 0 else None
