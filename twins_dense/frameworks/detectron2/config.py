@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,13 +24,19 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ...errors import TwinsError, did_you_mean, one_line
+from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
 
 # The parts that detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 # Defaults for settings that detectron2's own configs may lack.
-_TRAIN = {"seed": 0, "amp": {"dtype": "bfloat16"}, "auto_scale_lr": {"enabled": False, "base_batch_size": 16}}
+_TRAIN = {
+    "seed": 0,
+    "amp": {"dtype": "bfloat16"},
+    "auto_scale_lr": {"enabled": False, "base_batch_size": 16},
+    "monitoring": asdict(MonitoringOptions()),
+}
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
 _UNREAD = (
     "DATALOADER.SAMPLER_TRAIN",
@@ -269,6 +276,7 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
             "log_period": 20,
             "device": cfg.MODEL.DEVICE,
             "auto_scale_lr": {"enabled": False, "base_batch_size": cfg.SOLVER.IMS_PER_BATCH},
+            "monitoring": asdict(MonitoringOptions()),
         },
     }
     return DictConfig(config, flags={"allow_objects": True})
