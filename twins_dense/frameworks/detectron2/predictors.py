@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
 from detectron2.data.transforms import AugInput
-from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
 
+from ...data.drawing import draw_instances
 from ...evaluation.coco import named_detections
 from ..prediction import DetectionPrediction
 from .trainer import dataset_meta_of, dataset_name_of, load_model
@@ -45,13 +43,9 @@ class DetectionPredictor:
         meta = content.get("dataset_meta") or dataset_meta_of(name)  # checkpoints from detectron2's own tools lack it
         self.classes = meta["classes"] or [str(label) for label in range(heads.num_classes)]
         self.category_ids = meta["category_ids"] or list(range(heads.num_classes))
-        known = MetadataCatalog.get(name)
-        has_colors = known.get("thing_classes") == self.classes and known.get("thing_colors")
-        self.metadata = known if has_colors else Metadata().set(thing_classes=self.classes)
-        self.color_mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
 
     def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Run the detector on a uint8 RGB (H, W, 3) image; detectron2 draws the returned picture."""
+        """Run the detector on a uint8 RGB (H, W, 3) image."""
         height, width = image.shape[:2]
         resized = AugInput(image if self.mapper.image_format == "RGB" else image[:, :, ::-1])
         self.mapper.augmentations(resized)
@@ -59,12 +53,19 @@ class DetectionPredictor:
         with torch.inference_mode():
             (output,) = self.model([{"image": tensor, "height": height, "width": width}])
         found = output["instances"].to("cpu")
-        drawn = Visualizer(image, self.metadata, instance_mode=self.color_mode).draw_instance_predictions(found)
         fields = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
         if found.has("pred_masks"):
             fields["masks"] = found.pred_masks
         detections = named_detections(fields, self.category_ids, self.classes)
-        return DetectionPrediction(drawn.get_image(), detections)
+        picture = draw_instances(
+            image,
+            fields["boxes"],
+            fields["labels"],
+            self.classes,
+            scores=fields["scores"],
+            masks=fields.get("masks"),
+        )
+        return DetectionPrediction(picture, detections)
 
 
 def load_predictor(config: DictConfig, checkpoint: str | Path, score: float) -> DetectionPredictor:

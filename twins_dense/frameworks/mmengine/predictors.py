@@ -44,11 +44,11 @@ class DetectionPredictor:
         with torch.inference_mode():
             (found,) = self.model.val_step({"inputs": [tensor], "data_samples": [sample]})  # type: ignore[operator]
         classes = self.meta["classes"]
-        drawn = draw_instances(
-            tensor, found.boxes, found.labels, classes, scores=found.scores, masks=found.get("masks")
+        picture = draw_instances(
+            image, found.boxes, found.labels, classes, scores=found.scores, masks=found.get("masks")
         )
         detections = named_detections(dict(found.items()), self.meta["category_ids"], classes)
-        return DetectionPrediction(drawn.permute(1, 2, 0).numpy(), detections)
+        return DetectionPrediction(picture, detections)
 
 
 class SegmentationPredictor:
