@@ -51,7 +51,8 @@ class ConsoleHook(Hook):
         if by_iterations(runner):
             length = f"{loop.max_iters} iterations"
         else:
-            length = f"{loop.max_epochs} epochs of {len(loader)} iterations"
+            epochs = "1 epoch" if loop.max_epochs == 1 else f"{loop.max_epochs} epochs"
+            length = f"{epochs} of {len(loader)} iterations"
         where = f", resumed after iteration {runner.iter}" if runner.iter else ""
         logger.info(f"training on {len(loader.dataset)} images: {length}, batch size {batch_size}{where}")
         logger.info(f"log file: {short_path(runner.logger.log_file)}")

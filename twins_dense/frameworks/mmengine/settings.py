@@ -12,7 +12,7 @@ from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
 from ..checks import check_training_options
 from ..options import TrainingOptions
-from .config import is_segmentor, model_of, settings_called
+from .config import OWN_MAX_DETS, is_segmentor, model_of, settings_called
 from .recipes import apply_small_data_recipe
 from .schedules import set_epochs, world_size
 
@@ -77,6 +77,9 @@ def set_training(config: Config, options: TrainingOptions) -> None:
             raise TwinsError(f"{name}={value}: config {str(config.filename)!r} is for segmentation; leave it out")
         if value is not None:
             model[name] = value
+    if options.max_dets is not None:  # it takes the place of torchvision's own setting
+        for name in OWN_MAX_DETS:
+            (model.get("options") or {}).pop(name, None)
     if options.weights is not None:
         model.backbone.weights = options.weights
     if options.epochs is not None:
@@ -89,7 +92,7 @@ def set_training(config: Config, options: TrainingOptions) -> None:
     if options.init is not None:
         config.init = str(options.init)
     if options.freeze is not None:
-        model.backbone.freeze = options.freeze
+        model.backbone["freeze"] = options.freeze  # `freeze` is a method of ConfigDict
 
 
 def _with_retinanet(config: str) -> str:
