@@ -2,8 +2,8 @@
 
 Coordinates follow the VOC development kit ("the top-left pixel in the image has coordinates (1,1)"; its evaluation
 computes widths as xmax - xmin + 1): they are 1-based indices of the first and the last pixel of a box. In COCO's
-coordinates, which run along the edges of pixels, the box is therefore (xmin - 1, ymin - 1, xmax, ymax). detectron2 and
-mmdetection read VOC in the same way. Tools that write other coordinates into this format are off by up to one pixel.
+coordinates, which run along the edges of pixels, the box is therefore (xmin - 1, ymin - 1, xmax, ymax). detectron2
+reads VOC in the same way. Boxes from tools that write other coordinates, such as supervision, are off by up to a pixel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 
 
 def find_pascal_voc(root: Path) -> list[Path]:
-    """Return an XML file in `Annotations`, or in folders of the splits such as `train` and `valid`."""
+    """Return the first XML file in `Annotations`, or in each folder of a split, such as `train` and `valid`."""
     folders = [root / "Annotations", root / "annotations", *_split_folders(root)]
     return [path for folder in folders for path in sorted(folder.glob("*.xml"))[:1]]
 
@@ -109,7 +109,7 @@ def _read_names(path: Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise TwinsError(f"{path} cannot be read ({one_line(error)}); it should list one name per line") from None
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _pairs(files: Iterable[Path], image_dir: Path) -> list[tuple[Path, Path]]:
