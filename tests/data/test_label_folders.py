@@ -88,7 +88,7 @@ class TestFolders:
         save_image(root / "images/e.jpg")
         data = read(root)
         assert sum(split.num_images for split in data.splits.values()) == 4
-        assert "1 images of train have no label map and are left out." in data.notes
+        assert "Images of train without a label map are left out: 1." in data.notes
 
     def test_an_image_is_not_confused_with_a_longer_name(self, root: Path) -> None:
         for name in ("1", "10", "2"):

@@ -189,7 +189,7 @@ class TestCocoFolders:
         writers.copy_images(tmp_path / "data/images", content, image_dir)
         for split in ("train", "val"):
             shutil.rmtree(tmp_path / "data" / split)
-        note = "20 images are in both train and val, so that the scores look better than they are."
+        note = "Images in both train and val: 20. The scores will look better than they are."
         assert recognise(tmp_path / "data", out=tmp_path / "out").notes == (note,)
 
     def test_a_category_with_annotations_is_not_a_dummy(self, toy: Source, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
     ann_dir = next((root / name for name in ("Annotations", "annotations") if any(root.glob(f"{name}/*.xml"))), None)
     if ann_dir is None:
         return {
-            str(split_of(folder.name)): _pairs(sorted(folder.glob("*.xml")), folder)
+            str(split_of(folder.name)): _all_pairs(folder, folder, notes)
             for folder in _split_folders(root)
             if any(folder.glob("*.xml"))
         }
@@ -101,7 +101,7 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
             notes.append(f"{split} is ignored: no image of {path.name} has an annotation.")
             continue
         pairs[split] = _pairs(files, image_dir)
-    return pairs or {"train": _pairs(sorted(ann_dir.glob("*.xml")), image_dir)}
+    return pairs or {"train": _all_pairs(ann_dir, image_dir, notes)}
 
 
 def _read_names(path: Path) -> list[str]:
@@ -112,9 +112,23 @@ def _read_names(path: Path) -> list[str]:
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
+def _all_pairs(ann_dir: Path, image_dir: Path, notes: list[str]) -> list[tuple[Path, Path]]:
+    """Return all XML files of a folder with their images, and note images without one."""
+    files = sorted(ann_dir.glob("*.xml"))
+    num_unused = len(_images(image_dir).keys() - {file.stem for file in files})
+    if num_unused:
+        notes.append(f"Images of {image_dir.name} without an XML file are left out: {num_unused}.")
+    return _pairs(files, image_dir)
+
+
 def _pairs(files: Iterable[Path], image_dir: Path) -> list[tuple[Path, Path]]:
-    images = {path.stem: path for path in sorted(image_dir.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = _images(image_dir)
     return [(file, images.get(file.stem, image_dir / f"{file.stem}.jpg")) for file in files]
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by their name without the suffix."""
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _read_file(file: Path, image_path: Path) -> tuple[tuple[int, int] | None, list[dict[str, Any]], list[str]]:
@@ -145,7 +159,8 @@ def _check_size(root: Element, size: tuple[int, int]) -> None:
     """Raise ValueError if the size in an XML file is not that of the image. Some tools write 0 for an unknown size."""
     width, height = (_number(root, f"size/{side}", default=0) for side in ("width", "height"))
     if width and height and (width, height) != size:
-        raise ValueError(f"size is {width:g}x{height:g}, but the image has {size[0]}x{size[1]} pixels")
+        turned = "; remove its EXIF orientation if it is rotated" if (height, width) == size else ""
+        raise ValueError(f"size is {width:g}x{height:g}, but the image has {size[0]}x{size[1]} pixels{turned}")
 
 
 def _parse_xml(content: bytes) -> tuple[Element, dict[Element | None, int]]:
