@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,16 @@ class TestMeasure:
         assert measure_objects(folder(tmp_path, [annotation(), bad])).class_counts.tolist() == [1, 0]
         with pytest.raises(TwinsError, match="has no objects"):
             measure_objects(folder(tmp_path, [bad]))
+
+    def test_validation_images_may_have_no_objects(self, tmp_path: Path) -> None:
+        (tmp_path / "val").mkdir()
+        data = folder(tmp_path, [annotation()])
+        empty = folder(tmp_path / "val", []).splits["train"]
+        data = dataclasses.replace(data, splits={**data.splits, "val": empty})
+        assert measure_objects(data, "val").objects_per_image.tolist() == [0, 0]
+        lines, suggestion = describe_contents(data)
+        assert lines[-1].startswith("warning: the validation images have no objects")
+        assert suggestion.max_dets == 100
 
 
 class TestDescribe:

@@ -41,11 +41,14 @@ def describe_contents(data: DataFolder) -> tuple[list[str], Suggestion]:
     """Return lines with the statistics of the training images, and the settings that suit them."""
     if data.task == "segmentation":
         return _describe_labels(data)
-    train = measure_objects(data)
-    suggestion = suggest(train, measure_objects(data, "val"))
+    train, val = measure_objects(data), measure_objects(data, "val")
+    suggestion = suggest(train, val)
     size, max_size = suggestion.size, suggestion.max_size
     assert max_size is not None
-    return list(describe_objects(train, size=size, max_size=max_size)), suggestion
+    lines = list(describe_objects(train, size=size, max_size=max_size))
+    if not val.objects_per_image.any():
+        lines.append("warning: the validation images have no objects, so that every score will be meaningless")
+    return lines, suggestion
 
 
 def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:

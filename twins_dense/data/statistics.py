@@ -76,7 +76,7 @@ class ObjectStatistics:
             size: Short side of the resized images.
             max_size: Limit of their long side.
         """
-        sides = np.sort(self.image_sizes, axis=1)
+        sides = np.sort(self.image_sizes, axis=1).clip(min=1)  # a broken file may say 0
         scales = np.minimum(size / sides[:, 0], max_size / sides[:, 1])
         return np.sqrt(self.box_sizes.prod(axis=1)) * scales[self.box_images]
 
@@ -85,7 +85,7 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
     """Measure the objects of a split. Annotations that `load_coco` would refuse are not counted.
 
     Raises:
-        TwinsError: If the annotation file cannot be used, or has no object.
+        TwinsError: If the annotation file cannot be used, or the split "train" has no object.
     """
     ann_file = data.splits[split].ann_file
     if ann_file is None:
@@ -107,17 +107,17 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
             image_indices.append(index)
             labels.append(label)
             boxes.append(box[2:])
-    if not boxes:
+    if not boxes and split == "train":
         raise TwinsError(f"{ann_file}: has no objects; check its annotations")
-    pairs = np.unique(np.stack([image_indices, labels]), axis=1)
+    pairs = np.unique(np.array([image_indices, labels], dtype=np.int64), axis=1)
     return ObjectStatistics(
         classes=data.classes,
-        class_counts=np.bincount(labels, minlength=len(categories)),
+        class_counts=np.bincount(np.array(labels, dtype=np.int64), minlength=len(categories)),
         class_images=np.bincount(pairs[1], minlength=len(categories)),
-        objects_per_image=np.bincount(image_indices, minlength=len(images)),
+        objects_per_image=np.bincount(np.array(image_indices, dtype=np.int64), minlength=len(images)),
         image_sizes=np.array([[image["width"], image["height"]] for image in images.values()]),
-        box_sizes=np.array(boxes, dtype=np.float64),
-        box_images=np.array(image_indices),
+        box_sizes=np.array(boxes, dtype=np.float64).reshape(-1, 2),
+        box_images=np.array(image_indices, dtype=np.int64),
     )
 
 
