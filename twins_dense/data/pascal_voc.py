@@ -24,6 +24,7 @@ from ..errors import TwinsError, one_line
 from .coco_content import CocoContent, CocoSplits, box_annotation, build_content
 from .coco_folder import split_of
 from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE
+from .image_lists import read_lines
 
 _LISTS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
@@ -96,20 +97,12 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
         path = next((file for name in names if (file := root / "ImageSets/Main" / f"{name}.txt").is_file()), None)
         if path is None:
             continue
-        files = [ann_dir / f"{name}.xml" for name in _read_names(path)]
+        files = [ann_dir / f"{name}.xml" for name in dict.fromkeys(read_lines(path))]
         if not any(file.is_file() for file in files):
             notes.append(f"{split} is ignored: no image of {path.name} has an annotation.")
             continue
         pairs[split] = _pairs(files, image_dir)
     return pairs or {"train": _all_pairs(ann_dir, image_dir, notes)}
-
-
-def _read_names(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TwinsError(f"{path} cannot be read ({one_line(error)}); it should list one name per line") from None
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def _all_pairs(ann_dir: Path, image_dir: Path, notes: list[str]) -> list[tuple[Path, Path]]:
