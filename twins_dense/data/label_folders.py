@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -178,26 +179,28 @@ def _classes_from_values(root: Path, layout: str, values: set[int]) -> tuple[tup
 def _read_names(file: Path) -> tuple[list[int] | None, tuple[str, ...]]:
     """Return the value of each class in ascending order, `None` if the file does not say it, and the names."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".csv":
-            pairs = {int(row["Idx"]): row["Name"] for row in csv.DictReader(text.splitlines())}
-        elif file.suffix == ".json":
-            content = json.loads(text)
-            if isinstance(content, list):
-                return None, _checked(file, content)
-            pairs = {int(key): name for key, name in content.items()}
-        else:
-            lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-            # CVAT's lines are `name:colour:parts:actions`.
-            if file.stem == "labelmap":
-                lines = [line.partition(":")[0] for line in lines]
-            return None, _checked(file, lines)
+        content = _parse_names(file)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise TwinsError(f"{file} cannot be used ({one_line(error)}): list the names of the classes in it") from None
-    values = sorted(pairs)
+    if isinstance(content, list):
+        return None, _checked(file, content)
+    values = sorted(content)
     if not values or values[0] not in (0, 1) or values != list(range(values[0], values[0] + len(values))):
-        raise TwinsError(f"{file} numbers the classes {values[:5]}…: number them from 0 or 1 without gaps")
-    return values, _checked(file, [pairs[value] for value in values])
+        raise TwinsError(f"{file} numbers the classes {reprlib.repr(values)}: number them from 0 or 1 without gaps")
+    return values, _checked(file, [content[value] for value in values])
+
+
+def _parse_names(file: Path) -> list[object] | dict[int, object]:
+    """Return the names in a file, by value if it says the values. Errors are those of the parsers."""
+    text = file.read_text(encoding="utf-8-sig")
+    if file.suffix == ".csv":
+        return {int(row["Idx"]): row["Name"] for row in csv.DictReader(text.splitlines())}
+    if file.suffix == ".json":
+        content = json.loads(text)
+        return content if isinstance(content, list) else {int(key): name for key, name in content.items()}
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    # CVAT's lines are `name:colour:parts:actions`.
+    return [line.partition(":")[0] for line in lines] if file.stem == "labelmap" else list(lines)
 
 
 def _checked(file: Path, names: Sequence[object]) -> tuple[str, ...]:
