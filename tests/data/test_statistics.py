@@ -189,6 +189,11 @@ class TestSuggest:
         found = suggest(statistics(object_size=60, small_size=small)).anchor_sizes
         assert found == tuple(smallest * 2**level for level in range(5))
 
+    @pytest.mark.parametrize(("large", "smallest"), [(230, 16), (231, 32)])
+    def test_large_objects_keep_large_anchors(self, large: float, smallest: float) -> None:
+        """At 800 pixels, 230 pixels become 383, and 1.5 times 256 is 384."""
+        assert (suggest(statistics(object_size=large, small_size=10)).anchor_sizes or ())[0] == smallest
+
     @pytest.mark.parametrize(("most", "max_dets"), [(20, 100), (100, 100), (101, 130), (375, 450), (1000, 1200)])
     def test_max_dets(self, most: int, max_dets: int) -> None:
         assert suggest(statistics(most=most)).max_dets == max_dets
