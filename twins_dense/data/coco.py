@@ -186,6 +186,27 @@ def read_image_names(ann_file: Path) -> dict[int, str]:
     return {image_id: entries[image_id]["file_name"] for image_id in sorted(entries)}
 
 
+def read_instances(ann_file: Path, *, indices: int | None = None) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations that are instances by image id, with an empty list for images without one.
+
+    Images and annotations are not checked; ids are in ascending order.
+
+    Args:
+        ann_file: Path of the annotation file (JSON).
+        indices: Number of images to keep, in ascending order of ids; `None` keeps all.
+
+    Raises:
+        TwinsError: If the file or an entry of its `images` cannot be used.
+    """
+    content = read_annotation_file(ann_file, ("images", "annotations"))
+    ids = sorted(entries_by_id(ann_file, content, "images", {}))[:indices]
+    found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in ids}
+    for annotation in filter(is_instance, content["annotations"]):
+        if _is_key(annotation.get("image_id"), found):
+            found[annotation["image_id"]].append(annotation)
+    return found
+
+
 def read_annotation_file(
     ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")
 ) -> dict[str, Any]:
