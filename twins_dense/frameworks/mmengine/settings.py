@@ -87,7 +87,7 @@ def set_training(config: Config, options: TrainingOptions) -> None:
     if options.init is not None:
         config.init = str(options.init)
     if options.freeze is not None:
-        model.backbone.freeze = options.freeze
+        model.backbone["freeze"] = options.freeze  # as an attribute, it is a method of ConfigDict
 
 
 def _with_retinanet(config: str) -> str:
