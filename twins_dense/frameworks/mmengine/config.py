@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..checks import config_errors
 
@@ -33,9 +34,7 @@ _OTHER_KEYS = {
 }
 
 
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, adapt: Callable[[Config], None] | None = None
-) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an MMEngine config file and apply overrides.
 
     Args:
@@ -43,7 +42,6 @@ def load_config(
         overrides: Overrides of the form `key=value`. Keys are dotted (`optim_wrapper.optimizer.lr`,
             `param_scheduler.0.end`) and must exist in the config; values are Python literals (`1e-4`, `[480, 800]`,
             `None`) or, failing that, strings.
-        adapt: Function that changes the config before the overrides are applied.
 
     Raises:
         TwinsError: for a missing or broken file, an unknown top-level key, or an unknown or malformed override.
@@ -56,8 +54,18 @@ def load_config(
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    if adapt is not None:
-        adapt(config)
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    """
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
@@ -66,7 +74,14 @@ def load_config(
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
-    return config
+
+
+def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a Python file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".py")
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, f"{text}\n{config.pretty_text}".encode())
+    return path
 
 
 def default_work_dir(config: Config) -> Path:
