@@ -60,8 +60,8 @@ def label_folder(root: Path, **changes: Any) -> DataFolder:
     return replace(folder, **changes)
 
 
-def detector(name: str = "mask_rcnn_svt_small_1x", overrides: tuple[str, ...] = (), **options: Any) -> Any:
-    return load_config(DETECTION / f"{name}.py", overrides, **options)
+def detector(name: str = "mask_rcnn_svt_small_1x", *overrides: str) -> Any:
+    return load_config(DETECTION / f"{name}.py", overrides)
 
 
 def segmentor(name: str = "upernet_svt_small_160k") -> Any:
@@ -111,8 +111,8 @@ class TestData:
     def test_an_override_that_contradicts_the_data(self, toy_data: Path, tmp_path: Path) -> None:
         """Overrides have the last word, and the number of classes is checked before training, as always."""
         path = write_config(tmp_path / "tiny.py", toy_data)
-        folder = detection_folder(toy_data)
-        config = load_config(path, ["model.num_classes=5"], adapt=lambda config: set_data(config, folder))
+        config = load_config(path, ["model.num_classes=5"])
+        set_data(config, detection_folder(toy_data))
         with pytest.raises(TwinsError) as caught:
             engine.train(config, tmp_path / "run")
         one_line_of(caught, "3 categories", "5 classes", "model.num_classes=3")
@@ -301,12 +301,16 @@ class TestSmallData:
         assert rates[1] == pytest.approx(2 * rates[0], rel=0.05)
 
     def test_overrides_have_the_last_word(self, toy_data: Path) -> None:
-        def adapt(config: Any) -> None:
-            set_data(config, detection_folder(toy_data))
-            set_training(config, TrainingOptions(recipe="small-data", epochs=9))
-
-        config = detector(overrides=("optim_wrapper.clip_grad.max_norm=7", "param_scheduler.1.T_max=5"), adapt=adapt)
-        assert (config.optim_wrapper.clip_grad.max_norm, config.param_scheduler[1].T_max) == (7, 5)
+        config = detector(
+            "mask_rcnn_svt_small_1x",
+            "optim_wrapper.clip_grad={'max_norm': 7}",
+            "optim_wrapper.optimizer.lr=2e-3",
+            "param_scheduler.0.end=5",
+        )
+        set_data(config, detection_folder(toy_data))
+        set_training(config, TrainingOptions(recipe="small-data", epochs=9, lr=1e-3))
+        assert (config.optim_wrapper.clip_grad.max_norm, config.param_scheduler[0].end) == (7, 5)
+        assert config.optim_wrapper.optimizer.lr == 2e-3
         assert config.train_cfg.max_epochs == 9
 
     @pytest.mark.parametrize("kind", ["TwinsMaskRCNN", "TwinsRetinaNet"])
