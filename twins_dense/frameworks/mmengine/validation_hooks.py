@@ -80,7 +80,8 @@ class ValidationLossHook(Hook):
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        model, batch = unwrapped(runner.model), dict(data_batch)
+        model: Any = unwrapped(runner.model)
+        batch = dict(data_batch)
         if hasattr(model, "detector"):
             dataset = runner.val_dataloader.dataset
             roi_heads = getattr(model.detector, "roi_heads", None)
