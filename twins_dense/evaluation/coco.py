@@ -99,36 +99,34 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
             `masks` (N, height, width).
         category_ids: Category id of each label.
     """
-    corners = np.asarray(sample["boxes"], dtype=np.float64)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    detections = [
-        {"image_id": sample["image_id"], "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes.tolist(), np.asarray(sample["scores"]).tolist(), np.asarray(sample["labels"]).tolist(), strict=True
+    masks = sample.get("masks", [None] * len(sample["boxes"]))
+    return [
+        {"image_id": sample["image_id"], **coco_detection(box, score, category_ids[label], mask)}
+        for box, score, label, mask in zip(
+            np.asarray(sample["boxes"]),
+            np.asarray(sample["scores"]).tolist(),
+            np.asarray(sample["labels"]).tolist(),
+            masks,
+            strict=True,
         )
     ]
-    if "masks" in sample:
-        for detection, mask in zip(detections, np.asarray(sample["masks"], dtype=np.uint8), strict=True):
-            rle = mask_api.encode(np.asfortranarray(mask))
-            detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-    return detections
 
 
-def named_detections(
-    fields: Mapping[str, Any], category_ids: Sequence[int], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the detections of a single image as entries of a COCO results file, with `category` instead of `image_id`.
+def coco_detection(box: np.ndarray, score: float, category_id: int, mask: Any = None) -> dict[str, Any]:
+    """Return a detection as an entry of a COCO results file, without `image_id`.
 
     Args:
-        fields: `boxes`, `scores`, `labels` and, optionally, `masks`, as in `coco_detections`.
-        category_ids: Category id of each label.
-        classes: Name of each label; the `category` of a detection.
+        box: x1, y1, x2, y2 in pixels.
+        score: The score in 0..1.
+        category_id: Category id of the class.
+        mask: (height, width), bool or 0 and 1; `None` for a detection without a mask.
     """
-    detections = coco_detections({**fields, "image_id": 0}, category_ids)
-    for detection, label in zip(detections, fields["labels"].tolist(), strict=True):
-        del detection["image_id"]
-        detection["category"] = classes[label]
-    return detections
+    left, top, right, bottom = np.asarray(box, dtype=np.float64).tolist()
+    detection = {"category_id": category_id, "bbox": [left, top, right - left, bottom - top], "score": score}
+    if mask is not None:
+        rle = mask_api.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
+        detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    return detection
 
 
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..checks import config_errors
 
@@ -53,14 +54,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
-    apply_overrides(config)
+    apply_overrides(config, overrides)
     return config
 
 
-def apply_overrides(config: Config) -> None:
-    """Apply the overrides that a config was loaded with, once more: they have the last word over other changes."""
-    overrides: Sequence[str] = vars(config).get("_overrides", ())
+def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    """
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
@@ -69,6 +74,14 @@ def apply_overrides(config: Config) -> None:
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
+
+
+def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a Python file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".py")
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, f"{text}\n{config.pretty_text}".encode())
+    return path
 
 
 def default_work_dir(config: Config) -> Path:
@@ -99,7 +112,7 @@ def set_tta(config: Config) -> None:
         raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    config.model = {**config.tta_model, "module": config.model}
+    config.model = {**config.tta_model, "module": model_of(config)}
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
@@ -180,6 +193,14 @@ def without_initial_weights(config: Config) -> Config:
     model = model_of(config)
     if model.get("backbone", {}).get("weights") is not None:
         model.backbone.weights = None
+    return config
+
+
+def without_run_settings(config: Config) -> Config:
+    """Return a copy of a config without the settings of a single run, to be stored for other runs."""
+    config = copy.deepcopy(config)
+    for key in ("work_dir", "experiment_name", "launcher", "resume"):
+        config.pop(key, None)
     return config
 
 

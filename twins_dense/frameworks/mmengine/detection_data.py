@@ -92,6 +92,7 @@ class CocoDetectionDataset(SeededItems):
         filter_empty: Whether to leave out images without instances in training, as the published recipes do.
         skip_bad: Whether to leave out and list unusable images and annotations instead of raising an error (see
             `load_coco`).
+        strict: Whether boxes with a width or a height of zero are errors, instead of being left out and listed.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Attributes:
@@ -113,9 +114,11 @@ class CocoDetectionDataset(SeededItems):
         transforms: Sequence[Mapping[str, Any]] = (),
         filter_empty: bool = True,
         skip_bad: bool = False,
+        strict: bool = False,
         indices: int | None = None,
     ) -> None:
-        data = load_coco(Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices)
+        root = Path(data_root)
+        data = load_coco(root / ann_file, root / image_dir, skip_bad=skip_bad, strict=strict, indices=indices)
         self.source = str(data.ann_file)
         self.problems = data.problems
         self.training = training

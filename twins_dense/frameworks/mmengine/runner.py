@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -39,16 +38,20 @@ from .checkpoints import (
 from .config import (
     building,
     check_settings,
+    model_of,
     set_max_dets_of_metric,
     settings_called,
     test_part,
     without_initial_weights,
+    without_run_settings,
 )
 from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
 from .monitoring import check_average, without_training_hooks
 from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
 from .transfer import read_for_transfer
+
+_GLOO_WRAPPER = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
 
 
 def train(
@@ -77,6 +80,7 @@ def train(
     config.resume = resume
     check_settings(config)
     _prepare(config)
+    config.model = model_of(config)  # an evaluation with test-time augmentation stores it with a wrapper
     initial = None
     if resume:
         last = last_checkpoint(work_dir)
@@ -156,8 +160,8 @@ def evaluate(
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Load the model of a config with the weights of a checkpoint, in eval mode, on a GPU if one is available.
+def load_model(config: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Load the model of a config with the weights of a checkpoint, in eval mode, on a device.
 
     Returns:
         The model, and the metadata of its data set from the checkpoint (`classes`, `category_ids`, …).
@@ -168,7 +172,7 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mappi
         model = MODELS.build(config.model)
         state = read_for_model(model, checkpoint)
     model.load_state_dict(state["state_dict"])
-    return model.to(get_device()).eval(), dataset_meta(state["meta"])
+    return model.to(device).eval(), dataset_meta(state["meta"])
 
 
 def check_data(config: Config) -> Iterator[str]:
@@ -224,11 +228,9 @@ def _prepare(config: Config) -> None:
         # MMEngine's own setup would select a CUDA device for the process and for DistributedDataParallel.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-        config.model_wrapper_cfg = {
-            "type": "MMDistributedDataParallel",
-            "device_ids": None,
-            "broadcast_buffers": False,
-        }
+        config.model_wrapper_cfg = _GLOO_WRAPPER
+    elif config.get("model_wrapper_cfg") == _GLOO_WRAPPER:  # from the config that another run has stored
+        config.pop("model_wrapper_cfg")
     optim_wrapper = config.get("optim_wrapper")
     if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
         print_log("No GPU: training in float32 instead of mixed precision", "current", logging.WARNING)
@@ -273,7 +275,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = LogFileRunner(**arguments, cfg=config)
+    runner = LogFileRunner(**arguments, cfg=without_run_settings(config))
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
