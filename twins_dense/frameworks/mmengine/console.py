@@ -49,11 +49,11 @@ class ConsoleHook(Hook):
         loop, loader = runner.train_loop, runner.train_dataloader
         batch_size = loader.batch_size * get_world_size()
         if by_iterations(runner):
-            length = f"{loop.max_iters} iterations"
+            length = _count(loop.max_iters, "iteration")
         else:
-            length = f"{loop.max_epochs} epochs of {len(loader)} iterations"
+            length = f"{_count(loop.max_epochs, 'epoch')} of {_count(len(loader), 'iteration')}"
         where = f", resumed after iteration {runner.iter}" if runner.iter else ""
-        logger.info(f"training on {len(loader.dataset)} images: {length}, batch size {batch_size}{where}")
+        logger.info(f"training on {_count(len(loader.dataset), 'image')}: {length}, batch size {batch_size}{where}")
         logger.info(f"log file: {short_path(runner.logger.log_file)}")
         self.progress = Progress(loop.max_iters, runner.iter)
         self.best = runner.message_hub.runtime_info.get("best_ckpt")
@@ -113,7 +113,11 @@ class ConsoleHook(Hook):
         self.evaluation = Progress(num_batches, last_line=False)
 
     def _size_of(self, loader: Any) -> str:
-        return f"{len(loader.dataset)} images in {duration(time.monotonic() - self._started)}"
+        return f"{_count(len(loader.dataset), 'image')} in {duration(time.monotonic() - self._started)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _describe_best(runner: Runner) -> str:
