@@ -16,8 +16,9 @@ from ..console import ForwardHandler, Progress, duration, evaluation_table, logg
 from .hooks import as_fractions, by_iterations
 
 _WINDOW = 20  # iterations over which the loss is averaged
-# MMEngine warns of these in ordinary runs; our loop does not even read the data that it says it skips.
-_ORDINARY = ("The prefix is not set in metric class", "Advance dataloader ")
+# MMEngine warns of these in ordinary runs: metrics have no prefix, our loop resumes without reading the data that it
+# says it skips, and a process runs a segmentor after a detector.
+_ORDINARY = ("The prefix is not set in metric class", "Advance dataloader ", "The current default scope ")
 
 
 class LogFileRunner(Runner):
