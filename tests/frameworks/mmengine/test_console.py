@@ -53,7 +53,7 @@ def test_detection(toy_data: Path, tmp_path: Path, stream: io.StringIO) -> None:
         [
             "training on 8 images: 1 epoch of 4 iterations, batch size 2",
             re.escape(f"log file: {log}"),
-            r"epoch 1/1  iter 4/4  loss \d+\.\d+  lr \S+  \S+ (it/s|s/it)",
+            r"epoch 1/1  iter 4/4  loss \d+\.\d+  lr 7.55e-05  \S+ (it/s|s/it)",
             r"evaluation after epoch 1: 5 images in \d+ s",
             " +AP +AP50 +AP75 +small +medium +large +AR",
             f"box {NUMBERS}{{7}}",

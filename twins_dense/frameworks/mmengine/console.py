@@ -69,8 +69,9 @@ class ConsoleHook(Hook):
             )
 
         def values() -> dict[str, float]:
-            loss = runner.message_hub.get_scalar("train/loss").mean(_WINDOW)
-            return {"loss": float(loss), "lr": runner.optim_wrapper.get_lr()["lr"][0]}
+            hub = runner.message_hub  # the optimiser has the learning rate of the next iteration by now
+            loss, rate = hub.get_scalar("train/loss").mean(_WINDOW), hub.get_scalar("train/lr").current()
+            return {"loss": float(loss), "lr": float(rate)}
 
         self.progress.update(runner.iter + 1, position, values)
 
