@@ -70,7 +70,6 @@ def command(
         from ..data.layouts import recognise
 
         engine.set_data(config, recognise(data_dir, out=Path(work_dir) / "data", skip_bad=skip_bad))
-        engine.apply_overrides(config)  # they have the last word
     metrics = engine.evaluate(config, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
     if not is_first_process() or launch["machine_rank"]:
         return

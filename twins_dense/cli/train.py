@@ -80,7 +80,6 @@ def command(
         print_sections(plan.sections)
     engine.set_training(loaded, training)
     engine.set_monitoring(loaded, monitoring)
-    engine.apply_overrides(loaded)  # they have the last word
     if amp:
         engine.set_amp(loaded)
     engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in options.items() if v is not None})
