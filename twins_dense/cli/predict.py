@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import TwinsError
+from .options import parse_source
 
 
 @click.command("predict", short_help="Run a trained model on images and draw the results.")
@@ -73,21 +74,17 @@ def command(
     from tqdm import tqdm
 
     from ..data.image_lists import find_images
-    from ..frameworks.shipped_configs import is_config
     from ..inference import Detections, load_model
     from ..inference.output import write_results
     from ..inference.sources import readable
 
-    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
-    model_arguments = 2 if is_config(arguments[0]) else 1
-    if len(arguments) <= model_arguments:
+    source, images, overrides = parse_source(arguments)
+    if not images:
         raise click.UsageError("Missing argument 'IMAGES...'.")
-    config_and_source, images = arguments[:model_arguments], arguments[model_arguments:]
     folder = Path(out)
-    files = find_images([argument for argument in images if argument not in overrides], out=folder)
+    files = find_images(images, out=folder)
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise TwinsError(f"output {out!r} is not empty: choose another --out")
-    source = config_and_source[0] if model_arguments == 1 else (config_and_source[0], config_and_source[1])
     model = load_model(source, device=device, precision=precision, overrides=overrides)  # type: ignore[arg-type]
     files, left_out = readable(files, skip_bad=skip_bad)
 

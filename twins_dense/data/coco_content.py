@@ -104,7 +104,8 @@ def choose_held_out(names: Sequence[str], fraction: float, seed: int) -> set[str
         TwinsError: If there are fewer than two names.
     """
     if len(names) < 2:
-        raise TwinsError(f"{len(names)} image cannot be split into training and validation images: add more images")
+        found = "1 image" if names else "0 images"
+        raise TwinsError(f"{found} cannot be split into training and validation images: add more images")
     count = min(max(round(fraction * len(names)), 1), len(names) - 1)
     return set(sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())[:count])
 

@@ -1,8 +1,8 @@
 """Read data in YOLO format: `data.yaml`, and one text file of normalised boxes or polygons per image.
 
 The rules are those of Ultralytics (`check_det_dataset`, `img2label_paths` and `verify_image_label`). Coordinates are
-fractions of the upright image. We read the files ourselves because common converters go through pixel masks, which
-changes polygons, or through whole pixels.
+fractions of the upright image. We read the files ourselves, because supervision, the usual library for this, rounds
+polygons to whole pixels and draws them as masks.
 """
 
 from __future__ import annotations
@@ -64,33 +64,31 @@ def read_yolo(root: Path) -> CocoSplits:
     images = {split: paths for split, paths in _find_images(root, files[0], description).items() if paths}
     if not images:
         raise TwinsError(f"{files[0]}: no images are found for train, val and test; check its paths")
-    folders = {path.parent for paths in images.values() for path in paths}
+    paths = [path for split_paths in images.values() for path in split_paths]
+    num_unlabelled = sum(not _label_path(path).is_file() for path in paths)
+    if num_unlabelled == len(paths):
+        raise TwinsError(f"{files[0]}: no label files: looked for {_label_path(paths[0])} and {len(paths) - 1} others")
+    folders = {path.parent for path in paths}
     image_dir = root if all(folder.is_relative_to(root) for folder in folders) else Path(os.path.commonpath(folders))
     problems: list[str] = []
     splits = {}
-    num_unlabelled = num_boxes = num_objects = 0
-    for split, paths in images.items():
+    for split, split_paths in images.items():
         entries = []
-        for path, result in zip(paths, _read_all(split, paths, len(classes), has_keypoints), strict=True):
+        for path, result in zip(split_paths, _read_all(split, split_paths, len(classes), has_keypoints), strict=True):
             (width, height), annotations, found = result
             problems += found
             if width:
                 entries.append((path.relative_to(image_dir).as_posix(), width, height, annotations))
-            num_objects += len(annotations)
-            num_boxes += sum(not annotation["segmentation"] for annotation in annotations)
-            num_unlabelled += not _label_path(path).is_file()
         splits[split] = CocoContent(image_dir, build_content(entries, classes))
-    num_images = sum(map(len, images.values()))
-    if num_unlabelled == num_images:
-        first = next(iter(images.values()))[0]
-        raise TwinsError(f"{files[0]}: no label files: looked for {_label_path(first)} and {num_images - 1} others")
     notes = []
     if num_unlabelled:
         notes.append(
-            f"{num_unlabelled} of {num_images} images have no label file, and count as images without objects."
+            f"{num_unlabelled} of {len(paths)} images have no label file, and count as images without objects."
         )
-    if 0 < num_boxes < num_objects:
-        notes.append(f"{num_boxes} of {num_objects} objects have a box only, so that masks cannot be trained.")
+    objects = [entry for source in splits.values() for entry in source.content["annotations"]]
+    num_boxes = sum(not entry["segmentation"] for entry in objects)
+    if 0 < num_boxes < len(objects):
+        notes.append(f"{num_boxes} of {len(objects)} objects have a box only, so that masks cannot be trained.")
     if has_keypoints:
         notes.append("Keypoints are ignored.")
     return CocoSplits("YOLO", splits, tuple(notes), tuple(problems))
@@ -103,9 +101,9 @@ def _is_description(path: Path) -> bool:
         return path.stem in _STEMS  # `read_yolo` repeats the error
     if not isinstance(content, dict):
         return False
-    return {"names", "train"} <= content.keys() or (
-        path.stem in _STEMS and bool({"names", "nc", "train"} & content.keys())
-    )
+    # A file of the usual name is one even if it is incomplete.
+    wanted = content.keys() & {"names", "nc", "train"}
+    return bool(wanted) if path.stem in _STEMS else {"names", "train"} <= wanted
 
 
 def _read_description(path: Path) -> dict[str, Any]:

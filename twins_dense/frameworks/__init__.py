@@ -11,7 +11,7 @@ from ..data.layouts import DataFolder
 from ..errors import TwinsError, did_you_mean, one_line, requires_extra
 from ..weights.catalog import CATALOG
 from ..weights.read import read_checkpoint
-from .options import TrainingOptions
+from .options import MonitoringOptions, TrainingOptions
 from .prediction import Detector, Segmentor
 from .shipped_configs import find_config
 from .stored_config import read_record
@@ -52,6 +52,12 @@ class Engine(Protocol):
 
     def set_training(self, config: Any, options: TrainingOptions) -> None:
         """Change how the config trains; schedules scale with the number of epochs."""
+
+    def write_config(self, config: Any, stem: Path, comment: Sequence[str]) -> Path:
+        """Write the config to a file that `load_config` reads, with comments at its start, and return its path."""
+
+    def set_monitoring(self, config: Any, options: MonitoringOptions) -> None:
+        """Choose what a run watches and keeps."""
 
     def set_tta(self, config: Any) -> None:
         """Enable test-time augmentation for evaluation."""
@@ -182,7 +188,7 @@ def engine_of(config: str | Path) -> Engine:
     path = Path(config)
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
-    if path.suffix in _YAML or _is_lazy_config(path):
+    if path.suffix in (*_YAML, ".pkl") or _is_lazy_config(path):
         return _detectron2()
     return _mmengine()
 

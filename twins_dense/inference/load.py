@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 
 from ..errors import TwinsError, one_line
-from ..frameworks import open_checkpoint
+from ..frameworks import OpenedCheckpoint, open_checkpoint
 from ..weights.catalog import CATALOG, WeightsSpec
 from .model import ClassificationModel, DetectionModel, Model, Precision, SegmentationModel
 
@@ -49,18 +49,35 @@ def load_model(
     """
     chosen = _device(device)
     _check_precision(precision, chosen)
-    if isinstance(source, str) and source in CATALOG and not Path(source).exists():
-        spec = CATALOG[source]
-        if spec.task == "classification":
-            if overrides:
-                raise TwinsError(f"override {overrides[0]!r}: the published classifier {source!r} has no config")
-            return ClassificationModel(source, chosen, precision)
-        source = (_config_of(spec), source)
-    opened = open_checkpoint(source, overrides)
+    spec = _published(source)
+    if spec is not None and spec.task == "classification":
+        if overrides:
+            raise TwinsError(f"override {overrides[0]!r}: the published classifier {source!r} has no config")
+        return ClassificationModel(spec.name, chosen, precision)
+    opened = open_source(source, overrides)
     predictor = opened.engine.predictor(copy.deepcopy(opened.config), opened.path, chosen)
     if predictor.task == "segmentation":
         return SegmentationModel(opened, predictor, chosen, precision)
     return DetectionModel(opened, predictor, chosen, precision)
+
+
+def open_source(source: Source, overrides: Sequence[str] = ()) -> OpenedCheckpoint:
+    """Open a source like `load_model`, except for published classifiers, without loading a model.
+
+    Raises:
+        TwinsError: as `open_checkpoint` does, and for a published classifier.
+    """
+    spec = _published(source)
+    if spec is None:
+        return open_checkpoint(source, overrides)
+    if spec.task == "classification":
+        raise TwinsError(f"{spec.name!r} is a published classifier: evaluate it by `twins-dense validate`")
+    return open_checkpoint((_config_of(spec), spec.name), overrides)
+
+
+def _published(source: Source) -> WeightsSpec | None:
+    """Return the catalog entry that a source names, or `None`; files and folders of that name take precedence."""
+    return CATALOG.get(source) if isinstance(source, str) and not Path(source).exists() else None
 
 
 def _config_of(spec: WeightsSpec) -> str:

@@ -7,6 +7,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -81,8 +82,8 @@ def trained(name: str, folder: DataFolder | None = None, *overrides: str, **opti
 
 
 def build(config: Any) -> nn.Module:
-    """Build a model without memory for its parameters; detectron2's `build_model` cannot do that."""
-    with torch.device("cpu" if "cfg" in config.model else "meta"):
+    """Build a model without memory for its parameters, which detectron2's `build_model` would move to the CPU."""
+    with torch.device("meta"), mock.patch.object(nn.Module, "to", lambda module, *_: module):
         return instantiate(config.model)
 
 

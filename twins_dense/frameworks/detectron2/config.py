@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +22,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
+from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
 from .solver import multi_step_lr
@@ -36,6 +40,7 @@ _TRAIN = {
     "clip_norm": None,
     "init": None,
     "iterations_per_epoch": None,
+    "monitoring": asdict(MonitoringOptions()),
 }
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
 _UNREAD = (
@@ -73,10 +78,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     path = Path(path)
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
-    if path.suffix in (".yaml", ".yml"):
-        content = read_yaml(path)
-        if not set(_PARTS) <= content.keys():
-            return _remember(_load_cfg(path, overrides), overrides)
+    if path.suffix == ".pkl":
+        raise TwinsError(f"config {str(path)!r} is a pickle, which can run code: use the Python config of the run")
+    content = read_yaml(path) if path.suffix in (".yaml", ".yml") else None
+    from_cfg = content is not None and not set(_PARTS) <= content.keys()
+    if from_cfg:
+        config = _load_cfg(path, overrides)
+    elif content is not None:  # a dump of a LazyConfig
         config = DictConfig(content, flags={"allow_objects": True})
     else:
         try:
@@ -87,29 +95,45 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
-    apply_overrides(config, overrides)
+    # As an attribute, because it is not part of the config.
+    object.__setattr__(config, "_cfg_keys", {override.partition("=")[0] for override in overrides if from_cfg})
+    apply_overrides(config, () if from_cfg else overrides)
     return config
 
 
-def _remember(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
-    return config
-
-
-def overrides_of(config: DictConfig) -> tuple[str, ...]:
-    """Return the overrides that a config was loaded with."""
-    return vars(config).get("_overrides", ())
+def is_cfg(config: DictConfig) -> bool:
+    """Return whether a config was translated from a YAML file for CfgNode."""
+    return "cfg" in config.model
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) -> None:
-    """Apply overrides of the form `key=value` to a LazyConfig (see `load_config`), and remember them.
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
 
     `None` applies those that were applied before once more, because they have the last word over other changes.
+    Overrides of a YAML file for CfgNode are applied while it is read, and only then; see `overridden_cfg_keys`.
     """
-    if overrides is not None:
-        _remember(config, overrides)
-    for override in overrides_of(config):
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
+    for override in overrides:
         _apply(config, override)
+
+
+def overridden_cfg_keys(config: DictConfig) -> set[str]:
+    """Return the keys of CfgNode that a config was loaded with as overrides."""
+    return vars(config).get("_cfg_keys", set())
+
+
+def write_config(config: DictConfig, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a YAML file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / path.name
+        LazyConfig.save(config, str(dump))
+        content = dump.read_bytes()
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, text.encode() + b"\n" + content)
+    return path
 
 
 def default_work_dir(config: DictConfig) -> Path:
@@ -290,6 +314,7 @@ def _load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
             "log_period": 20,
             "device": cfg.MODEL.DEVICE,
             "auto_scale_lr": {"enabled": False, "base_batch_size": cfg.SOLVER.IMS_PER_BATCH},
+            "monitoring": asdict(MonitoringOptions()),
         },
     }
     return DictConfig(config, flags={"allow_objects": True})

@@ -18,7 +18,7 @@ from .. import recipes
 from ..checks import check_training_options
 from ..options import TrainingOptions
 from .backbone import optimizer_params
-from .config import apply_overrides, datasets_of, overrides_of, read_dump
+from .config import apply_overrides, datasets_of, is_cfg, overridden_cfg_keys, read_dump
 from .data import TrainingFacts, training_facts
 
 # The settings below have one name in a LazyConfig and another one in a CfgNode, which a YAML file becomes.
@@ -64,8 +64,7 @@ def set_data(config: DictConfig, data: DataFolder) -> None:
     epochs = _num_epochs(config)
     if epochs is not None:
         _set_length(config, epochs, facts)
-    if not _is_yaml(config):
-        apply_overrides(config)
+    apply_overrides(config)
 
 
 def set_training(config: DictConfig, options: TrainingOptions) -> None:
@@ -83,8 +82,7 @@ def set_training(config: DictConfig, options: TrainingOptions) -> None:
     batch = options.batch or (recipes.BATCH_SIZE if options.recipe == "small-data" else None)
     if batch is not None:
         _set_batch(config, batch)
-        if not _is_yaml(config):
-            apply_overrides(config)
+        apply_overrides(config)
     if options.epochs is not None or (epochs is not None and loader.total_batch_size != before):
         _set_length(config, options.epochs or epochs or 1, training_facts(loader.dataset))
     if options.epochs is not None:
@@ -94,6 +92,8 @@ def set_training(config: DictConfig, options: TrainingOptions) -> None:
                 node[key] = interval * settings.iterations_per_epoch
     if _num_epochs(config) is not None:
         _fit_schedule(config)
+    if options.weights is not None:
+        _set_backbone(config, "weights", options.weights)
     if options.max_dets is not None:
         _set_max_dets(config, options.max_dets)
     if options.recipe == "small-data":
@@ -109,8 +109,7 @@ def set_training(config: DictConfig, options: TrainingOptions) -> None:
         settings.init = str(options.init)
     if options.freeze is not None:
         _set_backbone(config, "freeze", options.freeze)
-    if not _is_yaml(config):
-        apply_overrides(config)
+    apply_overrides(config)
 
 
 def _split(data: DataFolder, name: str) -> Split:
@@ -125,7 +124,7 @@ def _with_masks(config: DictConfig) -> bool:
 
 
 def _set_num_classes(config: DictConfig, num_classes: int) -> None:
-    if _is_yaml(config):
+    if is_cfg(config):
         _set_yaml(config, dict.fromkeys(_CLASSES_KEYS, num_classes))
         return
     for node in _nodes(config.model):
@@ -135,7 +134,7 @@ def _set_num_classes(config: DictConfig, num_classes: int) -> None:
 
 
 def _set_mask_format(config: DictConfig, mask_format: str) -> None:
-    if _is_yaml(config):
+    if is_cfg(config):
         _set_yaml(config, {"INPUT.MASK_FORMAT": mask_format})
     else:
         config.dataloader.train.mapper.instance_mask_format = mask_format
@@ -207,7 +206,7 @@ def _set_small_data(config: DictConfig, *, pretrained: bool) -> None:
         rescale_interval=True,  # the cosine takes what the warm-up leaves
     )
     _set_backbone(config, "drop_path_rate", recipes.DROP_PATH_RATE[pretrained])
-    if _is_yaml(config):
+    if is_cfg(config):
         num_proposals = recipes.num_proposals(read_dump(config.model.cfg).TEST.DETECTIONS_PER_IMAGE)
         topk = {"PRE": recipes.PRE_NMS_TOPK, "POST": num_proposals}
         rpn = {f"MODEL.RPN.{name}_NMS_TOPK_{mode}": topk[name] for name in topk for mode in ("TRAIN", "TEST")}
@@ -222,7 +221,7 @@ def _set_small_data(config: DictConfig, *, pretrained: bool) -> None:
 def _set_size(config: DictConfig, size: int) -> None:
     """Set the short side of resized test images, and change all other lengths of the augmentations in proportion."""
     mappers = config.dataloader.train.mapper, config.dataloader.test.mapper
-    if _is_yaml(config):
+    if is_cfg(config):
         images = read_dump(config.model.cfg).INPUT
         scale = size / images.MIN_SIZE_TEST
         keys = ("MIN_SIZE_TRAIN", "MAX_SIZE_TRAIN", "MIN_SIZE_TEST", "MAX_SIZE_TEST")
@@ -249,7 +248,7 @@ def _scaled(length: Any, scale: float) -> Any:
 
 
 def _set_max_dets(config: DictConfig, max_dets: int) -> None:
-    if _is_yaml(config):
+    if is_cfg(config):
         before = read_dump(config.model.cfg).MODEL.RPN.POST_NMS_TOPK_TEST
         proposals = max(before, max_dets)
         _set_yaml(config, {"TEST.DETECTIONS_PER_IMAGE": max_dets, "MODEL.RPN.POST_NMS_TOPK_TEST": proposals})
@@ -272,31 +271,31 @@ def _set_anchor_sizes(config: DictConfig, anchor_sizes: Sequence[float]) -> None
     """Set the anchor sizes; levels with several scales, as in RetinaNet, get equal steps up to twice the size."""
     option = f"anchor_sizes={tuple(anchor_sizes)!r}"
     generators = [node for node in _nodes(config.model) if "sizes" in node and "aspect_ratios" in node]
-    if _is_yaml(config):
+    if is_cfg(config):
         generators = [read_dump(config.model.cfg).MODEL.ANCHOR_GENERATOR]
     if len(generators) != 1:
         raise TwinsError(f"{option}: the model of the config has {len(generators)} anchor generators instead of one")
-    before = generators[0]["SIZES" if _is_yaml(config) else "sizes"]
+    before = generators[0]["SIZES" if is_cfg(config) else "sizes"]
     if len(anchor_sizes) != len(before):
         raise TwinsError(f"{option}: give {len(before)} sizes, one for each level of the pyramid")
     sizes = [
         [size * 2 ** (step / len(level)) for step in range(len(level))]
         for size, level in zip(anchor_sizes, before, strict=True)
     ]
-    if _is_yaml(config):
+    if is_cfg(config):
         _set_yaml(config, {"MODEL.ANCHOR_GENERATOR.SIZES": sizes})
     else:
         generators[0].sizes = sizes
 
 
 def _backbone_weights(config: DictConfig) -> bool:
-    key = "model.weights" if _is_yaml(config) else f"{_NET}.weights"
+    key = "model.weights" if is_cfg(config) else f"{_NET}.weights"
     return bool(OmegaConf.select(config, key))
 
 
 def _set_backbone(config: DictConfig, name: str, value: Any) -> None:
     """Set an argument of `build_net`."""
-    if _is_yaml(config):
+    if is_cfg(config):
         _set_yaml(config, {f"MODEL.TWINS.{name.upper()}": value})
     else:
         net = OmegaConf.select(config, _NET)
@@ -315,17 +314,12 @@ def _nodes(part: Any) -> Iterator[DictConfig]:
             yield from _nodes(child)
 
 
-def _is_yaml(config: DictConfig) -> bool:
-    return "cfg" in config.model
-
-
 def _set_yaml(config: DictConfig, settings: Mapping[str, Any]) -> None:
     """Change settings of the CfgNode that the model and both mappers of a translated YAML file contain.
 
     Those that the file was loaded with as overrides stay.
     """
-    overridden = {override.partition("=")[0] for override in overrides_of(config)}
-    settings = {key: value for key, value in settings.items() if key not in overridden}
+    settings = {key: value for key, value in settings.items() if key not in overridden_cfg_keys(config)}
     for owner in (config.model, config.dataloader.train.mapper, config.dataloader.test.mapper):
         cfg: CfgNode = read_dump(owner.cfg)
         cfg.merge_from_list([item for pair in settings.items() for item in pair])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..checks import config_errors
 
@@ -75,6 +76,14 @@ def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> N
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
 
 
+def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a Python file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".py")
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, f"{text}\n{config.pretty_text}".encode())
+    return path
+
+
 def default_work_dir(config: Config) -> Path:
     """Return the default folder of a run: the `work_dir` of the config, or `work_dirs/NAME_OF_THE_CONFIG`."""
     return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
@@ -103,7 +112,7 @@ def set_tta(config: Config) -> None:
         raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    config.model = {**config.tta_model, "module": config.model}
+    config.model = {**config.tta_model, "module": model_of(config)}
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
@@ -184,6 +193,14 @@ def without_initial_weights(config: Config) -> Config:
     model = model_of(config)
     if model.get("backbone", {}).get("weights") is not None:
         model.backbone.weights = None
+    return config
+
+
+def without_run_settings(config: Config) -> Config:
+    """Return a copy of a config without the settings of a single run, to be stored for other runs."""
+    config = copy.deepcopy(config)
+    for key in ("work_dir", "experiment_name", "launcher", "resume"):
+        config.pop(key, None)
     return config
 
 

@@ -1,6 +1,16 @@
 """The `Engine` interface for MMEngine's Runner."""
 
-from .config import apply_overrides, default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
+from .config import (
+    apply_overrides,
+    default_work_dir,
+    load_config,
+    set_amp,
+    set_data_root,
+    set_skip_bad,
+    set_tta,
+    write_config,
+)
+from .monitoring import set_monitoring
 from .predictors import predictor
 from .runner import check_data, evaluate, train
 from .settings import set_data, set_training
@@ -17,9 +27,11 @@ __all__ = [
     "set_amp",
     "set_data",
     "set_data_root",
+    "set_monitoring",
     "set_skip_bad",
     "set_training",
     "set_tta",
     "to_data",
     "train",
+    "write_config",
 ]

@@ -77,6 +77,8 @@ def set_training(config: Config, options: TrainingOptions) -> None:
             raise TwinsError(f"{name}={value}: config {str(config.filename)!r} is for segmentation; leave it out")
         if value is not None:
             model[name] = value
+    if options.weights is not None:
+        model.backbone.weights = options.weights
     if options.epochs is not None:
         set_epochs(config, options.epochs)
     if options.recipe == "small-data":
