@@ -146,7 +146,7 @@ class TestSegmentors:
 class TestSources:
     def test_the_best_checkpoint_of_a_run(self, tiny_run: Run, tmp_path: Path) -> None:
         run = tmp_path / "run"
-        shutil.copytree(tiny_run.work_dir, run)
+        shutil.copytree(tiny_run.work_dir, run, ignore=shutil.ignore_patterns("best_*"))
         names = [repr(td.load_model(run))]
         for number, name in enumerate(("best_coco_bbox_AP_epoch_1.pth", "best_coco_bbox_AP_epoch_2.pth")):
             shutil.copy(tiny_run.checkpoint, run / name)
