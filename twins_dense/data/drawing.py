@@ -190,7 +190,7 @@ def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Seque
 
     Args:
         image: uint8 RGB (H, W, 3).
-        classes: (H, W) indices into `palette`. Pixels of other values, such as 255 for ignored ones, keep their colours.
+        classes: (H, W) indices into `palette`. Pixels with other values, such as 255, are not tinted.
         palette: One (R, G, B) in 0..255 per class.
 
     Returns:
