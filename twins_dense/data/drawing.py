@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-LabelMode = Literal["auto", "none", "all"]
+ShowLabels = Literal["auto", "none", "all"]
 
 # The colours of Okabe and Ito (2008), which people with colour vision deficiency can tell apart, without black.
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178))
@@ -29,7 +29,7 @@ def draw_instances(
     *,
     scores: Any = None,
     masks: Any = None,
-    show_labels: LabelMode = "auto",
+    show_labels: ShowLabels = "auto",
 ) -> np.ndarray:
     """Draw instances on an image, each in its own colour.
 
@@ -77,7 +77,7 @@ def draw_comparison(
     prediction: Mapping[str, Any],
     class_names: Sequence[str],
     *,
-    show_labels: LabelMode = "auto",
+    show_labels: ShowLabels = "auto",
 ) -> np.ndarray:
     """Draw the ground truth (left) beside the prediction (right).
 
@@ -138,6 +138,8 @@ def _fill(picture: np.ndarray, mask: np.ndarray, color: tuple[int, ...]) -> Sequ
     """Tint the inside of a mask in place; return its contours, whose points lie on the mask."""
     mask = np.ascontiguousarray(mask, dtype=np.uint8)
     left, top, width, height = cv2.boundingRect(mask)  # work on the part of the picture that the mask covers
+    if not width:
+        return ()
     inside = mask[top : top + height, left : left + width]
     part = picture[top : top + height, left : left + width]
     part[inside > 0] = (1 - _FILL) * part[inside > 0] + _FILL * np.array(color)

@@ -227,7 +227,7 @@ class TestErrorsOfTraining:
         asked: list[tuple[int, Any]] = []
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
         monkeypatch.setattr(
-            "twins_dense.frameworks.detectron2.trainer.launch_processes",
+            "twins_dense.frameworks.detectron2.launch.launch_processes",
             lambda function, num_gpus, **options: asked.append((num_gpus, options["num_machines"])),
         )
         twins("train", run.config, "--work-dir", tmp_path / "run")

@@ -1,25 +1,50 @@
 """The `Engine` interface for detectron2's trainer."""
 
+import warnings
+
 from ...errors import TwinsError
 
 try:
-    from . import backbone as _adapter  # noqa: F401  (the error explains how to install detectron2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # detectron2 uses it
+        from . import backbone as _adapter  # noqa: F401  (the error explains how to install detectron2)
 except ImportError as error:
     raise TwinsError(str(error)) from None
 
-from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
-from .predictors import load_predictor
-from .trainer import check_data, evaluate, train
+from .checks import check_data
+from .config import (
+    apply_overrides,
+    default_work_dir,
+    load_config,
+    set_amp,
+    set_data_root,
+    set_skip_bad,
+    set_tta,
+    write_config,
+)
+from .evaluation import evaluate
+from .monitoring import set_monitoring
+from .predictors import predictor
+from .settings import set_data, set_training
+from .stored import from_data, to_data
+from .trainer import train
 
 __all__ = [
+    "apply_overrides",
     "check_data",
     "default_work_dir",
     "evaluate",
+    "from_data",
     "load_config",
-    "load_predictor",
+    "predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
+    "set_monitoring",
     "set_skip_bad",
+    "set_training",
     "set_tta",
+    "to_data",
     "train",
+    "write_config",
 ]

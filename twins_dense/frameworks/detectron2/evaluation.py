@@ -1,0 +1,126 @@
+"""Load a trained detector and evaluate it, in one or several processes."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import instantiate
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig
+from torch import nn
+
+from .. import checks, metrics_file
+from ..console import Progress, duration, logger
+from ..work_dir import for_evaluation
+from .checks import building, categories_of, check_classes, dataset_name_of, read_detector
+from .hooks import as_fractions
+from .launch import fit_device, launch_run, set_up
+
+_log = logging.getLogger("detectron2.evaluation")  # for the log file, not for the console
+
+
+def evaluate(
+    config: DictConfig, checkpoint: str | Path, work_dir: str | Path, *, launch: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Evaluate a detectron2 checkpoint on the test data of a config.
+
+    Returns:
+        The metrics by name (such as `coco/bbox_AP50`), with scores as fractions and without those of single classes,
+        which are only in `work_dir/metrics.json`. If there are several machines, only the first returns any metrics.
+
+    Raises:
+        TwinsError: if the config, the data or the checkpoint cannot be used.
+    """
+    work_dir = for_evaluation(work_dir)
+    config.train.output_dir = str(work_dir)
+    launch_run(_evaluate, launch, config, str(checkpoint))
+    if launch and launch.get("machine_rank"):  # only the first machine has the metrics
+        return {}
+    # The scores of single classes have names such as "coco/bbox_AP-person".
+    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if "_AP-" not in name}
+
+
+def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load the model of a config with the weights of a detectron2 checkpoint, in eval mode, on the config's device.
+
+    Returns:
+        The model, and the content of the checkpoint.
+
+    Raises:
+        TwinsError: if the checkpoint belongs to another model.
+    """
+    fit_device(config)
+    _drop_initial_weights(config)
+    content = read_detector(checkpoint)
+    with building():
+        model = instantiate(config.model)
+    checks.check_checkpoint(content["model"], model.state_dict(), checkpoint)
+    DetectionCheckpointer(model).load(str(checkpoint))
+    return model.to(config.train.device).eval(), content
+
+
+def _evaluate(config: DictConfig, checkpoint: str) -> None:
+    set_up(config)
+    with building():
+        loader, evaluator = build_test(config)
+    model, content = load_model(config, checkpoint)
+    name = dataset_name_of(config.dataloader.test)
+    found, trained = check_classes(config, model, name), content.get("dataset_meta")
+    if trained is not None:
+        categories = [categories_of(meta) for meta in (found, trained)]
+        checks.check_categories(f"data set {name!r}", categories[0], f"checkpoint {checkpoint!r}", categories[1])
+    start = time.monotonic()
+    results = score(model, loader, [evaluator])
+    if comm.is_main_process():
+        logger.info(f"evaluation: {len(loader.dataset)} images in {duration(time.monotonic() - start)}")
+        last = content.get("iteration")
+        metrics_file.write_metrics(
+            Path(config.train.output_dir),
+            as_fractions(results),
+            iteration=None if last is None else last + 1,
+            checkpoint=checkpoint,
+            dataset=name,
+        )
+
+
+def build_test(config: DictConfig) -> tuple[Any, Any]:
+    """Return the test loader and the evaluator of a config."""
+    # The loader comes first: building its data set registers the ground truth that the evaluator reads.
+    loader = instantiate(config.dataloader.test)
+    return loader, instantiate(config.dataloader.evaluator)
+
+
+def score(model: nn.Module, loader: Any, evaluators: list[Any]) -> dict[str, Any]:
+    """Return the results of evaluators by task, or an empty dictionary in all processes but the first."""
+    callbacks = {}
+    if comm.is_main_process():
+        progress, batches = Progress(len(loader), last_line=False), count(1)
+
+        def show_progress() -> None:
+            done = next(batches)
+            progress.update(done, f"evaluation  batch {done}/{len(loader)}")
+
+        callbacks["after_inference"] = show_progress
+    with redirect_stdout(io.StringIO()) as printed:  # by pycocotools
+        results = inference_on_dataset(model, loader, evaluators, callbacks)
+    if comm.is_main_process():
+        _log.info(printed.getvalue())
+        print_csv_format(results)
+    return results or {}
+
+
+def _drop_initial_weights(config: DictConfig) -> None:
+    """Remove the ImageNet weights from a config, because a checkpoint of the whole model will be loaded instead."""
+    net = config.model.get("backbone", {}).get("bottom_up", {}).get("net", {})
+    for node in (config.model, net):  # the first for a YAML file, the second for a LazyConfig
+        if node.get("weights"):
+            node.weights = None
