@@ -47,6 +47,7 @@ from .config import (
 )
 from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
+from .monitoring import check_average, without_training_hooks
 from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
 from .transfer import read_for_transfer
 
@@ -83,7 +84,9 @@ def train(
     initial = None
     if resume:
         last = last_checkpoint(work_dir)
-        meta = read_for_config(config, last)["meta"]
+        checkpoint = read_for_config(config, last)
+        check_average(config, checkpoint, last)
+        meta = checkpoint["meta"]
         _check_resumable(config, meta)
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
         if is_main_process():  # MMEngine stores the whole path, but the folder may have been moved
@@ -132,6 +135,7 @@ def evaluate(
     work_dir = for_evaluation(work_dir)
     config.work_dir = str(work_dir)
     config.resume = False
+    config.custom_hooks = without_training_hooks(config)
     for part in ("dataloader", "evaluator", "cfg"):
         config[f"test_{part}"] = test_part(config, part)
     check_settings(config)
