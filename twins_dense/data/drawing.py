@@ -43,7 +43,7 @@ def draw_instances(
         labels: (N,) indices into `class_names`.
         class_names: Names of the classes.
         scores: (N,) in 0..1, drawn after the names.
-        masks: N masks, each (H, W), bool or 0 and 1.
+        masks: N masks, each (H, W), bool or uint8.
         show_labels: "auto" draws the names that fit into the boxes of their objects and cover no other name, "all"
             draws every name, and "none" draws no name.
 
@@ -136,7 +136,7 @@ def _pixels(box: np.ndarray, picture: np.ndarray) -> tuple[int, int, int, int]:
 
 def _fill(picture: np.ndarray, mask: np.ndarray, color: tuple[int, ...]) -> Sequence[np.ndarray]:
     """Tint the inside of a mask in place; return its contours, whose points lie on the mask."""
-    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    mask = np.ascontiguousarray(mask).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)  # work on the part of the picture that the mask covers
     if not width:
         return ()
@@ -158,7 +158,7 @@ def _draw_names(
     smallest = max(9, largest // 2)
     for i in order:
         left, top, right, bottom = _pixels(boxes[i], picture)
-        for size in range(largest, smallest - 1, -1):
+        for size in range(largest, smallest - 1, -max(1, largest // 12)):
             font = _font(size)
             w, h = math.ceil(font.getlength(names[i])) + size // 2, sum(font.getmetrics())
             fits = w <= right - left and h <= (bottom - top) / 2
