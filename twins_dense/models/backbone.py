@@ -205,6 +205,17 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def init_for_padding(net: TwinsBackbone) -> None:
+    """Prepare a freshly initialised backbone for training on images that are padded with zeros to a common size.
+
+    The official initialisation sets the bias of the first patch embedding to zero. The tokens of the padding are then
+    zero as well, where LayerNorm multiplies gradients by 1/sqrt(eps): their norm was up to 1e9 instead of 10. This
+    function gives that bias the standard deviation of the linear layers.
+    """
+    embed: Any = net.patch_embeds[0]
+    nn.init.trunc_normal_(embed.proj.bias, std=0.02)
+
+
 def _drop_path_rates(last: float, num_blocks: int) -> Iterator[float]:
     """Return rates that grow linearly from 0 to `last` over the blocks of all stages, including those not built."""
     return (last * i / max(num_blocks - 1, 1) for i in range(num_blocks))

@@ -47,7 +47,7 @@ class TestCheckpoint:
         config = load_config(write_config(tmp_path / "own.py", toy_data, more=more), ["train_cfg.max_epochs=1"])
         runner = engine.train(config, tmp_path / "run")
         names = [type(hook).__name__ for hook in runner.hooks]
-        assert [names.count(name) for name in (*needed, "FiniteLossHook", "ProgressBarHook")] == [1] * 5
+        assert [names.count(name) for name in (*needed, "FiniteLossHook", "ConsoleHook")] == [1] * 5
         (checkpoint,) = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         assert checkpoint.backend_args == {"backend": "atomic"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
@@ -90,10 +92,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
-    # As attributes, because they are not part of the config.
-    object.__setattr__(config, "_overrides", () if from_cfg else tuple(overrides))
+    # As an attribute, because it is not part of the config.
     object.__setattr__(config, "_cfg_keys", {override.partition("=")[0] for override in overrides if from_cfg})
-    apply_overrides(config)
+    apply_overrides(config, () if from_cfg else overrides)
     return config
 
 
@@ -102,18 +103,34 @@ def is_cfg(config: DictConfig) -> bool:
     return "cfg" in config.model
 
 
-def apply_overrides(config: DictConfig) -> None:
-    """Apply the overrides that a config was loaded with, once more: they have the last word over other changes.
+def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a LazyConfig (see `load_config`), and remember them.
 
+    `None` applies those that were applied before once more, because they have the last word over other changes.
     Overrides of a YAML file for CfgNode are applied while it is read, and only then; see `overridden_cfg_keys`.
     """
-    for override in vars(config).get("_overrides", ()):
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
+    for override in overrides:
         _apply(config, override)
 
 
 def overridden_cfg_keys(config: DictConfig) -> set[str]:
     """Return the keys of CfgNode that a config was loaded with as overrides."""
     return vars(config).get("_cfg_keys", set())
+
+
+def write_config(config: DictConfig, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a YAML file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / path.name
+        LazyConfig.save(config, str(dump))
+        content = dump.read_bytes()
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, text.encode() + b"\n" + content)
+    return path
 
 
 def default_work_dir(config: DictConfig) -> Path:

@@ -41,6 +41,7 @@ def coco_dataset(
     image_dir: str | None = None,
     filter_empty: bool = True,
     skip_bad: bool = False,
+    strict: bool = False,
     indices: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return COCO-format data as detectron2's list of dicts, and register it in detectron2's catalogs.
@@ -59,13 +60,14 @@ def coco_dataset(
         image_dir: Folder of the images.
         filter_empty: Whether to leave out images without instances in training.
         skip_bad: Whether to leave out and log unusable images and annotations instead of raising an error.
+        strict: Whether boxes with a width or a height of zero are errors, instead of being left out and logged.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Raises:
         TwinsError: if files or annotations cannot be used.
     """
     ann_path, image_path = _find(name, data_root, ann_file, image_dir)
-    data = load_coco(ann_path, image_path, skip_bad=skip_bad, indices=indices, refuse_rotated=True)
+    data = load_coco(ann_path, image_path, skip_bad=skip_bad, strict=strict, indices=indices, refuse_rotated=True)
     if data.problems:
         lines = "\n".join(data.problems)
         logger.warning(f"Left out, {len(data.problems)} in all:\n{lines}")

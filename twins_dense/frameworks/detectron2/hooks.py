@@ -32,7 +32,7 @@ class RunCheckpointer(DetectionCheckpointer):
         model: The detector, possibly inside DistributedDataParallel.
         save_dir: The work directory.
         facts: Entries to store with the model: `dataset_meta` (`classes` and `category_ids`), which prediction needs,
-            and `total_batch_size`, which resuming needs.
+            `total_batch_size`, which resuming needs, and the config as data, if it can be stored.
         checkpointables: Further objects whose state dicts are stored, such as the trainer.
     """
 

@@ -92,6 +92,8 @@ def set_training(config: DictConfig, options: TrainingOptions) -> None:
                 node[key] = interval * settings.iterations_per_epoch
     if _num_epochs(config) is not None:
         _fit_schedule(config)
+    if options.weights is not None:
+        _set_backbone(config, "weights", options.weights)
     if options.max_dets is not None:
         _set_max_dets(config, options.max_dets)
     if options.recipe == "small-data":

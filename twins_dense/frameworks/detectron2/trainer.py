@@ -26,6 +26,7 @@ from .evaluation import build_test, score
 from .hooks import LEARNING_RATE, Evaluation, ExactResume, FiniteLosses, MetricsFile, RunCheckpointer
 from .launch import launch_run, set_up
 from .solver import clip_gradients
+from .stored import stored_record
 from .transfer import load_for_transfer
 
 
@@ -61,6 +62,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
     dataset_meta = check_classes(config, model, dataset_name_of(config.dataloader.train))
+    stored = stored_record(config)
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
@@ -89,7 +91,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         trainer: SimpleTrainer = AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
     else:
         trainer = SimpleTrainer(model, loader, optimizer)
-    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size}
+    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size, **stored}
     checkpointer = RunCheckpointer(model, settings.output_dir, facts, trainer=trainer)
     periodic = hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)
     if resume:  # tell it about the earlier checkpoints, which it has to remove later

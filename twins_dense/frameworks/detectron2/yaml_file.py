@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from detectron2.layers import ShapeSpec
 
 from ...errors import TwinsError, one_line

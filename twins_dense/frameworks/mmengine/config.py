@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..checks import config_errors
 
@@ -53,14 +54,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
-    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
-    apply_overrides(config)
+    apply_overrides(config, overrides)
     return config
 
 
-def apply_overrides(config: Config) -> None:
-    """Apply the overrides that a config was loaded with, once more: they have the last word over other changes."""
-    overrides: Sequence[str] = vars(config).get("_overrides", ())
+def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    """
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
@@ -69,6 +74,14 @@ def apply_overrides(config: Config) -> None:
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
+
+
+def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a Python file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".py")
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, f"{text}\n{config.pretty_text}".encode())
+    return path
 
 
 def default_work_dir(config: Config) -> Path:
@@ -131,7 +144,8 @@ def check_settings(config: Config) -> None:
 
 def model_of(config: Config) -> Any:
     """Return the settings of the model, without test-time augmentation around it."""
-    return config.model.get("module", config.model)
+    model = config.get("model", {})
+    return model.get("module", model)
 
 
 def is_segmentor(config: Config) -> bool:

@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from ...errors import TwinsError, did_you_mean
 from ...models.backbone import TwinsBackbone
-from . import checkpoints, coco_metric, detection_data, hooks, samplers  # noqa: F401  (the imports register classes that configs name)
+from . import checkpoints, coco_metric, detection_data, hooks, resuming, samplers  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .coco_metric import CocoMetric  # noqa: F401
 from .config import num_detections
@@ -136,7 +136,11 @@ class TwinsMaskRCNN(TorchvisionDetector):
         if anchor_sizes is not None:
             sizes = [(size,) for size in _checked_anchor_sizes(anchor_sizes, len(fpn.bottom_up.pyramid.names) + 1)]
             settings["rpn_anchor_generator"] = _anchor_generator(sizes)
-        super().__init__(MaskRCNN(fpn, num_classes + 1, min_size, max_size, **{**options, **settings}), num_classes)
+        detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **{**options, **settings})
+        # detectron2's initialisation. With torchvision's, the standard deviation of the mask logits depends on the
+        # number of classes: with one class, masks start out so certain and wrong that their loss is 9 instead of 0.7.
+        nn.init.normal_(detector.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
+        super().__init__(detector, num_classes)
 
 
 @MODELS.register_module()

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
@@ -24,9 +23,18 @@ from torch import nn
 from ...atomic import write_atomically
 from ...errors import TwinsError
 from .. import checks, metrics_file
+from ..console import logger
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations
-from .checkpoints import InitialStateHook, dataset_meta, read_for_config, read_for_model, silent_log, unwrapped
+from .checkpoints import (
+    InitialStateHook,
+    PlainCheckpointHook,
+    dataset_meta,
+    read_for_config,
+    read_for_model,
+    silent_log,
+    unwrapped,
+)
 from .config import (
     building,
     check_settings,
@@ -35,7 +43,9 @@ from .config import (
     test_part,
     without_initial_weights,
 )
-from .hooks import as_fractions, register_needed_hooks
+from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
+from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
+from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
 from .transfer import read_for_transfer
 
 
@@ -92,7 +102,7 @@ def train(
         _check_categories(dataset, train_set.metainfo, "the training data")
     if config.get("init") and not resume:
         initial, report = read_for_transfer(config, config.init, train_set.metainfo)
-        print_log(f"Start from {report}", "current")
+        logger.info(f"start from {report}")
     with building(config):
         runner = _build_runner(config, datasets)
         if initial is not None:
@@ -141,8 +151,8 @@ def evaluate(
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Load the model of a config with the weights of a checkpoint, in eval mode, on a GPU if one is available.
+def load_model(config: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Load the model of a config with the weights of a checkpoint, in eval mode, on a device.
 
     Returns:
         The model, and the metadata of its data set from the checkpoint (`classes`, `category_ids`, …).
@@ -153,7 +163,7 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mappi
         model = MODELS.build(config.model)
         state = read_for_model(model, checkpoint)
     model.load_state_dict(state["state_dict"])
-    return model.to(get_device()).eval(), dataset_meta(state["meta"])
+    return model.to(device).eval(), dataset_meta(state["meta"])
 
 
 def check_data(config: Config) -> Iterator[str]:
@@ -183,6 +193,7 @@ def _prepare(config: Config) -> None:
     """Run the custom imports of a config, and adapt it to the available devices and processes."""
     if config.get("model") is None:
         raise TwinsError(f"config {str(config.filename)!r} has no model: use the config of a complete experiment")
+    only_warnings_on_console(MMLogger.get_current_instance())  # until the runner has its own log
     imports = config.get("custom_imports")
     if imports is not None:
         import_modules_from_strings(**imports)
@@ -197,6 +208,8 @@ def _prepare(config: Config) -> None:
     checkpoint_hook = config.setdefault("default_hooks", {}).setdefault("checkpoint", {"type": "CheckpointHook"})
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
+        if checkpoint_hook.type == "CheckpointHook":
+            checkpoint_hook.type = EvaluatedCheckpointHook.__name__
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"
@@ -255,15 +268,32 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = Runner(**arguments, cfg=config)
+    runner = LogFileRunner(**arguments, cfg=config)
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
             # Use an f-string: MMEngine's logger drops repeated format strings, and several data sets may warn.
             lines = "\n".join(dataset.problems)
             runner.logger.warning(f"Left out, {len(dataset.problems)} in all:\n{lines}")
-    register_needed_hooks(runner)
+    _register_needed_hooks(runner)
     return runner
+
+
+def _register_needed_hooks(runner: Runner) -> None:
+    """Register the hooks that every run needs, except those that the config has already registered."""
+    needed = [
+        IterationSeedHook,
+        PlainCheckpointHook,
+        MetricsFileHook,
+        ConsoleHook,
+        FiniteLossHook,
+        ResumedEvaluationHook,
+    ]
+    if runner.distributed:
+        needed.append(AverageBuffersHook)
+    for hook in needed:
+        if not any(isinstance(registered, hook) for registered in runner.hooks):
+            runner.register_hook(hook())
 
 
 def _rehearse(runner: Runner) -> None:

@@ -12,7 +12,7 @@ from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
 from ..checks import check_training_options
 from ..options import TrainingOptions
-from .config import apply_overrides, is_segmentor, model_of, settings_called
+from .config import is_segmentor, model_of, settings_called
 from .recipes import apply_small_data_recipe
 from .schedules import set_epochs, world_size
 
@@ -22,8 +22,6 @@ _LONG_SIDE = 1333 / 800
 
 def set_data(config: Config, data: DataFolder) -> None:
     """Make a config use a recognised data folder, with its classes, for training and evaluation.
-
-    Overrides that the config was loaded with are applied again at the end.
 
     Raises:
         TwinsError: if the folder is for another task, has no masks for Mask R-CNN, or lacks a split.
@@ -56,13 +54,10 @@ def set_data(config: Config, data: DataFolder) -> None:
         if config.get(key) is not None:
             config[key].iou_types = ("bbox", "segm") if with_masks else ("bbox",)
     _set_everywhere(config.model, "num_classes", len(data.classes))
-    apply_overrides(config)
 
 
 def set_training(config: Config, options: TrainingOptions) -> None:
     """Change how a config trains, as `TrainingOptions` describes.
-
-    Overrides that the config was loaded with are applied again at the end.
 
     Raises:
         TwinsError: for a value that is out of range or does not suit the config, or if the number of training images is
@@ -82,6 +77,8 @@ def set_training(config: Config, options: TrainingOptions) -> None:
             raise TwinsError(f"{name}={value}: config {str(config.filename)!r} is for segmentation; leave it out")
         if value is not None:
             model[name] = value
+    if options.weights is not None:
+        model.backbone.weights = options.weights
     if options.epochs is not None:
         set_epochs(config, options.epochs)
     if options.recipe == "small-data":
@@ -93,7 +90,6 @@ def set_training(config: Config, options: TrainingOptions) -> None:
         config.init = str(options.init)
     if options.freeze is not None:
         model.backbone.freeze = options.freeze
-    apply_overrides(config)
 
 
 def _with_retinanet(config: str) -> str:

@@ -1,0 +1,105 @@
+"""The console output of MMEngine's Runner: progress, evaluations and warnings; everything else is for the log file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..console import ForwardHandler, Progress, duration, evaluation_table, logger, short_path
+from .hooks import as_fractions, by_iterations
+
+_WINDOW = 20  # iterations over which the loss is averaged
+# MMEngine warns of these in ordinary runs; our loop does not even read the data that it says it skips.
+_ORDINARY = ("The prefix is not set in metric class", "Advance dataloader ")
+
+
+class LogFileRunner(Runner):
+    """MMEngine's Runner, but its log goes to the log file only; the console shows the warnings in it."""
+
+    def build_logger(self, *arguments: Any, **options: Any) -> MMLogger:
+        """Build the logger before anything is logged."""
+        log = super().build_logger(*arguments, **options)
+        only_warnings_on_console(log)
+        return log
+
+
+def only_warnings_on_console(log: MMLogger) -> None:
+    """Replace the stream handler of an MMEngine logger by one that passes warnings to our logger."""
+    for index, handler in enumerate(log.handlers):
+        if type(handler) is logging.StreamHandler:
+            forward = ForwardHandler(max(handler.level, logging.WARNING))  # MMEngine's level is higher in other ranks
+            forward.filters = [*handler.filters, lambda record: not str(record.msg).startswith(_ORDINARY)]
+            log.handlers[index] = forward
+
+
+@HOOKS.register_module()
+class ConsoleHook(Hook):
+    """Log the start of a run, its progress at intervals of time, and a table for each evaluation."""
+
+    priority = "LOWEST"  # after the best checkpoint is chosen
+
+    def before_train(self, runner: Runner) -> None:
+        loop, loader = runner.train_loop, runner.train_dataloader
+        batch_size = loader.batch_size * get_world_size()
+        if by_iterations(runner):
+            length = f"{loop.max_iters} iterations"
+        else:
+            length = f"{loop.max_epochs} epochs of {len(loader)} iterations"
+        where = f", resumed after iteration {runner.iter}" if runner.iter else ""
+        logger.info(f"training on {len(loader.dataset)} images: {length}, batch size {batch_size}{where}")
+        logger.info(f"log file: {short_path(runner.logger.log_file)}")
+        self.progress = Progress(loop.max_iters, runner.iter)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        loop = runner.train_loop
+        if by_iterations(runner):
+            position = f"iter {runner.iter + 1}/{loop.max_iters}"
+        else:
+            position = (
+                f"epoch {runner.epoch + 1}/{loop.max_epochs}  iter {batch_idx + 1}/{len(runner.train_dataloader)}"
+            )
+
+        def values() -> dict[str, float]:
+            loss = runner.message_hub.get_scalar("train/loss").mean(_WINDOW)
+            return {"loss": float(loss), "lr": runner.optim_wrapper.get_lr()["lr"][0]}
+
+        self.progress.update(runner.iter + 1, position, values)
+
+    def before_val(self, runner: Runner) -> None:
+        self.progress.pause()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._start(len(runner.val_dataloader))
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.evaluation.update(batch_idx + 1, f"evaluation  batch {batch_idx + 1}/{self.evaluation.total}")
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        where = f"iteration {runner.iter}" if by_iterations(runner) else f"epoch {runner.epoch}"
+        logger.info(f"evaluation after {where}: {self._size_of(runner.val_dataloader)}")
+        logger.info(evaluation_table(as_fractions(metrics or {})))
+
+    def after_val(self, runner: Runner) -> None:
+        self.progress.resume()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._start(len(runner.test_dataloader))
+
+    after_test_iter = after_val_iter
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        logger.info(f"evaluation: {self._size_of(runner.test_dataloader)}")
+
+    def _start(self, num_batches: int) -> None:
+        self._started = time.monotonic()
+        self.evaluation = Progress(num_batches, last_line=False)
+
+    def _size_of(self, loader: Any) -> str:
+        return f"{len(loader.dataset)} images in {duration(time.monotonic() - self._started)}"
