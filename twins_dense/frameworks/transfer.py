@@ -27,7 +27,7 @@ class TransferReport:
 
     def __str__(self) -> str:
         fresh = f": {', '.join(self.fresh)}" if self.fresh else ""
-        return f"{self.source}: {len(self.loaded)} entries loaded, {len(self.fresh)} heads start afresh{fresh}"
+        return f"{self.source}: {len(self.loaded)} entries loaded, {len(self.fresh)} freshly initialised{fresh}"
 
 
 def fit_transfer(

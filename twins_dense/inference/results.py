@@ -109,7 +109,18 @@ class Detections(_Drawable):
         Args:
             show_labels: "auto" draws the names that fit, "all" every name, and "none" no name.
         """
-        return Image.fromarray(_draw(self, show_labels))
+        from ..data.drawing import draw_instances
+
+        drawn = draw_instances(
+            self.image,
+            self.boxes,
+            self.labels,
+            self.classes,
+            scores=self.scores,
+            masks=self.masks,
+            show_labels=show_labels,
+        )
+        return Image.fromarray(drawn)
 
     def to_coco(self, image_id: int | None = None) -> list[dict[str, Any]]:
         """Return the detections as entries of a COCO results file, with the name of the class as `category`.
@@ -232,19 +243,3 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         picture.save(path, quality=92)
     except (OSError, ValueError, KeyError) as error:
         raise TwinsError(f"picture {str(path)!r} cannot be written ({one_line(error)}); choose another path") from None
-
-
-def _draw(found: Detections, show_labels: ShowLabels) -> np.ndarray:
-    import torch
-
-    from ..data.drawing import draw_instances
-
-    drawn = draw_instances(
-        torch.from_numpy(found.image).permute(2, 0, 1),
-        torch.from_numpy(found.boxes),
-        torch.from_numpy(found.labels),
-        found.classes,
-        scores=torch.from_numpy(found.scores),
-        masks=None if found.masks is None else torch.from_numpy(found.masks),
-    )
-    return drawn.permute(1, 2, 0).numpy()

@@ -66,7 +66,7 @@ MORE = """
 import two_processes
 optimizer._target_ = two_processes.DumpingAdamW
 dataloader.train.total_batch_size = 4
-train.update(max_iter=5, eval_period=5)
+train.update(max_iter=5, eval_period=5, monitoring=dict(tensorboard=True))
 """
 
 

@@ -53,7 +53,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
     """A tiny Mask R-CNN after 6 iterations, evaluated every 3 iterations. Tests must not change it."""
     root = tmp_path_factory.mktemp("run")
-    more = "train.update(max_iter=6, eval_period=3)\ntrain.checkpointer.period = 3\n"
+    more = "train.update(max_iter=6, eval_period=3, monitoring=dict(tensorboard=True))\ntrain.checkpointer.period = 3\n"
     config = write_lazy(root / "tiny.py", toy_data, schedule="3x", more=more)
     result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"), cwd=root)
     assert result.returncode == 0, result.stderr
@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
 class TestTrain:
     def test_what_it_leaves(self, run: Run) -> None:
         names = {re.sub(r"tfevents.*", "tfevents", path.name) for path in run.work_dir.iterdir()}
-        checkpoints = {"model_0000002.pth", "model_0000005.pth", "model_final.pth", "last_checkpoint"}
+        checkpoints = {f"model_{name}.pth" for name in ("0000002", "0000005", "best", "final")} | {"last_checkpoint"}
         assert names >= checkpoints | {"config.yaml", "log.txt", "metrics.json", "metrics.jsonl", "events.out.tfevents"}
         assert list(read_metrics(run.work_dir)) == list(range(6))
         for path in run.work_dir.glob("*.pth"):
@@ -90,7 +90,8 @@ class TestTrain:
     def test_scores_of_the_run_are_in_its_metrics(self, run: Run) -> None:
         lines = [json.loads(line) for line in (run.work_dir / "metrics.jsonl").read_text().splitlines()]
         assert sum("segm/AP" in line for line in lines) == 2
-        assert run.output.count("Evaluation results for bbox") == 2
+        assert run.output.count("evaluation after iteration") == 2 == run.output.count("\nbox ")
+        assert (run.work_dir / "log.txt").read_text().count("Evaluation results for bbox") == 2
 
     def test_the_rate_can_be_kept(self, tmp_path: Path, toy_data: Path) -> None:
         config = write_lazy(tmp_path / "tiny.py", toy_data, "retinanet")

@@ -100,6 +100,13 @@ def check_resumable(path: Path, model: nn.Module, config: DictConfig) -> None:
     """Raise `TwinsError` if a run cannot continue from a checkpoint with this model and config."""
     content = read_detector(path)
     checks.check_checkpoint(content["model"], model.state_dict(), path)
+    is_averaged, averages = "WeightAverage" in content["trainer"].get("hooks", {}), config.train.monitoring.ema
+    if is_averaged != averages:
+        raise TwinsError(
+            "the run has averaged its weights so far: add --ema"
+            if is_averaged
+            else "--ema: the run has not averaged its weights so far; resume it without, or start a new run"
+        )
     done = content.get("iteration", -1) + 1
     checks.check_resumable(done=done, limit=config.train.max_iter, limit_key="train.max_iter")
     checks.check_batch_size(

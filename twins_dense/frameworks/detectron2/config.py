@@ -6,6 +6,7 @@ import functools
 import inspect
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
+from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
 from .solver import multi_step_lr
@@ -38,6 +40,7 @@ _TRAIN = {
     "clip_norm": None,
     "init": None,
     "iterations_per_epoch": None,
+    "monitoring": asdict(MonitoringOptions()),
 }
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
 _UNREAD = (
@@ -311,6 +314,7 @@ def _load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
             "log_period": 20,
             "device": cfg.MODEL.DEVICE,
             "auto_scale_lr": {"enabled": False, "base_batch_size": cfg.SOLVER.IMS_PER_BATCH},
+            "monitoring": asdict(MonitoringOptions()),
         },
     }
     return DictConfig(config, flags={"allow_objects": True})

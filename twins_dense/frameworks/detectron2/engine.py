@@ -1,9 +1,13 @@
 """The `Engine` interface for detectron2's trainer."""
 
+import warnings
+
 from ...errors import TwinsError
 
 try:
-    from . import backbone as _adapter  # noqa: F401  (the error explains how to install detectron2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)  # detectron2 uses it
+        from . import backbone as _adapter  # noqa: F401  (the error explains how to install detectron2)
 except ImportError as error:
     raise TwinsError(str(error)) from None
 
@@ -19,6 +23,7 @@ from .config import (
     write_config,
 )
 from .evaluation import evaluate
+from .monitoring import set_monitoring
 from .predictors import predictor
 from .settings import set_data, set_training
 from .stored import from_data, to_data
@@ -35,6 +40,7 @@ __all__ = [
     "set_amp",
     "set_data",
     "set_data_root",
+    "set_monitoring",
     "set_skip_bad",
     "set_training",
     "set_tta",

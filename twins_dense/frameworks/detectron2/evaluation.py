@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from .. import checks, metrics_file
+from ..console import Progress, duration, logger
 from ..work_dir import for_evaluation
 from .checks import building, categories_of, check_classes, dataset_name_of, read_detector
 from .hooks import as_fractions
 from .launch import fit_device, launch_run, set_up
+
+_log = logging.getLogger("detectron2.evaluation")  # for the log file, not for the console
 
 
 def evaluate(
@@ -63,15 +71,17 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
 def _evaluate(config: DictConfig, checkpoint: str) -> None:
     set_up(config)
     with building():
-        test = build_test(config)
+        loader, evaluator = build_test(config)
     model, content = load_model(config, checkpoint)
     name = dataset_name_of(config.dataloader.test)
     found, trained = check_classes(config, model, name), content.get("dataset_meta")
     if trained is not None:
         categories = [categories_of(meta) for meta in (found, trained)]
         checks.check_categories(f"data set {name!r}", categories[0], f"checkpoint {checkpoint!r}", categories[1])
-    results = score(model, *test)
+    start = time.monotonic()
+    results = score(model, loader, [evaluator])
     if comm.is_main_process():
+        logger.info(f"evaluation: {len(loader.dataset)} images in {duration(time.monotonic() - start)}")
         last = content.get("iteration")
         metrics_file.write_metrics(
             Path(config.train.output_dir),
@@ -89,10 +99,21 @@ def build_test(config: DictConfig) -> tuple[Any, Any]:
     return loader, instantiate(config.dataloader.evaluator)
 
 
-def score(model: nn.Module, loader: Any, evaluator: Any) -> dict[str, Any]:
-    """Return the results of an evaluator by task, or an empty dictionary in all processes but the first."""
-    results = inference_on_dataset(model, loader, evaluator)
+def score(model: nn.Module, loader: Any, evaluators: list[Any]) -> dict[str, Any]:
+    """Return the results of evaluators by task, or an empty dictionary in all processes but the first."""
+    callbacks = {}
     if comm.is_main_process():
+        progress, batches = Progress(len(loader), last_line=False), count(1)
+
+        def show_progress() -> None:
+            done = next(batches)
+            progress.update(done, f"evaluation  batch {done}/{len(loader)}")
+
+        callbacks["after_inference"] = show_progress
+    with redirect_stdout(io.StringIO()) as printed:  # by pycocotools
+        results = inference_on_dataset(model, loader, evaluators, callbacks)
+    if comm.is_main_process():
+        _log.info(printed.getvalue())
         print_csv_format(results)
     return results or {}
 

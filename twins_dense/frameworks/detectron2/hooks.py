@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import io
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from torch import nn
 
 from ...atomic import write_atomically
 from ...seeds import derived_seed
-from .. import metrics_file
 from ..divergence import check_finite
 from .data import PositionSampler
 
 _COCO_TASKS = ("bbox", "segm", "keypoints")
+_WINDOW = 20  # iterations over which detectron2 smooths the logged values
+BEST = "model_best"  # name of the best checkpoint, without its suffix
 LEARNING_RATE = "optimizer.lr"  # the key of the learning rate in a config
+
+
+class EarlyStop(Exception):
+    """Signals that a run is to stop, because a number of evaluations have brought no improvement."""
 
 
 class RunCheckpointer(DetectionCheckpointer):
@@ -33,24 +36,35 @@ class RunCheckpointer(DetectionCheckpointer):
         save_dir: The work directory.
         facts: Entries to store with the model: `dataset_meta` (`classes` and `category_ids`), which prediction needs,
             `total_batch_size`, which resuming needs, and the config as data, if it can be stored.
+        saved_model: The model whose weights are saved, if it is another one than the model that they are loaded into.
         checkpointables: Further objects whose state dicts are stored, such as the trainer.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str, facts: dict[str, Any], **checkpointables: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str,
+        facts: dict[str, Any],
+        *,
+        saved_model: nn.Module | None = None,
+        **checkpointables: Any,
+    ) -> None:
         super().__init__(model, save_dir, **checkpointables)
         self.facts = facts
+        self.saved_model = self.model if saved_model is None else saved_model
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write `name`.pth, then write its name to `last_checkpoint`."""
+        """Write `name`.pth, then write its name to `last_checkpoint` unless it is the best checkpoint."""
         if not self.save_to_disk:
             return
         states = {key: value.state_dict() for key, value in self.checkpointables.items()}
         buffer = io.BytesIO()
-        content = {"model": self.model.state_dict(), **states, **self.facts, **kwargs}
+        content = {"model": self.saved_model.state_dict(), **states, **self.facts, **kwargs}
         torch.save(content, buffer)
         self.logger.info(f"Saving checkpoint to {self.save_dir}/{name}.pth")
         write_atomically(Path(self.save_dir) / f"{name}.pth", buffer.getvalue())
-        self.tag_last_checkpoint(f"{name}.pth")
+        if name != BEST:
+            self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of a file to `last_checkpoint`."""
@@ -58,28 +72,33 @@ class RunCheckpointer(DetectionCheckpointer):
 
 
 class ExactResume(HookBase):
-    """Make a resumed run continue as if it had not stopped. Register this hook before the checkpointer.
+    """Make a resumed run continue as if it had not stopped. Register this hook before all others that log or save.
 
-    All randomness depends on the seed of the run and the iteration. RetinaNet's running mean of the number of positive
-    anchors, which detectron2 leaves out of the state dict, is stored with the checkpoint.
+    All randomness depends on the seed of the run and the iteration. The state of this hook contains what detectron2
+    leaves out of its checkpoints: RetinaNet's running mean of the number of positive anchors, and the latest logged
+    values, from which detectron2 computes running medians.
 
     Args:
         sampler: Sampler of the training loader; `None` for a custom loader, whose order restarts after a resume.
         seed: Seed of the run.
-        period: Number of iterations between checkpoints.
+        periods: Numbers of iterations after whose multiples a checkpoint may be saved.
     """
 
-    def __init__(self, sampler: PositionSampler | None, seed: int, period: int) -> None:
+    def __init__(self, sampler: PositionSampler | None, seed: int, periods: Collection[int]) -> None:
         self.sampler = sampler
         self.seed = seed
-        self.period = period
+        self.periods = periods
         self.normalizers: list[float] | None = None  # one running mean per process, as in the last checkpoint
+        self.logged: dict[str, Any] = {}
 
     def before_train(self) -> None:
         if self.sampler is not None:
             self.sampler.first_iteration = self.trainer.start_iter
         if self.normalizers is not None:
             self._model.loss_normalizer = self.normalizers[comm.get_rank() % len(self.normalizers)]
+        for name, (is_smoothed, values) in self.logged.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(name, value, smoothing_hint=is_smoothed, cur_iter=iteration)
         # Creating the iterator draws from torch's generator once, so do it before the first iteration is seeded.
         # detectron2 has no public name for the iterator.
         iter(self.trainer._data_loader_iter)
@@ -89,71 +108,28 @@ class ExactResume(HookBase):
 
     def after_step(self) -> None:
         # All processes must call `all_gather`, although only the first one saves the checkpoint.
-        is_saved = (self.trainer.iter + 1) % self.period == 0 or self.trainer.iter + 1 == self.trainer.max_iter
+        done = self.trainer.iter + 1
+        is_saved = any(done % period == 0 for period in self.periods) or done == self.trainer.max_iter
         if is_saved and hasattr(self._model, "loss_normalizer"):
             self.normalizers = comm.all_gather(float(self._model.loss_normalizer))
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.normalizers is None else {"loss_normalizers": self.normalizers}
+        storage = self.trainer.storage
+        logged = {}
+        for name, is_smoothed in storage.smoothing_hints().items():
+            logged[name] = (is_smoothed, storage.history(name).values()[-_WINDOW if is_smoothed else -1 :])
+        state: dict[str, Any] = {"logged": logged}
+        if self.normalizers is not None:
+            state["loss_normalizers"] = self.normalizers
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.normalizers = state["loss_normalizers"]
+        self.normalizers = state.get("loss_normalizers")
+        self.logged = state.get("logged", {})
 
     @property
     def _model(self) -> Any:
         return getattr(self.trainer.model, "module", self.trainer.model)
-
-
-class Evaluation(EvalHook):
-    """detectron2's evaluation during and after training, skipped if the last iteration has failed.
-
-    detectron2 would evaluate even then, and hang, because the processes would wait for each other.
-    """
-
-    def after_train(self) -> None:
-        if sys.exc_info()[0] is None:
-            super().after_train()
-
-
-class MetricsFile(HookBase):
-    """Write `metrics.json` at each checkpoint, after each evaluation and at the end.
-
-    Args:
-        folder: The work directory.
-        period: Number of iterations between checkpoints.
-    """
-
-    def __init__(self, folder: Path, period: int) -> None:
-        self.folder = folder
-        self.period = period
-        self.metrics: dict[str, float] = {}
-
-    def record(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write the results of an evaluation, which are empty in all processes but the first, and return them."""
-        if results:
-            self.metrics = as_fractions(results)
-            self._write()
-        return results
-
-    def before_train(self) -> None:
-        if self.trainer.start_iter:  # keep the metrics from before the resume
-            self.metrics = metrics_file.read_metrics(self.folder)
-
-    def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self.period == 0:
-            self._write()
-
-    def after_train(self) -> None:
-        if sys.exc_info()[0] is None and self.trainer.start_iter < self.trainer.max_iter:
-            self._write()
-
-    def _write(self) -> None:
-        if not comm.is_main_process():
-            return
-        latest = self.trainer.storage.latest()
-        losses = {name: value for name, (value, _) in latest.items() if "loss" in name}
-        iteration = min(self.trainer.iter + 1, self.trainer.max_iter)
-        metrics_file.write_metrics(self.folder, self.metrics, iteration=iteration, losses=losses)
 
 
 class FiniteLosses(HookBase):
@@ -163,7 +139,7 @@ class FiniteLosses(HookBase):
         self.trainer.model.register_forward_hook(self._check)
 
     def _check(self, model: nn.Module, inputs: Any, losses: Any) -> None:
-        if model.training:
+        if model.training and torch.is_grad_enabled():  # not for losses of validation images
             check_finite(losses, self.trainer.iter, LEARNING_RATE)
 
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import default_setup
 from detectron2.engine import launch as launch_processes
+from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch.multiprocessing import ProcessRaisedException
 
 from ...errors import TwinsError
+from .. import console
 from .backbone import logger
+from .hooks import EarlyStop
 
 
 def launch_run(run: Callable[..., None], launch: Mapping[str, Any] | None, *arguments: Any) -> None:
@@ -41,14 +48,15 @@ def launch_run(run: Callable[..., None], launch: Mapping[str, Any] | None, *argu
         )
     if options["num_machines"] > 1 and options["dist_url"] == "auto":
         raise TwinsError("--num-machines needs a --dist-url that all machines can reach, for example tcp://HOST:29500")
+    has_console = any(isinstance(handler, console.ConsoleHandler) for handler in console.logger.handlers)
     try:
         launch_processes(
-            run,
+            _run_in_process,
             options["num_gpus"],
             num_machines=options["num_machines"],
             machine_rank=options["machine_rank"],
             dist_url=options["dist_url"],
-            args=arguments,
+            args=(run, os.getpid(), has_console, *arguments),
         )
     except ProcessRaisedException as error:  # it contains the traceback of the process as text
         last = str(error).strip().splitlines()[-1]
@@ -58,18 +66,44 @@ def launch_run(run: Callable[..., None], launch: Mapping[str, Any] | None, *argu
         raise
 
 
+def _run_in_process(run: Callable[..., None], parent: int, has_console: bool, *arguments: Any) -> None:
+    if has_console and os.getpid() != parent:  # a new process has to set up its logging
+        console.show_on(sys.stdout)
+    run(*arguments)
+
+
 def set_up(config: DictConfig) -> None:
     """Adapt the config to the available devices, set up logging and seeds, and write config.yaml."""
+    # PyTorch warns of these in every run, because of what detectron2 does; users cannot change it.
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Suppress the tracebacks of errors that are reported in one line afterwards.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_report)
     notes = fit_device(config)
-    default_setup(config, argparse.Namespace(config_file="", eval_only=False))
+    # detectron2 logs the environment, the config and the model to stdout. Keep all this in the log file only.
+    with redirect_stdout(io.StringIO()) as unseen:
+        default_setup(config, argparse.Namespace(config_file="", eval_only=False))
+    for name in ("detectron2", "fvcore"):
+        log = logging.getLogger(name)
+        for handler in list(log.handlers):
+            if isinstance(handler, console.ForwardHandler) or getattr(handler, "stream", None) is unseen:
+                log.removeHandler(handler)
+        if comm.is_main_process():
+            forward = console.ForwardHandler(logging.INFO)
+            forward.addFilter(_is_for_console)
+            log.addHandler(forward)
     for note in notes:
         logger.warning(note)
 
 
+def _is_for_console(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or record.name == logger.name
+
+
 def _is_no_report(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and isinstance(record.exc_info[1], (TwinsError, FloatingPointError, SizeMismatchError)))
+    reported = (TwinsError, EarlyStop, FloatingPointError, SizeMismatchError)
+    return not (record.exc_info and isinstance(record.exc_info[1], reported))
 
 
 def fit_device(config: DictConfig) -> list[str]:

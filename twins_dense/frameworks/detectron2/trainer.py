@@ -12,22 +12,24 @@ from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.engine import AMPTrainer, SimpleTrainer, hooks
 from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventWriter, JSONWriter, TensorboardXWriter
 from omegaconf import DictConfig
 
 from ...errors import TwinsError, one_line
 from ..divergence import diverged
 from ..work_dir import for_training, last_checkpoint
+from .averaging import WeightAverage
 from .backbone import logger
 from .checks import building, check_classes, check_overlap, check_resumable, dataset_name_of
 from .config import check_settings
+from .console import ConsoleHook
 from .data import PositionSampler
-from .evaluation import build_test, score
-from .hooks import LEARNING_RATE, Evaluation, ExactResume, FiniteLosses, MetricsFile, RunCheckpointer
+from .hooks import LEARNING_RATE, EarlyStop, ExactResume, FiniteLosses, RunCheckpointer
 from .launch import launch_run, set_up
+from .monitoring import Monitor, choose_best, monitoring_of
 from .solver import clip_gradients
 from .stored import stored_record
 from .transfer import load_for_transfer
+from .validation import Validation
 
 
 def train(
@@ -35,8 +37,9 @@ def train(
 ) -> None:
     """Train a config, in one process or in the processes that `launch` specifies.
 
-    `work_dir` receives `config.yaml`, `log.txt`, checkpoints (`model_*.pth` and `last_checkpoint`), `metrics.json`,
-    `metrics.jsonl` (one line per logging period) and TensorBoard events.
+    `work_dir` receives `config.yaml`, `log.txt`, checkpoints (`model_*.pth` and `last_checkpoint`), the best checkpoint
+    (`model_best.pth`), `metrics.json`, `metrics.jsonl` (one line per logging period and per evaluation), pictures of
+    predictions (`samples`) and, if `train.monitoring` asks for them, TensorBoard events.
 
     Args:
         config: Config from `load_config`; it is changed in place to the config that is run.
@@ -56,8 +59,8 @@ def train(
 def _train(config: DictConfig, resume: bool) -> None:
     """Run training in one of the processes."""
     check_settings(config)
+    settings, options = config.train, monitoring_of(config)
     set_up(config)
-    settings = config.train
     with building():
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
@@ -81,7 +84,12 @@ def _train(config: DictConfig, resume: bool) -> None:
         if settings.clip_norm:
             clip_gradients(optimizer, settings.clip_norm)
         scheduler = instantiate(config.lr_multiplier)
-        test = build_test(config) if settings.eval_period > 0 else None
+    average = WeightAverage(model) if options.ema else None
+    saved_model = model if average is None else average.model  # it is also the model that is evaluated
+    validation, best = None, None
+    if settings.eval_period > 0:
+        validation = Validation(config, saved_model, with_losses=options.val_loss, num_samples=options.samples)
+        best = choose_best(options, model, validation.evaluator, dataset_meta["classes"])
     ddp = {} if settings.device != "cpu" else {"device_ids": None}
     model = create_ddp_model(model, **settings.ddp, **ddp)
     if settings.amp.enabled:
@@ -92,42 +100,39 @@ def _train(config: DictConfig, resume: bool) -> None:
     else:
         trainer = SimpleTrainer(model, loader, optimizer)
     facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size, **stored}
-    checkpointer = RunCheckpointer(model, settings.output_dir, facts, trainer=trainer)
+    checkpointer = RunCheckpointer(model, settings.output_dir, facts, saved_model=saved_model, trainer=trainer)
     periodic = hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)
     if resume:  # tell it about the earlier checkpoints, which it has to remove later
         earlier = Path(settings.output_dir).glob(f"model_{'[0-9]' * 7}.pth")
         periodic.recent_checkpoints = [str(path) for path in sorted(earlier)]
     is_main = comm.is_main_process()
-    metrics = MetricsFile(Path(settings.output_dir), settings.checkpointer.period)
+    periods = [period for period in (settings.checkpointer.period, settings.eval_period) if period]
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=scheduler),
+            ConsoleHook(Path(settings.output_dir)) if is_main else None,
             FiniteLosses(),
-            ExactResume(sampler, settings.seed, settings.checkpointer.period),
+            ExactResume(sampler, settings.seed, periods),
+            average,
             periodic if is_main else None,
-            Evaluation(settings.eval_period, lambda: metrics.record(score(model, *test))) if test is not None else None,
-            hooks.PeriodicWriter(_writers(settings), settings.log_period) if is_main else None,
-            metrics,
+            Monitor(settings, validation, checkpointer, best, options),
         ]
     )
     checkpointer.resume_or_load(settings.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume else 0
     try:
-        trainer.train(start, settings.max_iter)
+        # After a few calls, TorchScript optimises RetinaNet's focal loss, which changes its last bits. Do without this
+        # on the CPU, so that a resumed run has the same bits.
+        with torch.jit.optimized_execution(settings.device != "cpu"):
+            trainer.train(start, settings.max_iter)
+    except EarlyStop:
+        logger.info(f"stopped: {options.patience} evaluations have brought no better {best}")
     except FloatingPointError:  # from Mask R-CNN's proposals, which detectron2 checks before it returns the losses
         what = "loss_rpn_cls or loss_rpn_loc (scores or boxes of proposals)"
         raise diverged(trainer.iter, what, LEARNING_RATE) from None
     except SizeMismatchError as error:
         raise TwinsError(one_line(error)) from None
-
-
-def _writers(settings: DictConfig) -> list[EventWriter]:
-    """Return detectron2's default writers, but write the JSON lines to `metrics.jsonl` instead of `metrics.json`."""
-    folder = Path(settings.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = JSONWriter(str(folder / "metrics.jsonl"))
-    return [CommonMetricPrinter(settings.max_iter), lines, TensorboardXWriter(str(folder))]
 
 
 def _scale_learning_rate(config: DictConfig, num_images: int | None) -> None:

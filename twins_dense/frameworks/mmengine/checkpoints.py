@@ -82,8 +82,9 @@ class PlainCheckpointHook(Hook):
 
 
 class InitialStateHook(Hook):
-    """Load a state dict strictly before training, after MMEngine has initialised the model.
+    """Load a state dict before training, after MMEngine has initialised the model.
 
+    Every entry must fit; parameters that it lacks keep their initialisation, so check first which may be missing.
     MMEngine itself would load the entries with matching names and shapes, and silently skip the rest.
     """
 
@@ -93,7 +94,8 @@ class InitialStateHook(Hook):
         self.state = state
 
     def before_train(self, runner: Runner) -> None:
-        unwrapped(runner.model).load_state_dict(self.state)
+        model = unwrapped(runner.model)
+        model.load_state_dict({**model.state_dict(), **self.state})
 
 
 def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def set_tta(config: Config) -> None:
         raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    config.model = {**config.tta_model, "module": config.model}
+    config.model = {**config.tta_model, "module": model_of(config)}
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
@@ -193,6 +193,14 @@ def without_initial_weights(config: Config) -> Config:
     model = model_of(config)
     if model.get("backbone", {}).get("weights") is not None:
         model.backbone.weights = None
+    return config
+
+
+def without_run_settings(config: Config) -> Config:
+    """Return a copy of a config without the settings of a single run, to be stored for other runs."""
+    config = copy.deepcopy(config)
+    for key in ("work_dir", "experiment_name", "launcher", "resume"):
+        config.pop(key, None)
     return config
 
 

@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from ...errors import TwinsError, did_you_mean
 from ...models.backbone import TwinsBackbone
-from . import checkpoints, coco_metric, detection_data, hooks, resuming, samplers  # noqa: F401  (the imports register classes that configs name)
+from . import checkpoints, coco_metric, detection_data, hooks, resuming, samplers, validation_hooks  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .coco_metric import CocoMetric  # noqa: F401
 from .config import num_detections

@@ -10,6 +10,7 @@ from .config import (
     set_tta,
     write_config,
 )
+from .monitoring import set_monitoring
 from .predictors import predictor
 from .runner import check_data, evaluate, train
 from .settings import set_data, set_training
@@ -26,6 +27,7 @@ __all__ = [
     "set_amp",
     "set_data",
     "set_data_root",
+    "set_monitoring",
     "set_skip_bad",
     "set_training",
     "set_tta",

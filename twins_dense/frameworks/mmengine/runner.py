@@ -38,15 +38,20 @@ from .checkpoints import (
 from .config import (
     building,
     check_settings,
+    model_of,
     set_max_dets_of_metric,
     settings_called,
     test_part,
     without_initial_weights,
+    without_run_settings,
 )
 from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
+from .monitoring import check_average, without_training_hooks
 from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
 from .transfer import read_for_transfer
+
+_GLOO_WRAPPER = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
 
 
 def train(
@@ -75,10 +80,13 @@ def train(
     config.resume = resume
     check_settings(config)
     _prepare(config)
+    config.model = model_of(config)  # an evaluation with test-time augmentation stores it with a wrapper
     initial = None
     if resume:
         last = last_checkpoint(work_dir)
-        meta = read_for_config(config, last)["meta"]
+        checkpoint = read_for_config(config, last)
+        check_average(config, checkpoint, last)
+        meta = checkpoint["meta"]
         _check_resumable(config, meta)
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
         if is_main_process():  # MMEngine stores the whole path, but the folder may have been moved
@@ -127,6 +135,7 @@ def evaluate(
     work_dir = for_evaluation(work_dir)
     config.work_dir = str(work_dir)
     config.resume = False
+    config.custom_hooks = without_training_hooks(config)
     for part in ("dataloader", "evaluator", "cfg"):
         config[f"test_{part}"] = test_part(config, part)
     check_settings(config)
@@ -219,11 +228,9 @@ def _prepare(config: Config) -> None:
         # MMEngine's own setup would select a CUDA device for the process and for DistributedDataParallel.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-        config.model_wrapper_cfg = {
-            "type": "MMDistributedDataParallel",
-            "device_ids": None,
-            "broadcast_buffers": False,
-        }
+        config.model_wrapper_cfg = _GLOO_WRAPPER
+    elif config.get("model_wrapper_cfg") == _GLOO_WRAPPER:  # from the config that another run has stored
+        config.pop("model_wrapper_cfg")
     optim_wrapper = config.get("optim_wrapper")
     if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
         print_log("No GPU: training in float32 instead of mixed precision", "current", logging.WARNING)
@@ -268,7 +275,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = LogFileRunner(**arguments, cfg=config)
+    runner = LogFileRunner(**arguments, cfg=without_run_settings(config))
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:

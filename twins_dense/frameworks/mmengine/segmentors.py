@@ -11,7 +11,7 @@ import warnings
 from mmengine.registry import Registry
 
 from ...errors import requires_extra
-from . import checkpoints, hooks, resuming, samplers  # noqa: F401  (the imports register classes that configs name)
+from . import checkpoints, hooks, resuming, samplers, validation_hooks  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .mmcv_ops import stand_in
 

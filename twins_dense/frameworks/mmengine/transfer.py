@@ -15,7 +15,7 @@ from ...weights.keymap import convert, unwrap
 from ...weights.read import read_checkpoint
 from ..transfer import TransferReport, fit_transfer
 from .checkpoints import dataset_meta, silent_log
-from .config import building, without_initial_weights
+from .config import building, is_segmentor, without_initial_weights
 
 # The layers with one output per class: torchvision's Mask R-CNN and RetinaNet, and mmsegmentation's heads.
 _HEADS = (
@@ -37,23 +37,29 @@ def read_for_transfer(
         metainfo: Meta information of the training data; heads are loaded only if it has the classes of the checkpoint.
 
     Returns:
-        The state dict for the model, and the report.
+        The entries to load, without those that start afresh, and the report.
 
     Raises:
         TwinsError: if the file cannot be read, or differs from the model in more than its heads.
     """
     with building(config), silent_log():
         model: Any = MODELS.build(without_initial_weights(config).model)
-        if hasattr(model, "init_weights"):
-            model.init_weights()
     checkpoint = read_checkpoint(fetch_weights(path))
-    if hasattr(model, "decode_head"):
-        try:
-            state: Mapping[str, Any] = convert(unwrap(checkpoint), to="official", task="segmentor").state
-        except TwinsError as error:
-            raise TwinsError(f"checkpoint {str(path)!r}: {error}") from None
-    else:
-        state = checkpoint["state_dict"]
-    found = dataset_meta(checkpoint.get("meta", {}))
-    same_classes = list(found.get("classes") or ()) == list(metainfo["classes"])
-    return fit_transfer(state, model.state_dict(), _HEADS, source=str(path), same_classes=same_classes)
+    state = _segmentor_state(checkpoint, path) if is_segmentor(config) else _detector_state(checkpoint, path)
+    classes = dataset_meta(checkpoint.get("meta") or {}).get("classes") or ()
+    same_classes = list(classes) == list(metainfo["classes"])
+    fitted, report = fit_transfer(state, model.state_dict(), _HEADS, source=str(path), same_classes=same_classes)
+    return {name: fitted[name] for name in report.loaded}, report
+
+
+def _detector_state(checkpoint: Any, path: str | Path) -> Mapping[str, Any]:
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise TwinsError(f"checkpoint {str(path)!r} is not from a training run of a detector: init needs one")
+    return checkpoint["state_dict"]
+
+
+def _segmentor_state(checkpoint: Any, path: str | Path) -> Mapping[str, Any]:
+    try:
+        return convert(unwrap(checkpoint), to="official", task="segmentor").state
+    except TwinsError as error:
+        raise TwinsError(f"checkpoint {str(path)!r}: {error}") from None
