@@ -19,7 +19,8 @@ from torch import nn
 from twins_dense.data.layouts import DataFolder, Split
 from twins_dense.errors import TwinsError
 from twins_dense.frameworks import recipes
-from twins_dense.frameworks.detectron2.config import check_settings, read_dump
+from twins_dense.frameworks.detectron2.cfg_node import read_dump
+from twins_dense.frameworks.detectron2.config import check_settings
 from twins_dense.frameworks.options import TrainingOptions
 
 pytestmark = MARKS

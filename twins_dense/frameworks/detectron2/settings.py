@@ -18,7 +18,8 @@ from .. import recipes
 from ..checks import check_training_options
 from ..options import TrainingOptions
 from .backbone import optimizer_params
-from .config import apply_overrides, datasets_of, is_cfg, overridden_cfg_keys, read_dump
+from .cfg_node import is_cfg, read_dump
+from .config import apply_overrides, datasets_of, overridden_cfg_keys
 from .data import TrainingFacts, training_facts
 
 # The settings below have one name in a LazyConfig and another one in a CfgNode, which a YAML file becomes.

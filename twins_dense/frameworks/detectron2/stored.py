@@ -20,7 +20,7 @@ from torch import nn
 from ...errors import TwinsError
 from ..stored_config import KEY, check_plain, make_record
 from . import backbone
-from . import config as _config  # noqa: F401  (stored configs name their functions)
+from . import cfg_node as _cfg_node  # noqa: F401  (stored configs name their functions)
 from . import data as _data  # noqa: F401
 
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -50,8 +50,8 @@ _FUNCTIONS = (
     "detectron2.data.build.build_detection_train_loader",
     "twins_dense.frameworks.detectron2.backbone.build_net",
     "twins_dense.frameworks.detectron2.backbone.optimizer_params",
-    "twins_dense.frameworks.detectron2.config.build_yaml_mapper",
-    "twins_dense.frameworks.detectron2.config.build_yaml_model",
+    "twins_dense.frameworks.detectron2.cfg_node.build_yaml_mapper",
+    "twins_dense.frameworks.detectron2.cfg_node.build_yaml_model",
     "twins_dense.frameworks.detectron2.data.build_train_loader",
     "twins_dense.frameworks.detectron2.data.coco_dataset",
     "twins_dense.frameworks.detectron2.solver.multi_step_lr",
