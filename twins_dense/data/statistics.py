@@ -231,8 +231,10 @@ class Suggestion:
     anchor_sizes: tuple[int, ...] | None = None
 
 
-def suggest(train: ObjectStatistics, *others: ObjectStatistics) -> Suggestion:
+def suggest(train: ObjectStatistics, *others: ObjectStatistics, size: int | None = None) -> Suggestion:
     """Suggest settings for a detector from its training objects. `others` are splits that it is evaluated on.
+
+    If `size` is given, it is kept, and the other settings suit it.
 
     The rules, which give the published settings for data like COCO:
 
@@ -247,7 +249,7 @@ def suggest(train: ObjectStatistics, *others: ObjectStatistics) -> Suggestion:
       or as many as 600 iterations need.
     """
     reasons: dict[str, str] = {}
-    size = _suggest_size(train, reasons)
+    size = size or _suggest_size(train, reasons)
     max_size = round(size * PUBLISHED_MAX_SIZE / PUBLISHED_SIZE)  # the published proportion
     anchor_sizes = _suggest_anchors(train, size, max_size, reasons)
     most = max(int(statistics.objects_per_image.max()) for statistics in (train, *others))
