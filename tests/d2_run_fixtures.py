@@ -122,7 +122,7 @@ def assert_whole(work_dir: Path) -> int:
     """Check that all checkpoints can be loaded safely and that `last_checkpoint` names one; return its iteration."""
     contents = {path.name: torch.load(path, weights_only=True) for path in work_dir.glob("*.pth")}
     for content in contents.values():
-        assert set(content) == {"model", "trainer", "dataset_meta", "total_batch_size", "iteration"}
+        assert set(content) == {"model", "trainer", "dataset_meta", "total_batch_size", "twins_dense", "iteration"}
         assert content["trainer"]["iteration"] == content["iteration"]
         assert all(value.isfinite().all() for value in content["model"].values())
     name = last_checkpoint(work_dir)

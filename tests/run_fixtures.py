@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ from mmengine.config import Config
 from twins_dense.errors import TwinsError
 from twins_dense.frameworks.mmengine.engine import load_config
 
-# This hook stops after an iteration and waits to be killed.
+# These hooks stop after an iteration, or in the evaluation after an iteration, and wait to be killed.
 HALT_HOOK = """
 import time
+from pathlib import Path
+
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -34,6 +36,17 @@ class HaltHook(Hook):
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter + 1 == self.iteration:
+            time.sleep(600)
+
+
+@HOOKS.register_module()
+class HaltInEvaluationHook(Hook):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        if runner.iter == self.iteration:
+            Path(runner.work_dir, "halted").touch()
             time.sleep(600)
 """
 # With this hook, each rank writes a checksum of every parameter and the images that it was trained on.
@@ -65,6 +78,16 @@ class DumpHook(Hook):
 
 def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
     """Start training with a `HaltHook`, and kill the process once it has logged that iteration."""
+    _kill_when(lambda: last_iteration(work_dir) >= iteration, config, work_dir)
+    assert last_iteration(work_dir) == iteration
+
+
+def train_and_kill_in_evaluation(config: Path, work_dir: Path) -> None:
+    """Start training with a `HaltInEvaluationHook`, and kill the process once it has stopped."""
+    _kill_when((work_dir / "halted").exists, config, work_dir)
+
+
+def _kill_when(is_time: Callable[[], bool], config: Path, work_dir: Path) -> None:
     with (config.parent / f"{work_dir.name}.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "twins_dense", "train", str(config), "--work-dir", str(work_dir)],
@@ -74,12 +97,11 @@ def train_and_kill(config: Path, work_dir: Path, iteration: int) -> None:
             stderr=subprocess.STDOUT,
         )
         deadline = time.monotonic() + 120
-        while last_iteration(work_dir) < iteration:
+        while not is_time():
             assert process.poll() is None and time.monotonic() < deadline, Path(log.name).read_text()
             time.sleep(0.01)
         process.kill()
         assert process.wait() == -signal.SIGKILL
-    assert last_iteration(work_dir) == iteration
 
 
 def last_iteration(work_dir: Path) -> int:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .errors import TwinsError
     from .factory import create_backbone, create_classifier, load_backbone
     from .features import open_features
+    from .inference.load import load_model
+    from .inference.results import Classification, Detections, Segmentation
     from .models.backbone import TwinsBackbone
     from .models.classifier import TwinsClassifier
     from .models.spec import PyramidSpec, StageSpec, TwinsSpec, get_spec, list_variants
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classification",
+    "Detections",
     "LoadReport",
     "PyramidSpec",
+    "Segmentation",
     "StageSpec",
     "TwinsBackbone",
     "TwinsClassifier",
@@ -34,6 +39,7 @@ __all__ = [
     "get_spec",
     "list_variants",
     "load_backbone",
+    "load_model",
     "load_segmentor",
     "load_weights",
     "open_features",
@@ -43,6 +49,8 @@ _MODULES = {
     "errors": ("TwinsError",),
     "factory": ("create_backbone", "create_classifier", "load_backbone"),
     "features": ("open_features",),
+    "inference.load": ("load_model",),
+    "inference.results": ("Classification", "Detections", "Segmentation"),
     "models.backbone": ("TwinsBackbone",),
     "models.classifier": ("TwinsClassifier",),
     "models.spec": ("PyramidSpec", "StageSpec", "TwinsSpec", "get_spec", "list_variants"),

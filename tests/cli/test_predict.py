@@ -85,7 +85,7 @@ class TestPredict:
         (tmp_path / "links" / "photo.png").symlink_to(photos / "single.png")
         result = twins("predict", tiny_run.config, tiny_run.checkpoint, tmp_path / "links", "--out", tmp_path / "out")
         assert result.code == 0, result.err
-        assert (tmp_path / "out" / "photo.png.jpg").is_file()
+        assert (tmp_path / "out" / "photo.jpg").is_file()
 
     def test_score(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
         """The threshold keeps what is at or above it; the pictures of no detection are the images."""

@@ -15,6 +15,7 @@ from PIL import Image
 from twins_dense.data.coco import CocoData, load_coco
 from twins_dense.data.coco_masks import decode_segmentation
 from twins_dense.data.image_files import read_image
+from twins_dense.data.problems import DataError
 from twins_dense.errors import TwinsError
 
 WIDTH, HEIGHT = 47, 31
@@ -305,7 +306,7 @@ class TestBadAnnotations:
     @pytest.mark.parametrize("iscrowd", [0, 1])
     def test_one_bad_annotation(self, folder: Folder, changes: dict[str, Any], words: str, iscrowd: int) -> None:
         folder.content["annotations"][3].update(changes, iscrowd=iscrowd)
-        message = folder.error()
+        message = folder.error(strict=True)
         name = repr(changes.get("id", 52))
         assert f"1 problem: annotation {name} of image five.jpg" in message
         assert words in message
@@ -330,13 +331,39 @@ class TestBadAnnotations:
         folder.content["annotations"][0]["bbox"] = [0, 0, 0, 5]
         folder.content["annotations"][5]["category_id"] = 8
         (folder.image_dir / "five.jpg").unlink()
-        message = folder.error()
+        message = folder.error(strict=True)
         assert f"3 problems, the first: image {folder.image_dir / 'five.jpg'} is missing" in message
-        data = folder.load(skip_bad=True)
+        data = folder.load(skip_bad=True, strict=True)
         assert annotation_ids(data) == [22, 91]
         assert [words in line for words, line in zip(("five.jpg", "21", "92"), data.problems, strict=True)] == [
             True
         ] * 3
+
+    @pytest.mark.parametrize("bbox", [[1, 2, 3, 0], [1, 2, 0.0, 3], [1, 2, 0, 0], [90, 2, 0, 3]])
+    def test_a_box_of_zero_width_or_height_is_left_out(self, folder: Folder, bbox: list[float]) -> None:
+        folder.content["annotations"][3].update(bbox=bbox, segmentation=[])
+        data = folder.load()
+        assert annotation_ids(data) == [21, 22, 51, 91, 92]
+        assert data.problems == (f"annotation 52 of image five.jpg: bbox {bbox} has no area",)
+        assert f"1 problem: {data.problems[0]}" in folder.error(strict=True)
+        assert folder.load(skip_bad=True, strict=True) == data
+
+    @pytest.mark.parametrize("bbox", [[1, 2, -3, 0], [1, 2, 0, math.nan], [1, 2, 0]])
+    def test_a_box_with_another_problem_is_not_harmless(self, folder: Folder, bbox: list[float]) -> None:
+        folder.content["annotations"][3]["bbox"] = bbox
+        folder.content["annotations"][4]["bbox"] = [1, 2, 3, 0]
+        assert "1 problem: annotation 52 " in folder.error()
+        folder.content["annotations"][3].update(bbox=[1, 2, 0, 3], category_id=4)
+        assert "1 problem: annotation 52 " in folder.error()
+
+    def test_the_error_lists_all_problems(self, folder: Folder) -> None:
+        for path in folder.image_dir.iterdir():
+            path.unlink()
+        with pytest.raises(DataError, match=r"3 problems, the first: image .*two\.jpg is missing") as caught:
+            folder.load()
+        assert [line.split("/")[-1] for line in caught.value.problems] == [
+            f"{name} is missing" for name in ("two.jpg", "five.jpg", "nine.png")
+        ]
 
     def test_names_with_line_breaks_stay_on_one_line(self, folder: Folder) -> None:
         folder.content["images"][0]["file_name"] = "ni\nne.png"

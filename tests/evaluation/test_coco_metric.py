@@ -63,7 +63,7 @@ def triangle_code(box: tuple[int, int, int, int]) -> Entry:
 
 def boxes_only(ground_truth: Entry, detections: list[Entry], backend: Any) -> dict[str, float]:
     found = evaluate_coco(ground_truth, detections, iou_types=("bbox",), backend=backend)
-    assert list(found) == [f"bbox_{name}" for name in NAMES]
+    assert list(found) == [f"bbox_{name}" for name in [*NAMES, "AP-three", "AP-eight"]]
     return {name.removeprefix("bbox_"): value for name, value in found.items()}
 
 
@@ -76,6 +76,7 @@ class TestByHand:
         assert found == pytest.approx(
             {"AP": 1, "AP50": 1, "AP75": 1, "APs": -1, "APm": 1, "APl": -1}
             | {"AR1": 1, "AR10": 1, "AR100": 1, "ARs": -1, "ARm": 1, "ARl": -1}
+            | {"AP-three": 1, "AP-eight": -1}
         )
 
     def test_one_hit_one_miss_one_false(self, backend: Any) -> None:
@@ -111,7 +112,8 @@ class TestByHand:
         ground_truth = truth(*annotations, {"bbox": [100, 120, 50, 40], "category_id": 8})
         # The wrong class, 3 instead of 8, is a false detection, but it has the lowest score.
         detections = [*(detection(box, 0.9) for box in boxes), detection([100, 120, 50, 40], 0.1)]
-        assert boxes_only(ground_truth, detections, backend)["AP"] == pytest.approx(0.5)
+        found = boxes_only(ground_truth, detections, backend)
+        assert (found["AP"], found["AP-three"], found["AP-eight"]) == pytest.approx((0.5, 1, 0))
 
     def test_sizes(self, backend: Any) -> None:
         """Only the medium one of three objects is found: recall 1/3, so 34 of the 101 points."""
@@ -160,7 +162,9 @@ class TestByHand:
 
     def test_no_detections(self, backend: Any) -> None:
         found = evaluate_coco(truth({"bbox": [10, 20, 50, 40]}), [], backend=backend)
-        assert set(found) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in NAMES}
+        assert set(found) == {
+            f"{kind}_{name}" for kind in ("bbox", "segm") for name in [*NAMES, "AP-three", "AP-eight"]
+        }
         assert found["bbox_AP"] == found["segm_AP"] == found["bbox_AR100"] == found["bbox_APm"] == 0
 
     def test_no_ground_truth(self, backend: Any) -> None:
@@ -316,7 +320,7 @@ class TestMetric:
             evaluator.process(list(ELEMENTS))
             results.append(evaluator.evaluate(3))
         assert results[0] == results[1]
-        assert set(results[0]) == {f"coco/bbox_{name}" for name in NAMES}
+        assert set(results[0]) == {f"coco/bbox_{name}" for name in [*NAMES, "AP-three", "AP-eight"]}
 
     def test_toy_ground_truth_is_perfect(self, toy_data: Path) -> None:
         """The targets of the data set have the labels, corners and masks of the annotations."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import twins_dense as td
+from twins_dense.errors import TwinsError
+from twins_dense.models.backbone import init_for_padding
 from twins_dense.models.layers import Block, drop_path
 
 
@@ -256,3 +260,57 @@ def test_initialisation_follows_the_seed() -> None:
         states.append(td.create_backbone(WIDE, out_indices=(0, 1)).state_dict()["blocks.1.1.mlp.fc1.weight"])
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+class TestFreeze:
+    @pytest.mark.parametrize(("part", "num_stages"), [("stages:1", 1), ("stages:2", 2), ("backbone", 2)])
+    def test_frozen_stages_stay_bit_equal(self, part: str, num_stages: int) -> None:
+        """Even with weight decay; the other stages are trained."""
+        net = td.create_backbone(WIDE, out_indices=(0, 1), level_norm=True, drop_path_rate=0.9)
+        net.freeze(part)
+        net.train()
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.1, weight_decay=0.5)
+        images = torch.rand(2, 3, 64, 64)
+        for _ in range(2):
+            loss = sum(level.square().mean() for level in net(images)) + 0 * torch.zeros(1, requires_grad=True)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        frozen = {name for name in before if int(name.split(".")[1]) < num_stages}
+        after = net.state_dict()
+        weights = {name for name in before if name.endswith("weight") and before[name].dim() > 1}
+        assert {name for name in weights if torch.equal(before[name], after[name])} == weights & frozen
+        assert all(torch.equal(before[name], after[name]) for name in frozen)
+        assert frozen == {name for name, p in net.named_parameters() if not p.requires_grad}
+
+    def test_no_stochastic_depth_in_frozen_stages(self) -> None:
+        """`train` doesn't undo it, also in a copy, such as a moving average of the weights."""
+        net = td.create_backbone(TINY_SVT, out_indices=(0, 1, 2), drop_path_rate=0.9)
+        net.freeze("backbone")
+        images = torch.rand(1, 3, 64, 64)
+        expected = net.eval()(images)
+        for other in (net, copy.deepcopy(net)):
+            for _ in range(3):
+                assert all(map(torch.equal, other.train()(images), expected))
+
+    @pytest.mark.parametrize("part", ["", "stage:1", "stages", "stages:0", "stages:-1", "stages:x", "stages:9", "all"])
+    def test_bad_part(self, part: str) -> None:
+        with pytest.raises(TwinsError, match=re.escape(repr(part))) as caught:
+            td.create_backbone(WIDE, out_indices=(0, 1)).freeze(part)
+        assert "\n" not in str(caught.value) and "stages:" in str(caught.value)
+
+
+def test_gradients_of_padded_images() -> None:
+    """With the official initialisation, zeros around an image would make gradients hundreds of times as large."""
+    norms = []
+    for prepare in (lambda net: None, init_for_padding):
+        torch.manual_seed(0)
+        net = td.create_backbone(TINY_SVT, out_indices=(0, 1, 2), drop_path_rate=0.0)
+        prepare(net)
+        images = torch.zeros(1, 3, 128, 128)
+        images[..., :64, :64] = torch.randn(3, 64, 64)
+        torch.manual_seed(1)
+        sum((level * torch.randn_like(level)).sum() for level in net(images)).backward()
+        norms.append(torch.stack([p.grad.norm() for p in net.parameters()]).norm().item())
+    assert norms[0] > 20 * norms[1]

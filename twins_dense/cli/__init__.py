@@ -12,6 +12,7 @@ from ..errors import TwinsError
 
 _VERBS = (
     "demo",
+    "init",
     "train",
     "eval",
     "predict",

@@ -1,26 +1,74 @@
-"""`twins-dense check-data`: check the data of a config without training."""
+"""`twins-dense check-data`: check data without training."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
 import click
 
+from ..errors import TwinsError
 from .options import data_options
 
 
-@click.command("check-data", short_help="Check the data of a config.")
-@click.argument("config")
+@click.command("check-data", short_help="Check a folder of data, or the data of a config.")
+@click.argument("source", metavar="DIR|CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @data_options
-def command(config: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool) -> None:
-    """Check all images and annotations of CONFIG, as `train` does before it starts.
+@click.option("--strict", is_flag=True, help="Refuse boxes without area in a folder, instead of leaving them out.")
+def command(source: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
+    """Check all images and annotations of a folder or a config, as `train` does before it starts.
+
+    For a folder DIR, the layout is recognised (COCO, Roboflow, YOLO, Pascal VOC, or images with label maps), and
+    statistics and suggested settings are shown as well. All problems are listed, up to the first twenty.
 
     \b
     Examples:
+      twins-dense check-data my_data
       twins-dense check-data mmseg/semantic_fpn_svt_small_80k --data-root data/ade/ADEChallengeData2016
       twins-dense check-data CONFIG --data-root my_data --skip-bad
     """
+    from ..data.problems import DataError
+
+    try:
+        if Path(source).is_dir():
+            if overrides or data_root is not None:
+                given = overrides[0] if overrides else "--data-root"
+                raise TwinsError(f"{given!r} goes with a config, but {source!r} is a folder; omit one of them")
+            _check_folder(source, skip_bad, strict)
+        else:
+            _check_config(source, overrides, data_root, skip_bad, strict)
+    except DataError as error:
+        for line in error.first_problems():
+            click.echo(line)
+        raise
+
+
+def _check_folder(folder: str, skip_bad: bool, strict: bool) -> None:
+    from ..data.check import check_folder, describe_contents, describe_folder, describe_suggestion
+    from ..data.layouts import recognise
+
+    with tempfile.TemporaryDirectory(prefix="twins_dense-") as out:
+        data = recognise(folder, out=out, skip_bad=skip_bad)
+        _print("data", describe_folder(data))
+        lines, suggestion = describe_contents(data)
+        _print("training images", lines)
+        _print("suggested settings", describe_suggestion(suggestion))
+        _print("checks", check_folder(data, skip_bad=skip_bad, strict=strict))
+
+
+def _check_config(config: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
     from ..frameworks import open_config
 
+    if strict:
+        raise TwinsError("--strict is for folders; set `strict=True` in the data sets of a config")
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     for line in engine.check_data(loaded):
         click.echo(line)
+
+
+def _print(title: str, lines: Iterable[str]) -> None:
+    click.secho(title, bold=True)
+    for line in lines:
+        click.echo(f"  {line}")

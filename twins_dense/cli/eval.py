@@ -11,54 +11,69 @@ from typing import Any
 import click
 
 from ..distributed import is_first_process
-from .options import data_options, launch_options
+from .options import data_options, launch_options, own_data_option, parse_source
 
 
 @click.command("eval", short_help="Evaluate a checkpoint.")
-@click.argument("config")
-@click.argument("checkpoint")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, required=True, metavar="[CONFIG] MODEL [KEY=VALUE]...")
 @click.option("--work-dir", help="Folder for the results.  [default: WORK DIRECTORY OF TRAINING_eval/TIME]")
 @click.option("--tta", is_flag=True, help="Average over several sizes and flips (mmsegmentation's configs only).")
+@own_data_option
 @data_options
 @launch_options
 def command(
-    config: str,
-    checkpoint: str,
-    overrides: tuple[str, ...],
+    arguments: tuple[str, ...],
     work_dir: str | None,
     tta: bool,
+    data_dir: str | None,
     data_root: str | None,
     skip_bad: bool,
     **launch: Any,
 ) -> None:
-    """Evaluate CHECKPOINT, from a training run of CONFIG, on the test data of the config.
+    """Evaluate MODEL on the test data of its config, or on the validation images of a folder with --data.
 
-    CHECKPOINT can also be a segmentor published by mmsegmentation or the official repository. If an MMEngine config has
-    no test data, or the same as for validation, its `val_` settings apply. metrics.json (scores as fractions), the
-    resolved config and the log are written to the work directory.
+    MODEL is a work directory of `twins-dense train` (its best checkpoint, else its last), a checkpoint, or the name of
+    a published segmentor. Checkpoints that do not contain their config need CONFIG. If an MMEngine config has no test
+    data, or the same as for validation, its `val_` settings apply. metrics.json (scores as fractions), the resolved
+    config and the log are written to a new folder beside the run.
 
     \b
     Examples:
-      twins-dense eval torchvision/mask_rcnn_svt_small_1x work_dirs/a/epoch_12.pth --data-root data/coco
+      twins-dense eval runs/mine
+      twins-dense eval runs/mine/epoch_12.pth --data other_photos
       twins-dense eval mmseg/upernet_svt_small_160k CHECKPOINT --tta
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
       twins-dense eval detectron2/mask_rcnn_svt_small_1x work_dirs/a/model_final.pth --data-root data/coco
     """
-    from ..frameworks import console, open_config
+    from ..frameworks import console
+    from ..inference.load import open_source
 
     if is_first_process():
         console.show_on(sys.stdout)
-    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
+    source, rest, overrides = parse_source(arguments)
+    if rest:
+        raise click.UsageError(f"Got unexpected extra argument ({rest[0]})")
+    if data_dir is not None and data_root is not None:
+        raise click.UsageError("--data and --data-root exclude each other: --data finds all files of your data itself.")
+    engine, config, checkpoint = open_source(source, overrides)
+    if data_root is not None:
+        engine.set_data_root(config, data_root)
+    if skip_bad:
+        engine.set_skip_bad(config)
     if tta:
-        engine.set_tta(loaded)
+        engine.set_tta(config)
     if work_dir is None:
-        run = Path(os.path.abspath(engine.default_work_dir(loaded)))
-        run = run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S")
-        work_dir = os.path.relpath(run)
-    metrics = engine.evaluate(loaded, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
+        is_file = Path(checkpoint).is_file()
+        run = Path(checkpoint).resolve().parent if is_file else Path(os.path.abspath(engine.default_work_dir(config)))
+        work_dir = os.path.relpath(run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S"))
+    if data_dir is not None:
+        from ..data.layouts import recognise
+
+        engine.set_data(config, recognise(data_dir, out=Path(work_dir) / "data", skip_bad=skip_bad))
+    metrics = engine.evaluate(config, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
     if not is_first_process() or launch["machine_rank"]:
         return
     for name, value in metrics.items():
-        click.echo(f"{name:>20}  {value:.4f}")
+        if not console.is_of_class(name):
+            click.echo(f"{name:>20}  {value:.4f}")
     click.echo(f"{Path(work_dir) / 'metrics.json'} contains these values")

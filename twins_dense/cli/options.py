@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 
+from ..distributed import is_first_process
 from ..errors import TwinsError, did_you_mean
+from ..frameworks.options import Recipe
 from ..models.spec import get_spec
 
 
@@ -31,10 +35,61 @@ def workers_option(most: int) -> Callable:
 
 device_option = click.option("--device", help="A torch device.  [default: a GPU if there is one, else cpu]")
 
+own_data_option = click.option(
+    "--data",
+    "data_dir",
+    metavar="DIR",
+    help="Your own data, in COCO, YOLO, Pascal VOC or ADE20K layout, or images with label maps.",
+)
+
 # Options that change the data of a config.
 data_options = _together(
     click.option("--data-root", help="Folder of the data set; relative paths in the config start here."),
     click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them."),
+)
+
+
+def _anchor_sizes(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(size) for size in value.split(","))
+    except ValueError:
+        raise TwinsError(f"--anchor-sizes {value!r}: write numbers with commas, for example 8,16,32,64,128") from None
+
+
+# Options that change how a model is trained, with the names of `TrainingOptions`; without `--data`, the config decides.
+training_options = _together(
+    click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images."),
+    click.option("--size", type=click.IntRange(min=32), help="Short side of images (segmentors: side of crops)."),
+    click.option("--batch", type=click.IntRange(min=1), help="Images per iteration, over all processes."),
+    click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate at that batch size."),
+    click.option("--max-dets", type=click.IntRange(min=1), help="Detections per image, in the model and the metric."),
+    click.option("--anchor-sizes", callback=_anchor_sizes, help="One per level, in pixels: 8,16,32,64,128."),
+    click.option(
+        "--recipe",
+        type=click.Choice(get_args(Recipe)),
+        help="Schedule and settings: as published for COCO or ADE20K, or for small data sets.",
+    ),
+    click.option("--weights", help="ImageNet weights of the backbone: a file, or a name from `weights list`."),
+    click.option("--init", help="Checkpoint of a detector or segmentor of other classes to start from."),
+    click.option("--freeze", metavar="PART", help="Keep a part fixed: backbone, or stages:N for its first N stages."),
+)
+
+# Options that decide what a run records, with the names of `MonitoringOptions`.
+monitoring_options = _together(
+    click.option("--best", metavar="METRIC", help="Metric that chooses the best checkpoint, such as coco/bbox_AP50."),
+    click.option("--ema", is_flag=True, help="Evaluate and save an exponential moving average of the weights."),
+    click.option("--patience", type=click.IntRange(min=1), help="Stop after N evaluations without improvement."),
+    click.option("--tensorboard", is_flag=True, help="Write TensorBoard events."),
+    click.option("--val-loss", is_flag=True, help="Compute the losses on the validation images, too."),
+    click.option(
+        "--samples",
+        default=4,
+        show_default=True,
+        type=click.IntRange(min=0),
+        help="Validation images to draw at each evaluation.",
+    ),
 )
 
 # Options that choose a trained backbone and its levels.
@@ -92,3 +147,34 @@ def find_device(name: str | None) -> Any:
     except (RuntimeError, AssertionError) as error:
         raise TwinsError(f"--device {name!r}: {str(error).splitlines()[0]}") from None
     return device
+
+
+def take_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options with the names of a dataclass's fields from a dictionary, and return them."""
+    return {field.name: options.pop(field.name) for field in dataclasses.fields(kind) if field.name in options}
+
+
+def print_sections(sections: Iterable[tuple[str, Iterable[str]]]) -> None:
+    """Print titles with the lines that belong to them, in the first process only."""
+    if is_first_process():
+        for title, lines in sections:
+            click.secho(title, bold=True)
+            for line in lines:
+                click.echo(f"  {line}")
+
+
+def parse_source(arguments: tuple[str, ...]) -> tuple[str | tuple[str, str], tuple[str, ...], tuple[str, ...]]:
+    """Split the arguments `[CONFIG] MODEL REST... [KEY=VALUE]...` of a verb.
+
+    Returns:
+        The source of the model for `load_model`, the rest, and the overrides.
+    """
+    from ..frameworks.shipped_configs import is_config
+
+    overrides = tuple(argument for argument in arguments if "=" in argument and not Path(argument).exists())
+    others = tuple(argument for argument in arguments if argument not in overrides)
+    if not others or (is_config(others[0]) and len(others) < 2):
+        raise click.UsageError("Missing argument 'MODEL'.")
+    if is_config(others[0]):
+        return (others[0], others[1]), others[2:], overrides
+    return others[0], others[1:], overrides

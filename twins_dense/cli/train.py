@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
 from ..distributed import is_first_process
-from .options import data_options, launch_options
+from .options import (
+    data_options,
+    launch_options,
+    monitoring_options,
+    own_data_option,
+    print_sections,
+    take_options,
+    training_options,
+)
 
 
 @click.command("train", short_help="Train the model of a config.")
@@ -17,6 +26,9 @@ from .options import data_options, launch_options
 @click.option("--work-dir", help="Work directory.  [default: as the config says, or work_dirs/NAME OF CONFIG]")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the work directory.")
 @click.option("--amp", is_flag=True, help="Train in mixed precision (bfloat16).")
+@own_data_option
+@training_options
+@monitoring_options
 @data_options
 @launch_options
 def command(
@@ -25,34 +37,51 @@ def command(
     work_dir: str | None,
     resume: bool,
     amp: bool,
+    data_dir: str | None,
     data_root: str | None,
     skip_bad: bool,
-    **launch: Any,
+    **options: Any,
 ) -> None:
     """Train the model of CONFIG; KEY=VALUE arguments override settings of the config.
 
     CONFIG is a name from `twins-dense configs list`, or a file: an MMEngine config, or a LazyConfig or YAML file of
-    detectron2. The resolved config, checkpoints, metrics.json and the log are written to the work directory. To use
-    several processes, start MMEngine's configs with torchrun, and detectron2's configs with the last four options.
+    detectron2. With --data, the layout, the splits and the classes of your data are recognised, and the settings that
+    depend on the data are chosen and shown with their reasons; options and overrides have the last word. The resolved
+    config, checkpoints, metrics.json and the log are written to the work directory. To use several processes, start
+    MMEngine's configs with torchrun, and detectron2's configs with the last four options.
 
     \b
     Examples:
-      twins-dense train torchvision/mask_rcnn_svt_small_1x --data-root data/coco --skip-bad
-      twins-dense train mmseg/upernet_svt_small_160k model.backbone.weights=alt_gvt_small.pth --amp
-      twins-dense train torchvision/retinanet_svt_base_3x model.backbone.weights=svt_base.in1k-mmpretrain
+      twins-dense train torchvision/mask_rcnn_svt_small_1x --data my_data --work-dir runs/mine
+      twins-dense train mmseg/semantic_fpn_svt_small_80k --data my_data --weights svt_small.in1k-mmpretrain
+      twins-dense train torchvision/mask_rcnn_svt_small_1x --data new --init runs/mine/epoch_12.pth --freeze backbone
+      twins-dense train torchvision/mask_rcnn_svt_small_1x --data-root data/coco --weights svt_small.in1k-mmpretrain
       twins-dense train CONFIG train_dataloader.batch_size=4 optim_wrapper.optimizer.lr=1e-4 --work-dir runs/a
       twins-dense train CONFIG --work-dir runs/a --resume
       torchrun --nproc_per_node=2 -m twins_dense train CONFIG
-      twins-dense train detectron2/mask_rcnn_svt_small_1x --num-gpus 8 --data-root data/coco --skip-bad
+      twins-dense train detectron2/mask_rcnn_svt_small_1x --num-gpus 8 --data-root data/coco
     """
     from ..frameworks import console, open_config
+    from ..frameworks.options import MonitoringOptions, TrainingOptions
+    from ..frameworks.own_data import plan_run
 
     if is_first_process():
         console.show_on(sys.stdout)
+    training = TrainingOptions(**take_options(TrainingOptions, options))
+    monitoring = MonitoringOptions(**take_options(MonitoringOptions, options))
+    if data_dir is not None and data_root is not None:
+        raise click.UsageError("--data and --data-root exclude each other: --data finds all files of your data itself.")
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
+    work_dir = work_dir or str(engine.default_work_dir(loaded))
+    if data_dir is not None:
+        plan = plan_run(data_dir, training, out=Path(work_dir) / "data", skip_bad=skip_bad)
+        engine.set_data(loaded, plan.data)
+        training = plan.options
+        print_sections(plan.sections)
+    engine.set_training(loaded, training)
+    engine.set_monitoring(loaded, monitoring)
     if amp:
         engine.set_amp(loaded)
-    work_dir = work_dir or str(engine.default_work_dir(loaded))
-    engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in launch.items() if v is not None})
+    engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in options.items() if v is not None})
     if is_first_process():
         click.echo(f"done: {work_dir} contains the checkpoints, the log and metrics.json")

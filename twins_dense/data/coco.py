@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..errors import TwinsError, one_line
 from .coco_masks import are_finite_numbers, segmentation_problem
 from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation
+from .problems import data_error
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class CocoData:
         ann_file: Path of the annotation file.
         categories: Dictionaries of the annotation file, sorted by id. Ids may have gaps: COCO's 80 ids go up to 90.
         images: Images, sorted by id.
-        problems: One line per image or annotation that was left out; empty unless `load_coco` skips bad data.
+        problems: One line per image or annotation that was left out.
     """
 
     ann_file: Path
@@ -72,6 +73,7 @@ def load_coco(
     image_dir: str | Path,
     *,
     skip_bad: bool = False,
+    strict: bool = False,
     indices: int | None = None,
     refuse_rotated: bool = False,
 ) -> CocoData:
@@ -79,25 +81,27 @@ def load_coco(
 
     All problems of single images and annotations (a missing or truncated file, an empty box, an unknown category, ...)
     are collected first, so that the error says how many there are. A box that is partly outside its image and an
-    annotation without a segmentation are valid.
+    annotation without a segmentation are valid. An annotation whose box has a width or a height of exactly zero is
+    left out, because it marks nothing that could be learned: COCO 2017 itself has two of them.
 
     Args:
         ann_file: Path of the annotation file (JSON).
         image_dir: Folder that the `file_name` entries are relative to.
         skip_bad: Whether to leave out bad annotations, and bad images with their annotations, instead of raising.
+        strict: Whether boxes with a width or a height of zero are errors as well.
         indices: Number of images to keep and check, in ascending order of ids; `None` keeps all.
         refuse_rotated: Whether an image with an EXIF orientation counts as bad, for data loaders that would rotate it.
 
     Raises:
-        TwinsError: If the annotation file as a whole cannot be used, if there are problems and `skip_bad` is false, or
-            if nothing is left after skipping.
+        TwinsError: If the annotation file as a whole cannot be used, or if nothing is left after skipping.
+        DataError: If there are problems and `skip_bad` is false.
     """
     ann_file, image_dir = Path(ann_file), Path(image_dir)
     if indices is not None and indices < 1:
         raise TwinsError(f"indices={indices}: give the number of images to keep, at least 1, or omit it to keep all")
-    content = _read_json(ann_file)
-    category_by_id = _entries_by_id(ann_file, content, "categories", {"name": str})
-    image_by_id = _entries_by_id(ann_file, content, "images", {"file_name": str, "width": int, "height": int})
+    content = read_annotation_file(ann_file)
+    category_by_id = entries_by_id(ann_file, content, "categories", {"name": str})
+    image_by_id = entries_by_id(ann_file, content, "images", {"file_name": str, "width": int, "height": int})
     if not image_dir.is_dir():
         raise TwinsError(f"{image_dir}: no such folder; it should hold the images of {ann_file}")
 
@@ -110,19 +114,22 @@ def load_coco(
 
     problem_by_image_id = _check_images(image_dir, entries, refuse_rotated)
     problems = list(problem_by_image_id.values())
+    left_out: list[str] = []
     good_annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in kept_ids}
     seen_ids: set[int] = set()
     for annotation in annotations:
-        problem = _annotation_problem(annotation, image_by_id, category_by_id, seen_ids)
+        problem = _reference_problem(annotation, image_by_id, category_by_id, seen_ids)
+        is_harmless = problem is None and not strict and _is_flat(annotation.get("bbox"))
+        problem = problem or _shape_problem(annotation, image_by_id)
         if problem is None:
             seen_ids.add(annotation["id"])
             good_annotations[annotation["image_id"]].append(annotation)
         else:
-            problems.append(problem)
+            (left_out if is_harmless else problems).append(problem)
 
     if problems and not skip_bad:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems, the first"
-        raise TwinsError(f"{ann_file}: {count}: {problems[0]}; fix the file, or use --skip-bad to train on the rest")
+        raise data_error(ann_file, problems, "fix the file, or use --skip-bad to train on the rest")
+    problems += left_out
     images = tuple(
         CocoImage(
             id=entry["id"],
@@ -174,12 +181,35 @@ def read_image_names(ann_file: Path) -> dict[int, str]:
     Raises:
         TwinsError: If the file or an entry of its `images` cannot be used.
     """
-    content = _read_json(ann_file, ("images",))
-    entries = _entries_by_id(ann_file, content, "images", {"file_name": str})
+    content = read_annotation_file(ann_file, ("images",))
+    entries = entries_by_id(ann_file, content, "images", {"file_name": str})
     return {image_id: entries[image_id]["file_name"] for image_id in sorted(entries)}
 
 
-def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")) -> dict[str, Any]:
+def read_instances(ann_file: Path, *, indices: int | None = None) -> dict[int, list[dict[str, Any]]]:
+    """Return the annotations that are instances by image id, with an empty list for images without one.
+
+    Images and annotations are not checked; ids are in ascending order.
+
+    Args:
+        ann_file: Path of the annotation file (JSON).
+        indices: Number of images to keep, in ascending order of ids; `None` keeps all.
+
+    Raises:
+        TwinsError: If the file or an entry of its `images` cannot be used.
+    """
+    content = read_annotation_file(ann_file, ("images", "annotations"))
+    ids = sorted(entries_by_id(ann_file, content, "images", {}))[:indices]
+    found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in ids}
+    for annotation in filter(is_instance, content["annotations"]):
+        if _is_key(annotation.get("image_id"), found):
+            found[annotation["image_id"]].append(annotation)
+    return found
+
+
+def read_annotation_file(
+    ann_file: Path, keys: tuple[str, ...] = ("images", "annotations", "categories")
+) -> dict[str, Any]:
     """Read an annotation file, and check that each of these keys has a list of objects."""
     if ann_file.is_dir():
         raise TwinsError(f"{ann_file}: is a folder; give the annotation file (JSON) inside it")
@@ -209,7 +239,7 @@ def _read_json(ann_file: Path, keys: tuple[str, ...] = ("images", "annotations",
     return content
 
 
-def _entries_by_id(
+def entries_by_id(
     ann_file: Path, content: dict[str, Any], key: str, fields: dict[str, type]
 ) -> dict[int, dict[str, Any]]:
     """Return the entries of one list by id. Ids must be unique whole numbers; `fields` gives the other types."""
@@ -267,33 +297,48 @@ def _orientation_problem(path: Path) -> str | None:
     )
 
 
-def _annotation_problem(
+def _reference_problem(
     annotation: dict[str, Any],
     image_by_id: dict[int, dict[str, Any]],
     category_by_id: dict[int, dict[str, Any]],
     seen_ids: set[int],
 ) -> str | None:
-    """Describe what is wrong with an annotation; return `None` if it is valid."""
-    name = f"annotation {reprlib.repr(annotation.get('id'))}"
+    """Describe what is wrong with the ids of an annotation; return `None` if they are valid."""
     if not _is_key(annotation.get("image_id"), image_by_id):
+        name = f"annotation {reprlib.repr(annotation.get('id'))}"
         return f"{name} has an unknown image id {reprlib.repr(annotation.get('image_id'))}"
-    image = image_by_id[annotation["image_id"]]
-    name += f" of image {one_line(image['file_name'])}"
+    name = _describe(annotation, image_by_id)
     if type(annotation.get("id")) is not int:
         return f"{name} has an id that is not a whole number"
     if annotation["id"] in seen_ids:
         return f"{name} has the id of an earlier annotation"
     if not _is_key(annotation.get("category_id"), category_by_id):
         return f"{name} has an unknown category id {reprlib.repr(annotation.get('category_id'))}"
+    return None
+
+
+def _shape_problem(annotation: dict[str, Any], image_by_id: dict[int, dict[str, Any]]) -> str | None:
+    """Describe what is wrong with the box and the segmentation of an annotation; return `None` if they are valid."""
+    image = image_by_id[annotation["image_id"]]
     box_problem = _box_problem(annotation.get("bbox"), image["width"], image["height"])
     if box_problem is not None:
-        return f"{name}: bbox {reprlib.repr(annotation.get('bbox'))} {box_problem}"
+        return f"{_describe(annotation, image_by_id)}: bbox {reprlib.repr(annotation.get('bbox'))} {box_problem}"
     segmentation = annotation.get("segmentation")
     if segmentation:  # missing or empty in data with boxes only
         problem = segmentation_problem(segmentation, image["height"], image["width"])
         if problem is not None:
-            return f"{name}: segmentation {problem}"
+            return f"{_describe(annotation, image_by_id)}: segmentation {problem}"
     return None
+
+
+def _describe(annotation: dict[str, Any], image_by_id: dict[int, dict[str, Any]]) -> str:
+    image = image_by_id[annotation["image_id"]]
+    return f"annotation {reprlib.repr(annotation.get('id'))} of image {one_line(image['file_name'])}"
+
+
+def _is_flat(box: Any) -> bool:
+    """Return whether a box has a width or a height of exactly zero, and nothing else is wrong with its numbers."""
+    return isinstance(box, list) and len(box) == 4 and are_finite_numbers(box) and min(box[2:]) == 0
 
 
 def _box_problem(box: Any, width: int, height: int) -> str | None:

@@ -1,79 +1,211 @@
-"""Draw boxes, masks, names, scores and classes on images."""
+"""Draw instances (contours, boxes, names, scores) and classes on images."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import cv2
 import numpy as np
-import torch
-from matplotlib import colormaps
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+LabelMode = Literal["auto", "none", "all"]
+
+# The colours of Okabe and Ito (2008), which people with colour vision deficiency can tell apart, without black.
+_COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178))
+_FILL = 0.3  # opacity of the inside of a mask
+_SMALL = 384  # images with a smaller longest side are enlarged in comparisons
+_GAP = 8  # pixels between pictures that stand side by side
 
 
 def draw_instances(
-    image: Tensor,
-    boxes: Tensor,
-    labels: Tensor,
+    image: np.ndarray,
+    boxes: Any,
+    labels: Any,
     class_names: Sequence[str],
     *,
-    scores: Tensor | None = None,
-    masks: Tensor | None = None,
-) -> Tensor:
-    """Draw the boxes, names, scores and masks of instances, with one colour per class.
+    scores: Any = None,
+    masks: Any = None,
+    show_labels: LabelMode = "auto",
+) -> np.ndarray:
+    """Draw instances on an image, each in its own colour.
+
+    An instance with a mask is drawn as a contour and a translucent area, an instance without one (or with an empty one)
+    as a box. Lines are thinner for small objects, which are drawn on top of large ones. The colour depends only on the
+    position in the list. Boxes, labels, scores and masks may be arrays, lists or CPU tensors.
 
     Args:
-        image: uint8 (3, H, W) RGB; not modified.
+        image: uint8 RGB (H, W, 3); not modified.
         boxes: (N, 4), each x1, y1, x2, y2 in pixels.
         labels: (N,) indices into `class_names`.
         class_names: Names of the classes.
         scores: (N,) in 0..1, drawn after the names.
-        masks: bool (N, H, W).
+        masks: N masks, each (H, W), bool or 0 and 1.
+        show_labels: "auto" draws the names that fit into the boxes of their objects and cover no other name, "all"
+            draws every name, and "none" draws no name.
 
     Returns:
-        uint8 (3, H, W) RGB.
+        uint8 RGB (H, W, 3).
     """
-    if len(boxes) == 0:
-        return image.clone()
-    # These colours are dark enough for white text.
-    palette = colormaps["tab10"].colors + colormaps["Dark2"].colors  # type: ignore[attr-defined]
-    colors = [tuple(round(255 * c) for c in palette[label % len(palette)]) for label in labels.tolist()]
-    texts = [class_names[label] for label in labels.tolist()]
+    picture = np.array(image, order="C")
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]).clip(0) * (boxes[:, 3] - boxes[:, 1]).clip(0))
+    order = np.argsort(-sides, kind="stable").tolist()
+    outlines = [() if masks is None else _fill(picture, np.asarray(masks[i]), _color(i)) for i in order]
+    # Outlines are drawn after all areas, so that no area covers them.
+    for i, outline in zip(order, outlines, strict=True):
+        width = round(min(sides[i] / 60, min(picture.shape[:2]) / 250))
+        if len(outline):
+            cv2.drawContours(picture, outline, -1, _color(i), max(1, width))
+        else:
+            left, top, right, bottom = _pixels(boxes[i], picture)
+            cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), _color(i), max(1, width))
+    if show_labels == "none" or not order:
+        return picture
+    names = [class_names[label] for label in np.asarray(labels).tolist()]
     if scores is not None:
-        texts = [f"{text} {score:.2f}" for text, score in zip(texts, scores.tolist(), strict=True)]
-    if masks is not None:
-        image = draw_segmentation_masks(image, masks.bool(), alpha=0.5, colors=colors)
-    # Text and lines scale with the image, so that they are readable on thumbnails and on photos.
-    side = min(image.shape[1:])
-    return draw_bounding_boxes(
-        image,
-        boxes.round().to(torch.int64),
-        labels=texts,
-        colors=colors,
-        label_colors="white",
-        label_background_colors=colors,
-        fill_labels=True,
-        width=max(1, side // 200),
-        font=findfont("DejaVu Sans"),  # installed with matplotlib
-        font_size=max(8, side // 30),
-    )
+        names = [f"{name} {score:.2f}" for name, score in zip(names, np.asarray(scores).tolist(), strict=True)]
+    return _draw_names(picture, boxes, names, order[::-1], everyone=show_labels == "all")
 
 
-def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
-    """Tint every pixel with the colour of its class.
+def draw_comparison(
+    image: np.ndarray,
+    truth: Mapping[str, Any],
+    prediction: Mapping[str, Any],
+    class_names: Sequence[str],
+    *,
+    show_labels: LabelMode = "auto",
+) -> np.ndarray:
+    """Draw the ground truth (left) beside the prediction (right).
+
+    Small images are enlarged by a whole number, so that both sides can be seen well.
 
     Args:
         image: uint8 RGB (H, W, 3).
-        classes: (H, W) indices into `palette`.
+        truth: `boxes`, `labels` and, if there are any, `masks`, as for `draw_instances`.
+        prediction: The same, and `scores`.
+        class_names: Names of the classes.
+        show_labels: As for `draw_instances`.
+
+    Returns:
+        uint8 RGB (F * H, 2 * F * W + gap, 3), where F is the enlargement.
+    """
+    factor = -(-_SMALL // max(image.shape[:2]))
+
+    def enlarge(array: Any) -> np.ndarray:
+        return np.asarray(array).repeat(factor, axis=0).repeat(factor, axis=1)
+
+    pictures = []
+    for instances in (truth, prediction):
+        masks = instances.get("masks")
+        picture = draw_instances(
+            enlarge(image),
+            np.asarray(instances["boxes"]) * factor,
+            instances["labels"],
+            class_names,
+            scores=instances.get("scores"),
+            masks=None if masks is None else [enlarge(mask) for mask in masks],
+            show_labels=show_labels,
+        )
+        pictures.append(picture)
+    return side_by_side(*pictures)
+
+
+def side_by_side(*pictures: np.ndarray) -> np.ndarray:
+    """Join pictures of the same height from left to right, with white gaps; all are uint8 RGB (H, W, 3)."""
+    gap = np.full((len(pictures[0]), _GAP, 3), 255, np.uint8)
+    return np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=1)
+
+
+def _color(index: int) -> tuple[int, ...]:
+    """Return the colour of the instance at a position in the list; after seven colours, lighter ones follow."""
+    white = 0.45 * (index // len(_COLORS) % 2)
+    return tuple(round((1 - white) * value + white * 255) for value in _COLORS[index % len(_COLORS)])
+
+
+def _pixels(box: np.ndarray, picture: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the box in whole pixels, at least one in size and inside the picture."""
+    height, width = picture.shape[:2]
+    x1, y1, x2, y2 = box.round()
+    left, top = int(x1.clip(0, width - 1)), int(y1.clip(0, height - 1))
+    return left, top, int(x2.clip(left + 1, width)), int(y2.clip(top + 1, height))
+
+
+def _fill(picture: np.ndarray, mask: np.ndarray, color: tuple[int, ...]) -> Sequence[np.ndarray]:
+    """Tint the inside of a mask in place; return its contours, whose points lie on the mask."""
+    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)  # work on the part of the picture that the mask covers
+    inside = mask[top : top + height, left : left + width]
+    part = picture[top : top + height, left : left + width]
+    part[inside > 0] = (1 - _FILL) * part[inside > 0] + _FILL * np.array(color)
+    return cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(left, top))[0]
+
+
+def _draw_names(
+    picture: np.ndarray, boxes: np.ndarray, names: Sequence[str], order: Sequence[int], everyone: bool
+) -> np.ndarray:
+    """Draw names where they cover no other name; those that come first in `order` choose their places first."""
+    height, width = picture.shape[:2]
+    taken = np.zeros((height, width), bool)
+    result = Image.fromarray(picture)
+    draw = ImageDraw.Draw(result)
+    largest = max(11, min(height, width) // 35)
+    smallest = max(9, largest // 2)
+    for i in order:
+        left, top, right, bottom = _pixels(boxes[i], picture)
+        for size in range(largest, smallest - 1, -1):
+            font = _font(size)
+            w, h = math.ceil(font.getlength(names[i])) + size // 2, sum(font.getmetrics())
+            fits = w <= right - left and h <= (bottom - top) / 2
+            if fits:
+                break
+        if not (fits or everyone):
+            continue
+        corners = [(x, y) for y in (top, bottom - h) for x in (left, right - w)]
+        if not fits:
+            corners = [(left, y) for y in (top - h, bottom, top)]
+        places = [(min(max(x, 0), max(width - w, 0)), min(max(y, 0), max(height - h, 0))) for x, y in corners]
+        free = [(x, y) for x, y in places if not taken[y : y + h, x : x + w].any()]
+        if not (free or everyone):
+            continue
+        x, y = (free or places)[0]
+        taken[y : y + h, x : x + w] = True
+        red, green, blue = _color(i)
+        draw.rectangle((x, y, x + w - 1, y + h - 1), fill=(red, green, blue))
+        is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 128
+        draw.text((x + size // 4, y), names[i], fill="black" if is_light else "white", font=font)
+    return np.array(result)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)  # installed with matplotlib
+
+
+def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+    """Tint every pixel with the colour of its class, and draw the borders between classes in their full colours.
+
+    Args:
+        image: uint8 RGB (H, W, 3).
+        classes: (H, W) indices into `palette`. Pixels of other values, such as 255, keep their colours.
         palette: One (R, G, B) in 0..255 per class.
 
     Returns:
         uint8 RGB (H, W, 3).
     """
-    colors = np.asarray(palette, dtype=np.uint16)[classes]
-    return ((image + colors) // 2).astype(np.uint8)
+    known = (classes >= 0) & (classes < len(palette))
+    colors = np.asarray(palette, dtype=np.uint16)[np.where(known, classes, 0)]
+    picture = np.where(known[..., None], (image + colors) // 2, image).astype(np.uint8)
+    # A pixel lies on a border if its neighbourhood contains another class.
+    width = max(1, min(classes.shape) // 400)
+    square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    values = np.where(known, classes, len(palette)).astype(np.float32)
+    border = known & (cv2.dilate(values, square) != cv2.erode(values, square))
+    picture[border] = colors[border]
+    return picture
 
 
 def draw_legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], first_value: int) -> np.ndarray:
@@ -88,7 +220,7 @@ def draw_legend(class_names: Sequence[str], palette: Sequence[Sequence[int]], fi
         uint8 RGB (H, W, 3).
     """
     row, swatch, rows = 22, 32, 30
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 14)
+    font = _font(14)
     texts = [f"{value} {name}" for value, name in enumerate(class_names, first_value)]
     width = swatch + 24 + round(max(font.getlength(text) for text in texts))
     size = (width * -(-len(texts) // rows), row * min(rows, len(texts)) + 8)

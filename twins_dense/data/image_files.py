@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import TwinsError, one_line
 
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 NUM_THREADS = 8  # checks of many files wait for the disk, not for the processor
 # Exceptions that Pillow raises for a bad file. The type depends on the format and the damage.
 UNREADABLE = (
@@ -64,12 +65,17 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
 def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
     """Return an image in RGB like `read_image`, but raise one of `UNREADABLE` if it cannot be read."""
     with Image.open(source) as file:
-        # ImageOps.exif_transpose would write all EXIF data again, and fail on invalid entries that do not matter here.
-        turn = _UPRIGHT.get(exif_orientation(file)) if upright else None
-        image = file if turn is None else file.transpose(turn)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion would clip values at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        return convert_image(file, upright=upright)
+
+
+def convert_image(image: Image.Image, *, upright: bool) -> Image.Image:
+    """Return an open image in RGB like `decode_image`."""
+    # ImageOps.exif_transpose would write all EXIF data again, and fail on invalid entries that do not matter here.
+    turn = _UPRIGHT.get(exif_orientation(image)) if upright else None
+    image = image if turn is None else image.transpose(turn)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would clip values at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def exif_orientation(image: Image.Image) -> int:

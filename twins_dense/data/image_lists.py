@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..errors import TwinsError, one_line
 from .coco import read_image_names
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from .image_files import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def find_images(arguments: Sequence[str], *, out: Path | None = None) -> list[Pa
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = [file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES]
+            found = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
             if out is not None and out.resolve().is_relative_to(path.resolve()):
                 results = path / out.resolve().relative_to(path.resolve())
                 found = [file for file in found if not file.is_relative_to(results)]

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from ..errors import TwinsError
 
 Backend = Literal["faster-coco-eval", "pycocotools"]
-_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR{}", "ARs", "ARm", "ARl")
 
 
 def evaluate_coco(
@@ -22,26 +22,30 @@ def evaluate_coco(
     *,
     iou_types: Sequence[str] = ("bbox", "segm"),
     backend: Backend = "faster-coco-eval",
+    max_dets: int = 100,
 ) -> dict[str, float]:
     """Compute the average precision and recall of detections as COCO defines them.
 
     Args:
         ground_truth: Content of a COCO annotation file.
         detections: Entries of a COCO results file: `image_id`, `category_id`, `score`, `bbox` as x, y, width, height in
-            pixels and, for "segm", `segmentation` as a compressed run-length encoding. Only the best 100 detections
-            of each image count.
+            pixels and, for "segm", `segmentation` as a compressed run-length encoding.
         iou_types: "bbox" for boxes, "segm" for masks, or both.
         backend: Library that computes the metrics. The two agree.
+        max_dets: Number of detections that count per image and class, those with the highest scores; more than 10.
+            COCO's own value is 100.
 
     Returns:
-        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1; a metric without ground truth is -1.
+        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1, and the AP of each class as `bbox_AP-NAME`; a metric
+        without ground truth is -1. The recall `bbox_AR100` has `max_dets` in its name.
 
     Raises:
         TwinsError: If an option is unknown, or if "segm" is requested and a detection has no mask.
     """
-    check_coco_options(iou_types, backend)
+    check_coco_options(iou_types, backend, max_dets)
     coco_class, evaluation_class = _backend_classes(backend)
     metrics: dict[str, float] = {}
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         truth = coco_class()
         truth.dataset = complete_ground_truth(ground_truth)
@@ -58,22 +62,33 @@ def evaluate_coco(
                 found.dataset = {**truth.dataset, "annotations": []}
                 found.createIndex()
             evaluation = evaluation_class(truth, found, iou_type)
+            evaluation.params.maxDets = [1, 10, max_dets]
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-            metrics.update(
-                {f"{iou_type}_{name}": float(v) for name, v in zip(_NAMES, evaluation.stats[:12], strict=True)}
-            )
+            values = dict(zip(_NAMES, map(float, evaluation.stats[:12]), strict=True))
+            precisions = evaluation.eval["precision"][..., 0, -1]  # thresholds, recalls, classes; all object sizes
+            values["AP"] = _average_precision(precisions)
+            for index, category in enumerate(evaluation.params.catIds):
+                values[f"AP-{names[category]}"] = _average_precision(precisions[:, :, index])
+            metrics.update({f"{iou_type}_{name.format(max_dets)}": value for name, value in values.items()})
     return metrics
 
 
-def check_coco_options(iou_types: Sequence[str], backend: str) -> None:
+def metric_names(iou_types: Sequence[str], max_dets: int = 100) -> list[str]:
+    """Return the names of the metrics of all classes together, in the order of `evaluate_coco`."""
+    return [f"{iou_type}_{name.format(max_dets)}" for iou_type in iou_types for name in _NAMES]
+
+
+def check_coco_options(iou_types: Sequence[str], backend: str, max_dets: int = 100) -> None:
     """Raise `TwinsError` if `evaluate_coco` does not know these options."""
     unknown = set(iou_types) - {"bbox", "segm"}
     if unknown:
         raise TwinsError(f"iou_types has {sorted(unknown)}: choose from 'bbox' and 'segm'")
     if backend not in get_args(Backend):
         raise TwinsError(f"backend={backend!r}: choose 'faster-coco-eval' or 'pycocotools'")
+    if type(max_dets) is not int or max_dets <= 10:
+        raise TwinsError(f"max_dets={max_dets!r}: choose a whole number above 10")
 
 
 def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -84,36 +99,34 @@ def coco_detections(sample: Mapping[str, Any], category_ids: Sequence[int]) -> l
             `masks` (N, height, width).
         category_ids: Category id of each label.
     """
-    corners = np.asarray(sample["boxes"], dtype=np.float64)
-    boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-    detections = [
-        {"image_id": sample["image_id"], "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes.tolist(), np.asarray(sample["scores"]).tolist(), np.asarray(sample["labels"]).tolist(), strict=True
+    masks = sample.get("masks", [None] * len(sample["boxes"]))
+    return [
+        {"image_id": sample["image_id"], **coco_detection(box, score, category_ids[label], mask)}
+        for box, score, label, mask in zip(
+            np.asarray(sample["boxes"]),
+            np.asarray(sample["scores"]).tolist(),
+            np.asarray(sample["labels"]).tolist(),
+            masks,
+            strict=True,
         )
     ]
-    if "masks" in sample:
-        for detection, mask in zip(detections, np.asarray(sample["masks"], dtype=np.uint8), strict=True):
-            rle = mask_api.encode(np.asfortranarray(mask))
-            detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-    return detections
 
 
-def named_detections(
-    fields: Mapping[str, Any], category_ids: Sequence[int], classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the detections of a single image as entries of a COCO results file, with `category` instead of `image_id`.
+def coco_detection(box: np.ndarray, score: float, category_id: int, mask: Any = None) -> dict[str, Any]:
+    """Return a detection as an entry of a COCO results file, without `image_id`.
 
     Args:
-        fields: `boxes`, `scores`, `labels` and, optionally, `masks`, as in `coco_detections`.
-        category_ids: Category id of each label.
-        classes: Name of each label; the `category` of a detection.
+        box: x1, y1, x2, y2 in pixels.
+        score: The score in 0..1.
+        category_id: Category id of the class.
+        mask: (height, width), bool or 0 and 1; `None` for a detection without a mask.
     """
-    detections = coco_detections({**fields, "image_id": 0}, category_ids)
-    for detection, label in zip(detections, fields["labels"].tolist(), strict=True):
-        del detection["image_id"]
-        detection["category"] = classes[label]
-    return detections
+    left, top, right, bottom = np.asarray(box, dtype=np.float64).tolist()
+    detection = {"category_id": category_id, "bbox": [left, top, right - left, bottom - top], "score": score}
+    if mask is not None:
+        rle = mask_api.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
+        detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    return detection
 
 
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +146,16 @@ def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
             entry["segmentation"] = mask_api.frPyObjects(entry["segmentation"], image["height"], image["width"])
         annotations.append(entry)
     return {**ground_truth, "annotations": annotations}
+
+
+def _average_precision(precision: np.ndarray) -> float:
+    """Return the mean of a part of the precisions that COCO's evaluation computes; -1 if there is no ground truth.
+
+    pycocotools' own summary of all of them looks for 100 detections per image, and finds nothing if another number
+    counts.
+    """
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
 
 
 def _other_type(iou_type: str) -> tuple[str, ...]:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ..errors import TwinsError, one_line, requires_extra
-from .prediction import Predictor
+from ..data.layouts import DataFolder
+from ..errors import TwinsError, did_you_mean, one_line, requires_extra
+from ..weights.catalog import CATALOG
+from ..weights.read import read_checkpoint
+from .options import MonitoringOptions, TrainingOptions
+from .prediction import Detector, Segmentor
 from .shipped_configs import find_config
+from .stored_config import read_record
+from .work_dir import best_checkpoint
+
+if TYPE_CHECKING:
+    import torch
 
 _YAML = (".yaml", ".yml")
 
@@ -38,6 +47,18 @@ class Engine(Protocol):
     def set_skip_bad(self, config: Any) -> None:
         """Skip unusable images and annotations instead of raising an error."""
 
+    def set_data(self, config: Any, data: DataFolder) -> None:
+        """Use the splits of a recognised data folder, and as many classes in the model as it has."""
+
+    def set_training(self, config: Any, options: TrainingOptions) -> None:
+        """Change how the config trains; schedules scale with the number of epochs."""
+
+    def write_config(self, config: Any, stem: Path, comment: Sequence[str]) -> Path:
+        """Write the config to a file that `load_config` reads, with comments at its start, and return its path."""
+
+    def set_monitoring(self, config: Any, options: MonitoringOptions) -> None:
+        """Choose what a run watches and keeps."""
+
     def set_tta(self, config: Any) -> None:
         """Enable test-time augmentation for evaluation."""
 
@@ -57,8 +78,31 @@ class Engine(Protocol):
     ) -> dict[str, float]:
         """Evaluate a checkpoint on the test data, write `metrics.json` and return the metrics as fractions."""
 
-    def load_predictor(self, config: Any, checkpoint: str | Path, score: float) -> Predictor:
-        """Load a trained model for prediction on single images; `score` is the score threshold for detectors."""
+    def predictor(self, config: Any, checkpoint: str | Path, device: torch.device) -> Detector | Segmentor:
+        """Load a trained model that computes raw results."""
+
+    def apply_overrides(self, config: Any, overrides: Sequence[str]) -> None:
+        """Apply overrides of the form `key=value` to a config."""
+
+    def to_data(self, config: Any) -> dict[str, Any]:
+        """Return the resolved config as plain data, which checkpoints carry."""
+
+    def from_data(self, data: Mapping[str, Any]) -> Any:
+        """Return the config that `to_data` has stored, without running or importing anything that the data names."""
+
+
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint with the config that it belongs to.
+
+    Attributes:
+        engine: The engine of the config.
+        config: The config, as from `load_config` of the engine.
+        path: Path of the checkpoint, or its catalog name.
+    """
+
+    engine: Engine
+    config: Any
+    path: str | Path
 
 
 def open_config(
@@ -92,6 +136,46 @@ def open_config(
     return engine, loaded
 
 
+def open_checkpoint(
+    source: str | Path | tuple[str | Path, str | Path], overrides: Sequence[str] = ()
+) -> OpenedCheckpoint:
+    """Find the config that a checkpoint belongs to, and load it.
+
+    Args:
+        source: A work directory (its best checkpoint, else its last), a checkpoint of `train`, or a config and a
+            checkpoint. Checkpoints that hold no config need the config.
+        overrides: Overrides of the form `key=value` for the config.
+
+    Raises:
+        TwinsError: if there is no such checkpoint, or if it holds no config, or one that is not safe to load.
+    """
+    if isinstance(source, tuple):
+        config, checkpoint = source
+        return OpenedCheckpoint(*open_config(config, overrides), checkpoint)
+    path = Path(source)
+    if path.is_dir():
+        path = best_checkpoint(path)
+    elif not path.exists():
+        raise TwinsError(
+            f"model {str(source)!r}: no such work directory, checkpoint or published model; check the path"
+            f"{did_you_mean(str(source), CATALOG)}"
+        )
+    record = read_record(read_checkpoint(path), path)
+    if record is None:
+        raise TwinsError(
+            f"checkpoint {str(path)!r} does not contain its config: give the config as well, as in "
+            "load_model((CONFIG, CHECKPOINT)) and `twins-dense predict CONFIG CHECKPOINT …`"
+        )
+    name, data = record
+    engine = _detectron2() if name == "detectron2" else _mmengine()
+    try:
+        loaded = engine.from_data(data)
+    except TwinsError as error:
+        raise TwinsError(f"checkpoint {str(path)!r}: {error}; if you trust it, give its config as well") from None
+    engine.apply_overrides(loaded, overrides)
+    return OpenedCheckpoint(engine, loaded, path)
+
+
 def engine_of(config: str | Path) -> Engine:
     """Return the engine that a config file is written for.
 
@@ -104,13 +188,21 @@ def engine_of(config: str | Path) -> Engine:
     path = Path(config)
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
-    if path.suffix in _YAML or _is_lazy_config(path):
-        from .detectron2 import engine as detectron2
+    if path.suffix in (*_YAML, ".pkl") or _is_lazy_config(path):
+        return _detectron2()
+    return _mmengine()
 
-        return detectron2
+
+def _detectron2() -> Engine:
+    from .detectron2 import engine
+
+    return engine
+
+
+def _mmengine() -> Engine:
     with requires_extra("detection"):
-        from .mmengine import engine as mmengine
-    return mmengine
+        from .mmengine import engine
+    return engine
 
 
 def _is_lazy_config(path: Path) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..errors import TwinsError, one_line
 from ..weights.load import describe_misfit
+from .options import Recipe, TrainingOptions
 
 _NUM_SHOWN = 4
 
@@ -87,6 +89,24 @@ def check_categories(source: str, found: Sequence[str], other_source: str, expec
             f"{source} has different categories from {other_source}: {_shortened(found)} instead of "
             f"{_shortened(expected)}; use the same categories for both"
         )
+
+
+def check_training_options(options: TrainingOptions) -> None:
+    """Raise `TwinsError` for an option of a training run that is out of range in any framework."""
+    for name, least in (("epochs", 1), ("size", 32), ("batch", 1), ("max_dets", 1)):
+        value = getattr(options, name)
+        if value is not None and (type(value) is not int or value < least):
+            raise TwinsError(f"{name}={value!r}: choose a whole number, {least} or more")
+    if options.lr is not None and not _is_positive(options.lr):
+        raise TwinsError(f"lr={options.lr!r}: choose a positive number")
+    if options.anchor_sizes is not None and not (options.anchor_sizes and all(map(_is_positive, options.anchor_sizes))):
+        raise TwinsError(f"anchor_sizes={options.anchor_sizes!r}: give one positive number for each level")
+    if options.recipe not in get_args(Recipe):
+        raise TwinsError(f"recipe={options.recipe!r}: choose one of {', '.join(get_args(Recipe))}")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def describe_data(split: str, source: str, num_images: int, num_classes: int, problems: Sequence[str]) -> Iterator[str]:

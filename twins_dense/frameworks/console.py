@@ -184,8 +184,8 @@ def evaluation_table(metrics: Mapping[str, float]) -> str:
 
     COCO's metrics have one row for boxes and one for masks, and the columns AP, AP50, AP75, the AP of small, medium and
     large objects, and the AR with the largest number of detections. The metrics of segmentation have one row with mIoU,
-    mAcc and aAcc. Scores of single classes (`coco/bbox_AP-NAME`, `IoU/NAME`) are left out. Other metrics are listed
-    below by name.
+    mAcc and aAcc. Other metrics are listed below by name, but scores of single classes (`coco/bbox_AP-NAME`,
+    `IoU/NAME`) and parts of the validation loss are left out.
 
     Args:
         metrics: Metrics with the names and units of `metrics.json`.
@@ -198,7 +198,7 @@ def evaluation_table(metrics: Mapping[str, float]) -> str:
     segmentation = [name for name in _SEGMENTATION_COLUMNS if name in metrics]
     if segmentation:
         blocks.append(_table([segmentation, [_score(metrics[name]) for name in segmentation]]))
-    others = [name for name in metrics if name not in coco and name not in segmentation]
+    others = [name for name in metrics if name not in coco and name not in segmentation and not _is_part(name)]
     if others:
         blocks.append("\n".join(f"{name} {metrics[name]:.4g}" for name in others))
     return "\n".join(blocks)
@@ -207,6 +207,10 @@ def evaluation_table(metrics: Mapping[str, float]) -> str:
 def is_of_class(name: str) -> bool:
     """Return whether a metric is the score of a single class."""
     return re.match(r"coco/(bbox|segm)_AP-|IoU/|Acc/", name) is not None
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith("val/") and name != "val/loss"
 
 
 def _coco_table(metrics: Mapping[str, float]) -> str:

@@ -1,16 +1,17 @@
-"""Read and write `metrics.json`, which has the same schema and units for both frameworks."""
+"""Read and write `metrics.json` and `metrics.jsonl`, which have the same names and units for both frameworks."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..atomic import write_atomically
 
 NAME = "metrics.json"
+LINES_NAME = "metrics.jsonl"
 
 
 def write_metrics(
@@ -43,7 +44,7 @@ def write_metrics(
         "losses": losses,
     }
     content = {name: value for name, value in fields.items() if value is not None}
-    content["metrics"] = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    content["metrics"] = _json_values(metrics)
     write_atomically(work_dir / NAME, json.dumps(content, indent=2).encode() + b"\n")
 
 
@@ -52,3 +53,28 @@ def read_metrics(work_dir: Path) -> dict[str, float]:
     path = work_dir / NAME
     metrics = json.loads(path.read_bytes())["metrics"] if path.is_file() else {}
     return {name: math.nan if value is None else value for name, value in metrics.items()}
+
+
+def append_record(work_dir: Path, record: Mapping[str, Any]) -> None:
+    """Append a JSON object to the `metrics.jsonl` of a training run; numbers that are not finite become null.
+
+    Args:
+        work_dir: The work directory.
+        record: `iter`, the number of finished iterations, and the values that were logged then.
+    """
+    with (work_dir / LINES_NAME).open("a") as file:
+        file.write(json.dumps(_json_values(record)) + "\n")
+
+
+def keep_records(work_dir: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Keep only the records of `metrics.jsonl` for which `keep` returns true; a last line cut by a kill is dropped."""
+    path = work_dir / LINES_NAME
+    if path.is_file():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        write_atomically(path, "".join(line for line in lines if keep(json.loads(line))).encode())
+
+
+def _json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }

@@ -22,17 +22,19 @@ class TrainingOptions:
         lr: Learning rate at that batch size.
         max_dets: Largest number of detections per image, for the detector and for the metric.
         anchor_sizes: One anchor size per level of the pyramid, from fine to coarse, in pixels of the resized image.
+        weights: ImageNet weights of the backbone: a file, or a name of the catalog.
         init: Checkpoint of a whole detector or segmentor to start from; heads of other classes start afresh.
         freeze: Part of the backbone that is not trained: "backbone", or "stages:N" for its first N stages.
     """
 
-    recipe: Recipe = "published"
+    recipe: Recipe | None = None
     epochs: int | None = None
     size: int | None = None
     batch: int | None = None
     lr: float | None = None
     max_dets: int | None = None
     anchor_sizes: tuple[float, ...] | None = None
+    weights: str | None = None
     init: str | Path | None = None
     freeze: str | None = None
 

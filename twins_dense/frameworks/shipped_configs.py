@@ -50,6 +50,11 @@ def find_config(name: str | Path) -> Path:
     )
 
 
+def is_config(name: str | Path) -> bool:
+    """Return whether a name looks like a config: a path with the suffix of configs, or a name in `list_configs`."""
+    return Path(name).suffix in _SUFFIXES or Path(name).as_posix() in list_configs()
+
+
 def copy_config(name: str | Path, folder: str | Path) -> list[Path]:
     """Copy a config and all files that it inherits from, so that the copy works on its own.
 

@@ -1,4 +1,4 @@
-"""Check the work directory of a run, and find the checkpoint to resume from."""
+"""Check the work directory of a run, and find its checkpoints."""
 
 from __future__ import annotations
 
@@ -53,6 +53,24 @@ def last_checkpoint(folder: Path) -> Path:
             f"{pointer} names {name!r}, which does not exist: write the name of another checkpoint to that file"
         )
     return path
+
+
+def best_checkpoint(work_dir: str | Path) -> Path:
+    """Return the best checkpoint of a run, or its last one if it kept no best one.
+
+    MMEngine calls the best checkpoint `best_METRIC_epoch_N.pth` or `best_METRIC_iter_N.pth`, detectron2
+    `model_best.pth`. The newest is returned if there are several.
+
+    Raises:
+        TwinsError: if the folder contains no run.
+    """
+    folder = _folder(work_dir)
+    best = [*folder.glob("best_*.pth"), *folder.glob("model_best.pth")]
+    if best:
+        return max(best, key=lambda path: path.stat().st_mtime_ns)
+    if not (folder / _POINTER).is_file():
+        raise TwinsError(f"work directory {str(work_dir)!r} contains no checkpoint: name the folder of a training run")
+    return last_checkpoint(folder)
 
 
 def _folder(work_dir: str | Path) -> Path:

@@ -1,5 +1,7 @@
 """WordNet ids of the 1000 classes of ImageNet-1k (ILSVRC 2012), in the order of the published classifiers' outputs."""
 
+from ..errors import requires_extra
+
 # WordNet ids without the leading "n". The outputs are sorted by id.
 _NUMBERS = """
     01440764 01443537 01484850 01491361 01494475 01496331 01498041 01514668 01514859 01518878 01530575 01531178 01532829
@@ -82,3 +84,14 @@ _NUMBERS = """
 """
 
 WNIDS: tuple[str, ...] = tuple(f"n{number}" for number in _NUMBERS.split())
+
+
+def class_names() -> tuple[str, ...]:
+    """Return torchvision's English names of the classes, which are not unique, in the same order.
+
+    Raises:
+        TwinsError: if torchvision is not installed.
+    """
+    with requires_extra("imagenet"):
+        from torchvision.models import ResNet50_Weights
+    return tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])

@@ -27,6 +27,7 @@ class TwinsBackbone(nn.Module):
         out_indices: Stages whose maps are returned.
         window_padding: Padding mode of local attention, see `LocalAttention`.
         pyramid: Names, channels and strides of the returned levels.
+        num_frozen_stages: Number of stages that are not trained, see `freeze`.
     """
 
     def __init__(
@@ -85,7 +86,38 @@ class TwinsBackbone(nn.Module):
         self.norm_list: nn.ModuleList | None = None
         if level_norm:
             self.norm_list = nn.ModuleList(nn.LayerNorm(stage.dim, eps=spec.norm_eps) for stage in stages)
+        self.num_frozen_stages = 0
         self.apply(init_weights)
+
+    def freeze(self, part: str) -> None:
+        """Keep the parameters of some stages as they are in training, and switch off their stochastic depth.
+
+        A later call of `train` does not undo this.
+
+        Args:
+            part: "backbone" for all stages, or "stages:N" for the first N.
+
+        Raises:
+            TwinsError: If `part` has another form, or N is out of range.
+        """
+        num_stages = len(self.blocks)
+        self.num_frozen_stages = num_stages if part == "backbone" else _num_stages(part)
+        if self.num_frozen_stages > num_stages:
+            raise TwinsError(f"freeze={part!r}: the backbone has {num_stages} stages; give at most stages:{num_stages}")
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TwinsBackbone:
+        """Set the training mode of everything that is not frozen; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> Iterator[nn.Module]:
+        groups = (self.patch_embeds, self.blocks, self.pos_block, self.norm_list)
+        return (module for group in groups if group is not None for module in group[: self.num_frozen_stages])
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature pyramid.
@@ -150,6 +182,14 @@ def describe_backbone(net: TwinsBackbone) -> dict[str, Any]:
     }
 
 
+def _num_stages(part: str) -> int:
+    """Return the number N of "stages:N"."""
+    name, _, number = str(part).partition(":")
+    if name != "stages" or not (number.isascii() and number.isdigit()) or int(number) < 1:
+        raise TwinsError(f'freeze={part!r}: give "backbone", or "stages:N" with N of 1 or more')
+    return int(number)
+
+
 def init_weights(module: nn.Module) -> None:
     """Initialise one module as the official code does (`_init_weights` in gvt.py), for use with `nn.Module.apply`."""
     if isinstance(module, nn.Linear):
@@ -163,6 +203,17 @@ def init_weights(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def init_for_padding(net: TwinsBackbone) -> None:
+    """Prepare a freshly initialised backbone for training on images that are padded with zeros to a common size.
+
+    The official initialisation sets the bias of the first patch embedding to zero. The tokens of the padding are then
+    zero as well, where LayerNorm multiplies gradients by 1/sqrt(eps): their norm was up to 1e9 instead of 10. This
+    function gives that bias the standard deviation of the linear layers.
+    """
+    embed: Any = net.patch_embeds[0]
+    nn.init.trunc_normal_(embed.proj.bias, std=0.02)
 
 
 def _drop_path_rates(last: float, num_blocks: int) -> Iterator[float]:

@@ -12,6 +12,7 @@ bottom_up = L(D2Twins)(
         level_norm=None,  # the default of the family for dense models: with norms for SVT, without for PCPVT
         drop_path_rate=0.2,
         weights=None,  # an ImageNet checkpoint
+        freeze=None,  # the part that is not trained: "backbone", or "stages:N" for the first N
         checkpointing=False,
     )
 )

@@ -7,3 +7,4 @@ from .schedule import optimizer_1x as optimizer
 from .schedule import train_1x as train
 
 optimizer.lr = 2e-4
+dataloader.evaluator.max_dets_per_image = "${model.roi_heads.box_predictor.test_topk_per_image}"

@@ -7,3 +7,4 @@ from .schedule import optimizer_3x as optimizer
 from .schedule import train_3x as train
 
 dataloader.train.mapper.augmentations = multi_scale_crop
+dataloader.evaluator.max_dets_per_image = "${model.roi_heads.box_predictor.test_topk_per_image}"

@@ -7,3 +7,4 @@ from .schedule import optimizer_1x as optimizer
 from .schedule import train_1x as train
 
 dataloader.train.mapper.use_instance_mask = False
+dataloader.evaluator.max_dets_per_image = "${model.max_detections_per_image}"

@@ -8,3 +8,4 @@ from .schedule import train_3x as train
 
 dataloader.train.mapper.augmentations = multi_scale_crop
 dataloader.train.mapper.use_instance_mask = False
+dataloader.evaluator.max_dets_per_image = "${model.max_detections_per_image}"

@@ -4,7 +4,7 @@ import torch
 from detectron2.config import LazyCall as L
 
 from twins_dense.frameworks.detectron2.backbone import optimizer_params
-from twins_dense.frameworks.detectron2.config import multi_step_lr
+from twins_dense.frameworks.detectron2.solver import multi_step_lr
 
 # COCO has 117,266 training images with instances; at a batch size of 16 that is 7,329.1 batches, rounded up.
 ITERATIONS_PER_EPOCH = 7_330
@@ -14,12 +14,15 @@ _train = dict(
     init_checkpoint="",  # checkpoint of a complete detector
     seed=0,
     ddp=dict(broadcast_buffers=False, find_unused_parameters=False),
-    checkpointer=dict(period=ITERATIONS_PER_EPOCH, max_to_keep=3),
-    eval_period=ITERATIONS_PER_EPOCH,
+    checkpointer=dict(period="${train.iterations_per_epoch}", max_to_keep=3),
+    eval_period="${train.iterations_per_epoch}",
     log_period=20,
     device="cuda",  # twins-dense falls back to the CPU if there is no GPU
-    # Only twins-dense reads this.
+    # Only twins-dense reads these.
+    init=None,  # checkpoint of the same detector for other classes
+    iterations_per_epoch=ITERATIONS_PER_EPOCH,  # --data, --batch and --epochs change it, and max_iter with it
     auto_scale_lr=dict(enabled=True, base_batch_size=16),
+    clip_norm=None,  # largest norm of the gradient of all parameters together
 )
 
 # 12 epochs x 7,330 = 87,960 iterations; the learning rate is divided by 10 after epochs 8 and 11.

@@ -65,7 +65,7 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 # "gpu" gathers results through the process group.
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"], collect_device="gpu")
+val_evaluator = dict(type="twins_dense.IoUMetric", iou_metrics=["mIoU"], collect_device="gpu")
 test_evaluator = val_evaluator
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")

@@ -18,4 +18,5 @@ log_processor = dict(by_epoch=False)
 sync_bn = "torch"  # converts BatchNorm to SyncBatchNorm for training on several GPUs
 randomness = dict(seed=0)
 log_level = "INFO"
-load_from = None
+load_from = None  # a checkpoint of the same model
+init = None  # a checkpoint of the same model for other classes

@@ -22,6 +22,7 @@ model = dict(
         level_norm=None,
         drop_path_rate=0.2,
         weights=None,
+        freeze=None,
         checkpointing=False,
     ),
     train_cfg=dict(),

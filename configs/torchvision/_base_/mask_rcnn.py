@@ -3,11 +3,19 @@
 model = dict(
     type="TwinsMaskRCNN",
     backbone=dict(
-        variant=None, window_padding="zeros", level_norm=None, drop_path_rate=0.2, weights=None, checkpointing=False
+        variant=None,
+        window_padding="zeros",
+        level_norm=None,
+        drop_path_rate=0.2,
+        weights=None,
+        freeze=None,
+        checkpointing=False,
     ),
     num_classes=80,
     min_size=800,
     max_size=1333,
     fpn_channels=256,
+    anchor_sizes=(32, 64, 128, 256, 512),  # in pixels of the resized image, for p2 to p6
+    max_dets=100,  # detections per image, for the model and the metric
     options=dict(rpn_post_nms_top_n_train=1000),  # torchvision's default is 2000
 )

@@ -12,4 +12,5 @@ default_hooks = dict(
 env_cfg = dict(mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0), dist_cfg=dict(backend="nccl"))
 randomness = dict(seed=0)
 log_level = "INFO"
-load_from = None
+load_from = None  # a checkpoint of the same model
+init = None  # a checkpoint of the same model for other classes

@@ -131,6 +131,17 @@ class TestCocoDataset:
         truth = json.loads(Path(MetadataCatalog.get("toy").json_file).read_text())
         assert [image["id"] for image in truth["images"]] == [9, 11, 12, 13]
 
+    def test_boxes_without_area_are_left_out_unless_strict(self, tmp_path: Path) -> None:
+        box = {"image_id": 1, "category_id": 1, "bbox": [8, 4, 24, 12]}
+        flat = {**box, "bbox": [8, 4, 0, 12]}
+        files = write_coco(tmp_path / "data", {1: np.zeros((48, 64, 3), np.uint8)}, [box, flat], {1: "bar"})
+        with twins_log() as log:
+            (record,) = coco_dataset("bar", training=True, **files)
+        assert [entry["bbox"] for entry in record["annotations"]] == [box["bbox"]]
+        assert len(log) == 1 and "has no area" in log[0]
+        with pytest.raises(td.TwinsError, match="has no area"):
+            coco_dataset("bar", training=True, strict=True, **files)
+
     @pytest.mark.parametrize(
         ("arguments", "parts"),
         [

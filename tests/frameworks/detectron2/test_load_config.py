@@ -296,6 +296,6 @@ class TestEngineOf:
         def parameters(module: Any, name: str) -> list[str]:
             return list(inspect.signature(getattr(module, name)).parameters)
 
-        for name in ("evaluate", "load_config", "load_predictor", "set_data_root", "set_skip_bad", "train"):
+        for name in ("evaluate", "load_config", "predictor", "set_data_root", "set_skip_bad", "train"):
             assert name in engine.__all__ and name in mmengine_engine.__all__
             assert parameters(engine, name) == parameters(mmengine_engine, name)

@@ -29,7 +29,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 import twins_dense as td
-from twins_dense.frameworks.prediction import DetectionPrediction
+from twins_dense.inference import Detections
 
 pytestmark = MARKS
 # A checkout of detectron2, for scripts that its package does not contain.
@@ -224,13 +224,15 @@ class TestPredict:
     def test_detections_are_those_of_evaluation(self, run: Run, toy_data: Path) -> None:
         """The predictor resizes images and scales detections back like detectron2's own test loader and evaluator."""
         config = engine.load_config(run.config, ["dataloader.test.mapper.augmentations.0.short_edge_length=90"])
-        predictor = engine.load_predictor(config, run.checkpoint, 0.0)
+        predictor = engine.predictor(config, run.checkpoint, torch.device("cpu"))
+        predictor([np.zeros((64, 64, 3), np.uint8)], score=0.0)  # sets the threshold of the model
         loader = instantiate(config.dataloader.test)
         for (entry,) in islice(loader, 2):
             assert tuple(entry["image"].shape) == (3, 90, 90) and (entry["height"], entry["width"]) == (64, 64)
             with torch.inference_mode():
                 (expected,) = predictor.model([entry])
-            detections = predictor(np.asarray(Image.open(entry["file_name"]).convert("RGB"))).detections
+            (result,) = predictor([np.asarray(Image.open(entry["file_name"]).convert("RGB"))], score=0.0)
+            detections = Detections(np.zeros((64, 64, 3)), result, predictor.classes, predictor.category_ids).to_coco()
             boxes = expected["instances"].pred_boxes.tensor.clone()
             boxes[:, 2:] -= boxes[:, :2]
             names = {"boxes": "bbox", "labels": "category_id", "scores": "score"}
@@ -293,10 +295,11 @@ class TestYaml:
         assert result.code == 0, result.err
         metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())["metrics"]
         assert set(SCORES) <= set(metrics)
-        predictor = engine.load_predictor(engine.load_config(config, self.SMALL), checkpoint, 0.0)
-        prediction = predictor(np.asarray(Image.open(next(iter(photos)))))
-        assert prediction.picture.shape == (71, 97, 3) and isinstance(prediction, DetectionPrediction)
-        assert {detection["category"] for detection in prediction.detections} <= {*CATEGORIES.values()}
+        found = td.load_model((config, checkpoint), overrides=self.SMALL).predict(next(iter(photos)), score=0.0)
+        assert found.draw().size == (97, 71) and isinstance(found, Detections)
+        assert len(found) > 0 and {*found.names} <= {*CATEGORIES.values()}
+        alone = td.load_model(checkpoint).predict(next(iter(photos)), score=0.0)  # with the config inside
+        assert alone.to_coco() == found.to_coco()
 
     def test_hints_have_its_names(self, tmp_path: Path, toy_data: Path) -> None:
         options = [option for option in self.SMALL if "NUM_CLASSES" not in option]

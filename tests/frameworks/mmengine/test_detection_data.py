@@ -257,6 +257,17 @@ class TestMasks:
         assert len(data[0]["data_samples"].boxes) == 3
         assert len(data.problems) == 1 and "annotation 2 of image 11.png" in data.problems[0]
 
+    def test_boxes_without_area_are_left_out_unless_strict(self, tmp_path: Path) -> None:
+        annotations = painted_annotations(12)
+        annotations[1] = {**annotations[1], "bbox": [1, 1, 0, 5]}
+        for name in ("lenient", "strict"):
+            (tmp_path / name).mkdir()
+        data = dataset(tmp_path / "lenient", annotations=annotations)
+        assert len(data[0]["data_samples"].boxes) == len(annotations) - 1
+        assert len(data.problems) == 1 and "has no area" in data.problems[0]
+        with pytest.raises(TwinsError, match="has no area"):
+            dataset(tmp_path / "strict", annotations=annotations, strict=True)
+
     def test_a_crowd_needs_no_mask(self, tmp_path: Path) -> None:
         region = {key: value for key, value in crowd(12).items() if key != "segmentation"}
         assert assert_together(dataset(tmp_path, annotations=[*painted_annotations(12), region])[0]) == [0, 1, 2, 3]

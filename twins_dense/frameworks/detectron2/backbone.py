@@ -71,7 +71,11 @@ class D2Twins(Backbone):
 
 
 def build_net(
-    variant: str | Mapping[str, Any], *, weights: str | PathLike[str] | None = None, **options: Any
+    variant: str | Mapping[str, Any],
+    *,
+    weights: str | PathLike[str] | None = None,
+    freeze: str | None = None,
+    **options: Any,
 ) -> TwinsBackbone:
     """Build a backbone as `create_backbone` does, from values that a config file can contain.
 
@@ -80,12 +84,15 @@ def build_net(
     Args:
         variant: One of `list_variants()`, or the arguments of `TwinsSpec.from_columns`.
         weights: A file or a catalog name (see `load_weights`).
+        freeze: Part that is not trained, see `TwinsBackbone.freeze`.
         options: Further arguments of `create_backbone`.
     """
     spec = TwinsSpec.from_columns(**variant) if isinstance(variant, Mapping) else variant
     net = create_backbone(spec, **options)
     if weights:
         logger.info("Backbone weights %s", load_weights(net, weights))
+    if freeze:
+        net.freeze(freeze)
     return net
 
 
@@ -118,6 +125,8 @@ def add_twins_config(cfg: CfgNode) -> None:
     cfg.MODEL.TWINS.CHECKPOINTING = False
     # Backbone weights in any format of `load_weights`; MODEL.WEIGHTS is for detectron2 checkpoints of whole models.
     cfg.MODEL.TWINS.WEIGHTS = ""
+    # The part that is not trained, see `TwinsBackbone.freeze`; "" for none.
+    cfg.MODEL.TWINS.FREEZE = ""
     # For `optimizer_params` and AdamW; detectron2's own build_optimizer builds SGD.
     cfg.SOLVER.NO_DECAY = []
 
@@ -137,6 +146,7 @@ def build_twins_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Twins:
         drop_path_rate=twins.DROP_PATH_RATE,
         checkpointing=twins.CHECKPOINTING,
         weights=twins.WEIGHTS,
+        freeze=twins.FREEZE,
     )
     return D2Twins(net)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,19 +15,20 @@ from detectron2.config import CfgNode, LazyCall, LazyConfig, get_cfg
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
-from detectron2.solver import WarmupParamScheduler
 from detectron2.utils.registry import locate
-from fvcore.common.param_scheduler import MultiStepParamScheduler
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
+from .solver import multi_step_lr
+from .yaml_file import read_yaml
 
 # The parts that detectron2's own tools/lazyconfig_train_net.py reads.
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -35,6 +37,9 @@ _TRAIN = {
     "seed": 0,
     "amp": {"dtype": "bfloat16"},
     "auto_scale_lr": {"enabled": False, "base_batch_size": 16},
+    "clip_norm": None,
+    "init": None,
+    "iterations_per_epoch": None,
     "monitoring": asdict(MonitoringOptions()),
 }
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
@@ -56,10 +61,10 @@ _UNREAD = (
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a LazyConfig file, or a YAML file for CfgNode with `add_twins_config`, and apply overrides.
+    """Read a LazyConfig file, its dump, or a YAML file for CfgNode with `add_twins_config`, and apply overrides.
 
     Args:
-        path: A `.py` or `.yaml` file.
+        path: A `.py` file, the `config.yaml` of a run, or a `.yaml` file for CfgNode.
         overrides: Overrides of the form `key=value`. Keys of a LazyConfig are dotted (`optimizer.lr`), and must exist
             or be an argument of the object that the node builds. Keys of a YAML file are those of CfgNode
             (`SOLVER.BASE_LR`).
@@ -73,19 +78,62 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     path = Path(path)
     if not path.is_file():
         raise TwinsError(f"config {str(path)!r}: no such file; check the path")
-    if path.suffix in (".yaml", ".yml"):
-        return _load_yaml(path, overrides)
-    try:
-        config = LazyConfig.load(str(path))
-    except Exception as error:  # a config is a program and can fail in any way
-        raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
+    if path.suffix == ".pkl":
+        raise TwinsError(f"config {str(path)!r} is a pickle, which can run code: use the Python config of the run")
+    content = read_yaml(path) if path.suffix in (".yaml", ".yml") else None
+    from_cfg = content is not None and not set(_PARTS) <= content.keys()
+    if from_cfg:
+        config = _load_cfg(path, overrides)
+    elif content is not None:  # a dump of a LazyConfig
+        config = DictConfig(content, flags={"allow_objects": True})
+    else:
+        try:
+            config = LazyConfig.load(str(path))
+        except Exception as error:  # a config is a program and can fail in any way
+            raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     missing = [part for part in _PARTS if part not in config]
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
     config.train = OmegaConf.merge(_TRAIN, config.train)
+    # As an attribute, because it is not part of the config.
+    object.__setattr__(config, "_cfg_keys", {override.partition("=")[0] for override in overrides if from_cfg})
+    apply_overrides(config, () if from_cfg else overrides)
+    return config
+
+
+def is_cfg(config: DictConfig) -> bool:
+    """Return whether a config was translated from a YAML file for CfgNode."""
+    return "cfg" in config.model
+
+
+def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    Overrides of a YAML file for CfgNode are applied while it is read, and only then; see `overridden_cfg_keys`.
+    """
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
     for override in overrides:
         _apply(config, override)
-    return config
+
+
+def overridden_cfg_keys(config: DictConfig) -> set[str]:
+    """Return the keys of CfgNode that a config was loaded with as overrides."""
+    return vars(config).get("_cfg_keys", set())
+
+
+def write_config(config: DictConfig, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a YAML file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        dump = Path(folder) / path.name
+        LazyConfig.save(config, str(dump))
+        content = dump.read_bytes()
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, text.encode() + b"\n" + content)
+    return path
 
 
 def default_work_dir(config: DictConfig) -> Path:
@@ -103,13 +151,13 @@ def default_work_dir(config: DictConfig) -> Path:
 
 def set_data_root(config: DictConfig, data_root: str | Path) -> None:
     """Make `data_root` the root folder of both data sets of a config."""
-    for dataset in _datasets(config, "data_root"):
+    for dataset in datasets_of(config, "data_root"):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: DictConfig) -> None:
     """Make both data sets of a config skip unusable images and annotations."""
-    for dataset in _datasets(config, "skip_bad"):
+    for dataset in datasets_of(config, "skip_bad"):
         dataset.skip_bad = True
 
 
@@ -146,40 +194,27 @@ def check_settings(config: DictConfig) -> None:
         raise TwinsError(f"train.checkpointer.max_to_keep={keep!r}: choose a whole number, 1 or more, or null for all")
     if not isinstance(config.train.init_checkpoint, str):
         raise TwinsError(f"train.init_checkpoint={config.train.init_checkpoint!r}: set it to the path of a checkpoint")
+    init = config.train.get("init")
+    if init is not None and not isinstance(init, str):
+        raise TwinsError(f"train.init={init!r}: set it to the path of a checkpoint")
+    if init and config.train.init_checkpoint:
+        raise TwinsError(
+            f"train.init={init!r} and train.init_checkpoint={config.train.init_checkpoint!r}: "
+            "a run can start from one of them only"
+        )
     if config.train.amp.dtype not in ("bfloat16", "float16"):
         raise TwinsError(f"train.amp.dtype={config.train.amp.dtype!r}: choose bfloat16 or float16")
+    clip_norm = config.train.get("clip_norm")
+    if clip_norm is not None and (type(clip_norm) not in (int, float) or not clip_norm > 0):
+        raise TwinsError(f"train.clip_norm={clip_norm!r}: choose a number above 0, or null for no clipping")
     rate = config.optimizer.get("lr")
     if type(rate) not in (int, float):
         raise TwinsError(f"optimizer.lr={rate!r}: set it to a number")
 
 
-def multi_step_lr(max_iter: int, *, milestones: Sequence[float], warmup_iters: int) -> WarmupParamScheduler:
-    """Return the published schedule: a linear warm-up from 0.001, then a division by 10 at each milestone.
-
-    Values of the schedule are multiples of the base learning rate.
-
-    Args:
-        max_iter: Number of iterations of the whole run.
-        milestones: Milestones as fractions of the run, in ascending order.
-        warmup_iters: Number of warm-up iterations; it is reduced if the warm-up would reach the first milestone.
-
-    Raises:
-        TwinsError: if `max_iter` is below 1.
-    """
-    if max_iter < 1:
-        raise TwinsError(f"train.max_iter={max_iter}: choose 1 or more")
-    # In very short runs, milestones may coincide with each other, the start or the end.
-    steps = sorted({round(milestone * max_iter) for milestone in milestones} - {0, max_iter})
-    values = [0.1**step for step in range(len(steps) + 1)]
-    schedule = MultiStepParamScheduler(values, milestones=[*steps, max_iter])
-    # detectron2 warms up to the value of the schedule at the end of the warm-up, so it must end before the first step.
-    warmup_iters = min(warmup_iters, min(steps, default=max_iter) - 1)
-    return WarmupParamScheduler(schedule, warmup_factor=0.001, warmup_length=warmup_iters / max_iter)
-
-
 def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
     """Build a model on the CPU by detectron2's `build_model`, from a dumped CfgNode and weights for its backbone."""
-    node = _read_dump(cfg)
+    node = read_dump(cfg)
     node.MODEL.TWINS.WEIGHTS = weights or ""
     node.MODEL.DEVICE = "cpu"
     return build_model(node)
@@ -187,10 +222,11 @@ def build_yaml_model(cfg: str, weights: str | None) -> nn.Module:
 
 def build_yaml_mapper(cfg: str, is_train: bool) -> DatasetMapper:
     """Build detectron2's mapper for a dumped CfgNode."""
-    return DatasetMapper(_read_dump(cfg), is_train)
+    return DatasetMapper(read_dump(cfg), is_train)
 
 
-def _read_dump(cfg: str) -> CfgNode:
+def read_dump(cfg: str) -> CfgNode:
+    """Read a dumped CfgNode."""
     node = _twins_cfg()
     node.merge_from_other_cfg(CfgNode.load_cfg(cfg))
     return node
@@ -202,11 +238,11 @@ def _twins_cfg() -> CfgNode:
     return cfg
 
 
-def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
+def _load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
     """Return the LazyConfig that is equivalent to a CfgNode file."""
     cfg = _twins_cfg()
     try:
-        cfg.merge_from_file(str(path))
+        cfg.merge_from_file(str(path), allow_unsafe=False)
     except Exception as error:  # KeyError, ValueError or AssertionError of yacs, or an error of yaml
         raise TwinsError(f"config {str(path)!r} cannot be read: {_described(error)}") from None
     for override in overrides:
@@ -262,7 +298,9 @@ def _load_yaml(path: Path, overrides: Sequence[str]) -> DictConfig:
                 mapper=LazyCall(build_yaml_mapper)(cfg=dumped, is_train=False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             ),
-            "evaluator": LazyCall(COCOEvaluator)(dataset_name=names[1]),
+            "evaluator": LazyCall(COCOEvaluator)(
+                dataset_name=names[1], max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
+            ),
         },
         "train": {
             "output_dir": cfg.OUTPUT_DIR,
@@ -286,7 +324,8 @@ def _look_up(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
-def _datasets(config: DictConfig, key: str) -> Iterable[DictConfig]:
+def datasets_of(config: DictConfig, key: str) -> Iterable[DictConfig]:
+    """Yield the data sets for training and testing, which must have an argument of this name."""
     for split in ("train", "test"):
         dataset = config.dataloader[split].dataset
         if key not in dataset:

@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from detectron2.utils.env import seed_all_rng
 from pycocotools import mask as mask_api
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ...data.coco import CocoData, CocoImage, is_instance, load_coco, training_images
+from ...data.coco import CocoData, CocoImage, is_instance, load_coco, read_instances, training_images
 from ...errors import TwinsError, did_you_mean
 from ...evaluation.coco import complete_ground_truth
 from ...seeds import derived_seed
@@ -40,6 +41,7 @@ def coco_dataset(
     image_dir: str | None = None,
     filter_empty: bool = True,
     skip_bad: bool = False,
+    strict: bool = False,
     indices: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return COCO-format data as detectron2's list of dicts, and register it in detectron2's catalogs.
@@ -58,13 +60,14 @@ def coco_dataset(
         image_dir: Folder of the images.
         filter_empty: Whether to leave out images without instances in training.
         skip_bad: Whether to leave out and log unusable images and annotations instead of raising an error.
+        strict: Whether boxes with a width or a height of zero are errors, instead of being left out and logged.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Raises:
         TwinsError: if files or annotations cannot be used.
     """
     ann_path, image_path = _find(name, data_root, ann_file, image_dir)
-    data = load_coco(ann_path, image_path, skip_bad=skip_bad, indices=indices, refuse_rotated=True)
+    data = load_coco(ann_path, image_path, skip_bad=skip_bad, strict=strict, indices=indices, refuse_rotated=True)
     if data.problems:
         lines = "\n".join(data.problems)
         logger.warning(f"Left out, {len(data.problems)} in all:\n{lines}")
@@ -75,6 +78,36 @@ def coco_dataset(
     records = [_record(image, contiguous) for image in images]
     _register(name, records, data, contiguous, image_path, ann_path if training else _write_ground_truth(data))
     return records
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What an annotation file says about training, without a look at the images.
+
+    Attributes:
+        num_images: Number of training images.
+        has_run_lengths: Whether an instance has a run-length mask.
+    """
+
+    num_images: int
+    has_run_lengths: bool
+
+
+def training_facts(dataset: Mapping[str, Any]) -> TrainingFacts:
+    """Read the annotation file of a training data set, given by the arguments of `coco_dataset`.
+
+    Images that `skip_bad` would leave out are counted.
+
+    Raises:
+        TwinsError: if the annotation file cannot be found or read.
+    """
+    ann_path, _ = _find(dataset["name"], *(dataset.get(key) for key in ("data_root", "ann_file", "image_dir")))
+    instances = read_instances(ann_path, indices=dataset.get("indices"))
+    count = len(instances)
+    if dataset.get("filter_empty", True):
+        count = sum(map(bool, instances.values()))
+    masks = (entry.get("segmentation") for entries in instances.values() for entry in entries)
+    return TrainingFacts(max(count, 1), any(isinstance(mask, dict) for mask in masks))
 
 
 def _find(name: str, data_root: str | None, ann_file: str | None, image_dir: str | None) -> tuple[Path, Path]:

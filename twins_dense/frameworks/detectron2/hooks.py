@@ -35,7 +35,7 @@ class RunCheckpointer(DetectionCheckpointer):
         model: The detector, possibly inside DistributedDataParallel.
         save_dir: The work directory.
         facts: Entries to store with the model: `dataset_meta` (`classes` and `category_ids`), which prediction needs,
-            and `total_batch_size`, which resuming needs.
+            `total_batch_size`, which resuming needs, and the config as data, if it can be stored.
         saved_model: The model whose weights are saved, if it is another one than the model that they are loaded into.
         checkpointables: Further objects whose state dicts are stored, such as the trainer.
     """

@@ -1,73 +1,76 @@
-"""Prediction on single images with a trained detector."""
+"""Trained detectors, which compute raw results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from detectron2.config import instantiate
-from detectron2.data import MetadataCatalog
-from detectron2.data.catalog import Metadata
-from detectron2.data.transforms import AugInput
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, ResizeShortestEdge
 from omegaconf import DictConfig
 
-from ...evaluation.coco import named_detections
-from ..prediction import DetectionPrediction
+from ..prediction import Instances
 from .checks import dataset_meta_of, dataset_name_of
 from .evaluation import load_model
 
 
 class DetectionPredictor:
-    """A trained detector that is called on one image at a time.
-
-    Images are resized like the test data of the config.
+    """A `Detector` on one of detectron2's detectors. Images are resized like the test data of the config.
 
     Args:
-        config: From `load_config`.
+        config: From `load_config` or `from_data`.
         checkpoint: A detectron2 checkpoint for the model of the config.
-        score: Threshold below which detections are dropped.
+        device: Device to run on.
 
     Raises:
         TwinsError: if the config or the checkpoint cannot be used.
     """
 
-    legend: np.ndarray | None = None
+    task: Literal["detection"] = "detection"
 
-    def __init__(self, config: DictConfig, checkpoint: str | Path, score: float) -> None:
+    def __init__(self, config: DictConfig, checkpoint: str | Path, device: torch.device) -> None:
+        config.train.device = str(device)
         self.model, content = load_model(config, checkpoint)
-        # Drop detections before their masks are computed, which take most of the memory for photos.
         heads: Any = getattr(self.model, "roi_heads", self.model)
-        getattr(heads, "box_predictor", heads).test_score_thresh = score
-        self.mapper = instantiate(config.dataloader.test.mapper)
-        name = dataset_name_of(config.dataloader.test)
-        meta = content.get("dataset_meta") or dataset_meta_of(name)  # checkpoints from detectron2's own tools lack it
-        self.classes = meta["classes"] or [str(label) for label in range(heads.num_classes)]
-        self.category_ids = meta["category_ids"] or list(range(heads.num_classes))
-        known = MetadataCatalog.get(name)
-        has_colors = known.get("thing_classes") == self.classes and known.get("thing_colors")
-        self.metadata = known if has_colors else Metadata().set(thing_classes=self.classes)
-        self.color_mode = ColorMode.SEGMENTATION if has_colors else ColorMode.IMAGE
+        self._thresholded = getattr(heads, "box_predictor", heads)
+        self._mapper = instantiate(config.dataloader.test.mapper)
+        # Checkpoints from detectron2's own tools lack the names.
+        meta = content.get("dataset_meta") or dataset_meta_of(dataset_name_of(config.dataloader.test))
+        self.classes = tuple(meta["classes"] or map(str, range(heads.num_classes)))
+        self.category_ids = tuple(meta["category_ids"] or range(heads.num_classes))
 
-    def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Run the detector on a uint8 RGB (H, W, 3) image; detectron2 draws the returned picture."""
-        height, width = image.shape[:2]
-        resized = AugInput(image if self.mapper.image_format == "RGB" else image[:, :, ::-1])
-        self.mapper.augmentations(resized)
-        tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
-        with torch.inference_mode():
-            (output,) = self.model([{"image": tensor, "height": height, "width": width}])
-        found = output["instances"].to("cpu")
-        drawn = Visualizer(image, self.metadata, instance_mode=self.color_mode).draw_instance_predictions(found)
-        fields = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "labels": found.pred_classes}
-        if found.has("pred_masks"):
-            fields["masks"] = found.pred_masks
-        detections = named_detections(fields, self.category_ids, self.classes)
-        return DetectionPrediction(drawn.get_image(), detections)
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray], *, score: float, scale: float = 1.0) -> list[Instances]:
+        """Find the objects in images of one size (see `Detector`)."""
+        # Drop detections before their masks are computed, which take most of the memory for photos.
+        self._thresholded.test_score_thresh = score
+        augmentations = AugmentationList([_scaled(step, scale) for step in self._mapper.augmentations.augs])
+        inputs = []
+        for image in images:
+            resized = AugInput(image if self._mapper.image_format == "RGB" else image[:, :, ::-1])
+            augmentations(resized)
+            tensor = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+            inputs.append({"image": tensor, "height": image.shape[0], "width": image.shape[1]})
+        found = [output["instances"] for output in self.model(inputs)]
+        return [
+            Instances.from_tensors(
+                one.pred_boxes.tensor, one.scores, one.pred_classes, one.pred_masks if one.has("pred_masks") else None
+            )
+            for one in found
+        ]
 
 
-def load_predictor(config: DictConfig, checkpoint: str | Path, score: float) -> DetectionPredictor:
-    """Load a trained model for prediction on single images; `score` is the score threshold."""
-    return DetectionPredictor(config, checkpoint, score)
+def predictor(config: DictConfig, checkpoint: str | Path, device: torch.device) -> DetectionPredictor:
+    """Load a trained model that computes raw results."""
+    return DetectionPredictor(config, checkpoint, device)
+
+
+def _scaled(step: Augmentation, scale: float) -> Augmentation:
+    """Return an augmentation of the test data, or one that resizes to another size."""
+    if scale == 1 or not isinstance(step, ResizeShortestEdge):
+        return step
+    sides = [round(side * scale) for side in step.short_edge_length]
+    return ResizeShortestEdge(sides, round(step.max_size * scale), "choice")

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
@@ -15,7 +13,7 @@ from PIL import Image
 
 from ...data.coco import is_instance
 from ...data.coco_masks import decode_segmentation
-from ...data.drawing import draw_instances
+from ...data.drawing import draw_comparison
 
 _SCORE = 0.3  # threshold below which detections are not drawn
 
@@ -65,22 +63,3 @@ def _truth(record: Mapping[str, Any], *, with_masks: bool) -> dict[str, Any]:
         size = record["height"], record["width"]
         truth["masks"] = [decode_segmentation(entry["segmentation"], *size) for entry in annotations]
     return truth
-
-
-def draw_comparison(
-    image: np.ndarray, truth: Mapping[str, Any], prediction: Mapping[str, Any], class_names: Sequence[str]
-) -> np.ndarray:
-    """Draw the ground truth beside the prediction on a uint8 RGB (H, W, 3) image."""
-    halves = []
-    for instances in (truth, prediction):
-        halves.append(
-            draw_instances(
-                torch.from_numpy(image.copy()).permute(2, 0, 1),
-                torch.as_tensor(np.asarray(instances["boxes"], dtype=np.float32).reshape(-1, 4)),
-                torch.as_tensor(np.asarray(instances["labels"], dtype=np.int64)),
-                class_names,
-                scores=instances.get("scores"),
-                masks=torch.as_tensor(np.asarray(instances["masks"])) if len(instances.get("masks", ())) else None,
-            )
-        )
-    return torch.cat(halves, dim=2).permute(1, 2, 0).numpy()

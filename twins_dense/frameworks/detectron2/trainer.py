@@ -26,6 +26,9 @@ from .data import PositionSampler
 from .hooks import LEARNING_RATE, EarlyStop, ExactResume, FiniteLosses, RunCheckpointer
 from .launch import launch_run, set_up
 from .monitoring import Monitor, choose_best, monitoring_of
+from .solver import clip_gradients
+from .stored import stored_record
+from .transfer import load_for_transfer
 from .validation import Validation
 
 
@@ -62,6 +65,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
     dataset_meta = check_classes(config, model, dataset_name_of(config.dataloader.train))
+    stored = stored_record(config)
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
@@ -69,12 +73,16 @@ def _train(config: DictConfig, resume: bool) -> None:
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
     if resume:
         check_resumable(last_checkpoint(Path(settings.output_dir)), model, config)
+    elif settings.init:
+        load_for_transfer(model, settings.init, dataset_meta["classes"])
     elif settings.init_checkpoint:
         check_overlap(settings.init_checkpoint, model)
 
     with building():
         config.optimizer.params.model = model
         optimizer = instantiate(config.optimizer)
+        if settings.clip_norm:
+            clip_gradients(optimizer, settings.clip_norm)
         scheduler = instantiate(config.lr_multiplier)
     average = WeightAverage(model) if options.ema else None
     saved_model = model if average is None else average.model  # it is also the model that is evaluated
@@ -91,7 +99,7 @@ def _train(config: DictConfig, resume: bool) -> None:
         trainer: SimpleTrainer = AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
     else:
         trainer = SimpleTrainer(model, loader, optimizer)
-    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size}
+    facts = {"dataset_meta": dataset_meta, "total_batch_size": config.dataloader.train.total_batch_size, **stored}
     checkpointer = RunCheckpointer(model, settings.output_dir, facts, saved_model=saved_model, trainer=trainer)
     periodic = hooks.PeriodicCheckpointer(checkpointer, **settings.checkpointer)
     if resume:  # tell it about the earlier checkpoints, which it has to remove later

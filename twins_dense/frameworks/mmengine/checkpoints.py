@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner
@@ -26,7 +26,10 @@ from ...weights.download import fetch_weights
 from ...weights.load import describe_misfit, fit_segmentor
 from ...weights.read import read_checkpoint
 from ..checks import check_checkpoint
+from ..console import logger
+from ..stored_config import KEY, make_record
 from .config import building, without_initial_weights
+from .stored import to_data
 
 
 @register_backend("atomic")
@@ -44,10 +47,22 @@ class PlainCheckpointHook(Hook):
     MMEngine stores the history of logged values in objects of its own, and some values as NumPy scalars, both of which
     need pickle. This hook stores each history as a pair of tensors, and restores the object when it is loaded.
 
-    It also adds `total_batch_size` to `meta`, the number of images per iteration, which a resumed run has to keep.
+    It also adds `total_batch_size` to `meta`, the number of images per iteration, which a resumed run has to keep, and
+    the config as data (see `stored_config`), so that the checkpoint can be loaded on its own.
     """
 
+    def __init__(self) -> None:
+        self.record: dict[str, Any] | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        try:
+            self.record = make_record("mmengine", to_data(runner.cfg))
+        except TwinsError as error:
+            logger.warning(f"Checkpoints will not contain the config ({error}): keep the config file")
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if self.record is not None:
+            checkpoint[KEY] = self.record
         checkpoint["meta"]["total_batch_size"] = runner.train_dataloader.batch_size * get_world_size()
         hub = checkpoint["message_hub"]
         hub["log_scalars"] = {
@@ -67,8 +82,9 @@ class PlainCheckpointHook(Hook):
 
 
 class InitialStateHook(Hook):
-    """Load a state dict strictly before training, after MMEngine has initialised the model.
+    """Load a state dict before training, after MMEngine has initialised the model.
 
+    Every entry must fit; parameters that it lacks keep their initialisation, so check first which may be missing.
     MMEngine itself would load the entries with matching names and shapes, and silently skip the rest.
     """
 
@@ -78,7 +94,8 @@ class InitialStateHook(Hook):
         self.state = state
 
     def before_train(self, runner: Runner) -> None:
-        unwrapped(runner.model).load_state_dict(self.state)
+        model = unwrapped(runner.model)
+        model.load_state_dict({**model.state_dict(), **self.state})
 
 
 def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
@@ -106,7 +123,7 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
     if hasattr(model, "decode_head") and describe_misfit(checkpoint["state_dict"], model.state_dict()):
         # Published segmentors use other names for the parameters.
         checkpoint["state_dict"], report = fit_segmentor(model, checkpoint, str(path))
-        print_log(f"Checkpoint {report}", "current")
+        logger.info(f"checkpoint {report}")
     else:
         check_checkpoint(checkpoint["state_dict"], model.state_dict(), path)
     return checkpoint

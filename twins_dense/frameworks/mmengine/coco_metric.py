@@ -22,16 +22,24 @@ class CocoMetric(BaseMetric):
     Args:
         iou_types: "bbox", "segm" or both.
         backend: Evaluation library (see `evaluate_coco`).
+        max_dets: Number of detections per image that count; a run takes it from `model.max_dets`, see
+            `config.set_max_dets_of_metric`.
     """
 
     default_prefix = "coco"
 
-    def __init__(self, iou_types: Sequence[str] = ("bbox",), backend: Backend = "faster-coco-eval") -> None:
+    def __init__(
+        self,
+        iou_types: Sequence[str] = ("bbox",),
+        backend: Backend = "faster-coco-eval",
+        max_dets: int = 100,
+    ) -> None:
         # "gpu" gathers results through the process group, even with gloo; "cpu" would use a folder on disk.
         super().__init__(collect_device="gpu")
-        check_coco_options(iou_types, backend)
+        check_coco_options(iou_types, backend, max_dets)
         self.iou_types = tuple(iou_types)
         self.backend: Backend = backend
+        self.max_dets = max_dets
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Store one batch as COCO entries. Masks are encoded, because full-size masks would not fit into memory."""
@@ -58,4 +66,6 @@ class CocoMetric(BaseMetric):
             "categories": categories,
         }
         detections = [detection for result in results for detection in result["detections"]]
-        return evaluate_coco(ground_truth, detections, iou_types=self.iou_types, backend=self.backend)
+        return evaluate_coco(
+            ground_truth, detections, iou_types=self.iou_types, backend=self.backend, max_dets=self.max_dets
+        )

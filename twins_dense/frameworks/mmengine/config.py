@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..checks import config_errors
 
@@ -25,6 +26,7 @@ _OTHER_KEYS = {
     "custom_imports",
     "efficient_conv_bn_eval",
     "find_unused_parameters",
+    "init",  # ours, see `transfer.read_for_transfer`
     "model_wrapper_cfg",
     "sync_bn",
     "tta_model",
@@ -52,6 +54,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except Exception as error:  # a config is a program and can fail in any way
         raise TwinsError(f"config {str(path)!r} cannot be read: {type(error).__name__}: {one_line(error)}") from None
     _check_keys(config, str(path))
+    apply_overrides(config, overrides)
+    return config
+
+
+def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> None:
+    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+
+    `None` applies those that were applied before once more, because they have the last word over other changes.
+    """
+    if overrides is None:
+        overrides = vars(config).get("_overrides", ())
+    object.__setattr__(config, "_overrides", tuple(overrides))  # as an attribute, because it is not part of the config
     # Test settings that equal the validation settings also get their overrides.
     shared = [part for part in ("dataloader", "evaluator") if _is_shared(config, part)]
     for override in overrides:
@@ -60,7 +74,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
-    return config
+
+
+def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
+    """Write a config as a Python file with comments at its start, and return its path, `stem` with a suffix."""
+    path = stem.with_suffix(".py")
+    text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
+    write_atomically(path, f"{text}\n{config.pretty_text}".encode())
+    return path
 
 
 def default_work_dir(config: Config) -> Path:
@@ -70,13 +91,13 @@ def default_work_dir(config: Config) -> Path:
 
 def set_data_root(config: Config, data_root: str | Path) -> None:
     """Make `data_root` the root folder of every data set of a config."""
-    for dataset in _datasets(config):
+    for dataset in datasets_of(config):
         dataset.data_root = str(data_root)
 
 
 def set_skip_bad(config: Config) -> None:
     """Make every data set of a config skip unusable images and annotations."""
-    for dataset in _datasets(config):
+    for dataset in datasets_of(config):
         dataset.skip_bad = True
 
 
@@ -91,7 +112,7 @@ def set_tta(config: Config) -> None:
         raise TwinsError(f"config {str(config.filename)!r} has no tta_model with a tta_pipeline: leave out --tta")
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
-    config.model = {**config.tta_model, "module": config.model}
+    config.model = {**config.tta_model, "module": model_of(config)}
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:
@@ -115,11 +136,50 @@ def check_settings(config: Config) -> None:
             "default_hooks.checkpoint.max_keep_ckpts=1: choose 2 or more, or -1 for all: the old checkpoint is removed "
             "before the new one is written, so a run that is killed in between could not be resumed"
         )
-    segments = "decode_head" in config.get("model", {}).get("module", config.get("model", {}))
-    for split in ("val", "test") if segments else ():
+    for split in ("val", "test") if is_segmentor(config) else ():
         batch_size = (config.get(f"{split}_dataloader") or {}).get("batch_size", 1)
         if batch_size != 1:
             raise TwinsError(f"{split}_dataloader.batch_size={batch_size}: images differ in size, so it must be 1")
+
+
+def model_of(config: Config) -> Any:
+    """Return the settings of the model, without test-time augmentation around it."""
+    model = config.get("model", {})
+    return model.get("module", model)
+
+
+def is_segmentor(config: Config) -> bool:
+    """Return whether the model of a config segments images; otherwise it detects objects."""
+    return "decode_head" in model_of(config)
+
+
+def num_detections(max_dets: int | None, options: Mapping[str, Any] | None) -> int:
+    """Return the largest number of detections per image from the settings `max_dets` and `options` of a detector.
+
+    The default is 100, as in COCO's metrics. Instead of `max_dets`, `options` may contain torchvision's own setting.
+
+    Raises:
+        TwinsError: if the number is not a positive whole number, or `options` contains a different one.
+    """
+    names = ("box_detections_per_img", "detections_per_img")
+    own = {name: value for name, value in (options or {}).items() if name in names}
+    for name, value in own.items():
+        if max_dets is not None and value != max_dets:
+            raise TwinsError(f"model.options.{name}={value!r}, but model.max_dets={max_dets!r}: set only max_dets")
+    found = max_dets if max_dets is not None else next(iter(own.values()), 100)
+    if type(found) is not int or found < 1:
+        raise TwinsError(f"model.max_dets={found!r}: choose a whole number, 1 or more")
+    return found
+
+
+def set_max_dets_of_metric(config: Config) -> None:
+    """Make `CocoMetric` count as many detections per image as the detector finds, and at least COCO's 100."""
+    model = model_of(config)
+    for split in ("val", "test"):
+        evaluators = config.get(f"{split}_evaluator") or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if evaluator.get("type") == "CocoMetric":
+                evaluator.max_dets = max(100, num_detections(model.get("max_dets"), model.get("options")))
 
 
 def building(config: Config) -> AbstractContextManager[None]:
@@ -130,9 +190,17 @@ def building(config: Config) -> AbstractContextManager[None]:
 def without_initial_weights(config: Config) -> Config:
     """Return a copy of a config without ImageNet weights, for a model that will load a checkpoint instead."""
     config = copy.deepcopy(config)
-    model = config.model.get("module", config.model)
+    model = model_of(config)
     if model.get("backbone", {}).get("weights") is not None:
         model.backbone.weights = None
+    return config
+
+
+def without_run_settings(config: Config) -> Config:
+    """Return a copy of a config without the settings of a single run, to be stored for other runs."""
+    config = copy.deepcopy(config)
+    for key in ("work_dir", "experiment_name", "launcher", "resume"):
+        config.pop(key, None)
     return config
 
 
@@ -156,7 +224,8 @@ def _is_shared(config: Config, part: str) -> bool:
     return config.get(f"val_{part}") is not None and config.get(f"test_{part}") == config[f"val_{part}"]
 
 
-def _datasets(config: Config) -> Iterator[Any]:
+def datasets_of(config: Config) -> Iterator[Any]:
+    """Yield the settings of every data set of a config, for training first."""
     return (config[name].dataset for name in _DATALOADERS if config.get(name) is not None)
 
 

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from mmengine.dist import get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -56,6 +56,7 @@ class ConsoleHook(Hook):
         logger.info(f"training on {len(loader.dataset)} images: {length}, batch size {batch_size}{where}")
         logger.info(f"log file: {short_path(runner.logger.log_file)}")
         self.progress = Progress(loop.max_iters, runner.iter)
+        self.best = runner.message_hub.runtime_info.get("best_ckpt")
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         loop = runner.train_loop
@@ -85,9 +86,19 @@ class ConsoleHook(Hook):
         where = f"iteration {runner.iter}" if by_iterations(runner) else f"epoch {runner.epoch}"
         logger.info(f"evaluation after {where}: {self._size_of(runner.val_dataloader)}")
         logger.info(evaluation_table(as_fractions(metrics or {})))
+        best = runner.message_hub.runtime_info.get("best_ckpt")
+        if best != self.best:
+            self.best = best
+            logger.info(f"best so far: {_describe_best(runner)}")
 
     def after_val(self, runner: Runner) -> None:
         self.progress.resume()
+
+    def after_train(self, runner: Runner) -> None:
+        if runner.train_loop.stop_training and runner.iter < runner.max_iters:
+            logger.info("stopped early: the last evaluations gave no better score")
+        if self.best:
+            logger.info(f"best checkpoint: {_describe_best(runner)}")
 
     def before_test_epoch(self, runner: Runner) -> None:
         self._start(len(runner.test_dataloader))
@@ -103,3 +114,11 @@ class ConsoleHook(Hook):
 
     def _size_of(self, loader: Any) -> str:
         return f"{len(loader.dataset)} images in {duration(time.monotonic() - self._started)}"
+
+
+def _describe_best(runner: Runner) -> str:
+    """Return the best score and the path of its checkpoint."""
+    (metric,) = next(hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    info = runner.message_hub.runtime_info
+    (score,) = as_fractions({metric: info["best_score"]}).values()
+    return f"{short_path(info['best_ckpt'])} with {metric} {score:.3f}"

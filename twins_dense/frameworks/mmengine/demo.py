@@ -14,11 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from PIL import Image
-from torchvision.transforms.v2.functional import resize
 from torchvision.utils import make_grid
 
 from ...data.coco_masks import decode_segmentation
-from ...data.drawing import draw_instances
+from ...data.drawing import draw_comparison
 from ...data.toy import make_toy_coco
 from ...errors import TwinsError
 from .. import metrics_file
@@ -26,7 +25,6 @@ from .runner import train
 
 _NUM_DRAWN = 8  # number of images in the picture
 _MIN_SCORE = 0.7  # score threshold of the predictions in the picture
-_SCALE = 3  # magnification of the images in the picture
 
 
 @dataclass(frozen=True)
@@ -180,33 +178,17 @@ def draw_predictions(model: Any, dataset: Any, path: Path) -> None:
         image, truth = sample["inputs"], sample["data_samples"]
         with torch.inference_mode():
             (found,) = model.val_step({"inputs": [image], "data_samples": [truth]})
-        large = resize(image, [_SCALE * image.shape[1], _SCALE * image.shape[2]])
-        size = list(large.shape[1:])
-        corners = torch.tensor([a["bbox"] for a in truth.annotations]).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]  # COCO stores boxes as x, y, width, height
-        masks = np.stack([decode_segmentation(a["segmentation"], *image.shape[1:]) for a in truth.annotations])
-        labels = torch.tensor([dataset.category_ids.index(a["category_id"]) for a in truth.annotations])
-        pictures.append(
-            draw_instances(
-                large,
-                corners * _SCALE,
-                labels,
-                dataset.class_names,
-                masks=resize(torch.from_numpy(masks).to(torch.uint8), size) > 0,
-            )
-        )
+        boxes = np.array([annotation["bbox"] for annotation in truth.annotations]).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]  # COCO stores boxes as x, y, width, height
+        objects = {
+            "boxes": boxes,
+            "labels": [dataset.category_ids.index(annotation["category_id"]) for annotation in truth.annotations],
+            "masks": [decode_segmentation(a["segmentation"], *image.shape[1:]) for a in truth.annotations],
+        }
         keep = found.scores >= _MIN_SCORE
-        pictures.append(
-            draw_instances(
-                large,
-                found.boxes[keep] * _SCALE,
-                found.labels[keep],
-                dataset.class_names,
-                scores=found.scores[keep],
-                masks=resize(found.masks[keep].to(torch.uint8), size) > 0,
-            )
-        )
-    grid = make_grid(torch.stack(pictures), nrow=4, padding=6, pad_value=255)
+        found = {key: value[keep] for key, value in found.items()}
+        pictures.append(draw_comparison(image.permute(1, 2, 0).numpy(), objects, found, dataset.class_names))
+    grid = make_grid(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), nrow=2, padding=16, pad_value=255)
     Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
 
 

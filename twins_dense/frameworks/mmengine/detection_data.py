@@ -92,6 +92,7 @@ class CocoDetectionDataset(SeededItems):
         filter_empty: Whether to leave out images without instances in training, as the published recipes do.
         skip_bad: Whether to leave out and list unusable images and annotations instead of raising an error (see
             `load_coco`).
+        strict: Whether boxes with a width or a height of zero are errors, instead of being left out and listed.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Attributes:
@@ -113,9 +114,11 @@ class CocoDetectionDataset(SeededItems):
         transforms: Sequence[Mapping[str, Any]] = (),
         filter_empty: bool = True,
         skip_bad: bool = False,
+        strict: bool = False,
         indices: int | None = None,
     ) -> None:
-        data = load_coco(Path(data_root) / ann_file, Path(data_root) / image_dir, skip_bad=skip_bad, indices=indices)
+        root = Path(data_root)
+        data = load_coco(root / ann_file, root / image_dir, skip_bad=skip_bad, strict=strict, indices=indices)
         self.source = str(data.ann_file)
         self.problems = data.problems
         self.training = training
@@ -151,14 +154,20 @@ class CocoDetectionDataset(SeededItems):
             }
         )
         if self.training:
-            image, targets = self.transforms(image, self._targets(info))
+            image, targets = self.transforms(image, self.targets(info, self.with_masks))
             for name, value in targets.items():
                 element.set_field(value.as_subclass(Tensor), name)
         else:
             element.set_metainfo({"annotations": list(info["annotations"])})
         return {"inputs": image.as_subclass(Tensor), "data_samples": element}
 
-    def _targets(self, info: Mapping[str, Any]) -> dict[str, Tensor]:
+    def targets(self, info: Mapping[str, Any], with_masks: bool) -> dict[str, Tensor]:
+        """Return the boxes, labels and, if `with_masks`, masks of an image, without augmentation.
+
+        Args:
+            info: `annotations`, and the `height` and `width` of the stored image.
+            with_masks: Whether to include masks.
+        """
         size = (info["height"], info["width"])
         instances = [annotation for annotation in info["annotations"] if is_instance(annotation)]
         boxes = torch.tensor([annotation["bbox"] for annotation in instances], dtype=torch.float32).view(-1, 4)
@@ -171,7 +180,7 @@ class CocoDetectionDataset(SeededItems):
             "boxes": v2.functional.clamp_bounding_boxes(boxes),
             "labels": torch.tensor([label_of[a["category_id"]] for a in instances], dtype=torch.int64),
         }
-        if self.with_masks:
+        if with_masks:
             masks = np.zeros((len(instances), *size), dtype=np.uint8)
             for mask, annotation in zip(masks, instances, strict=True):
                 mask[:] = decode_segmentation(annotation["segmentation"], *size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
     FeaturePyramidNetwork,
@@ -21,9 +23,10 @@ from torchvision.ops.feature_pyramid_network import (
 
 from ...errors import TwinsError, did_you_mean
 from ...models.backbone import TwinsBackbone
-from . import checkpoints, coco_metric, detection_data, hooks, samplers  # noqa: F401  (the imports register classes that configs name)
+from . import checkpoints, coco_metric, detection_data, hooks, resuming, samplers, validation_hooks  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .coco_metric import CocoMetric  # noqa: F401
+from .config import num_detections
 
 # Arguments of torchvision's detectors that our classes set themselves, or that make no sense in a config.
 _OUR_ARGUMENTS = {"backbone", "num_classes", "min_size", "max_size", "kwargs"}
@@ -107,6 +110,9 @@ class TwinsMaskRCNN(TorchvisionDetector):
             evaluation uses the last.
         max_size: Limit of the long side in pixels.
         fpn_channels: Number of channels of the pyramid levels.
+        anchor_sizes: Size of the anchors of each level, from fine to coarse, in pixels of the resized image; `None` for
+            torchvision's default.
+        max_dets: Largest number of detections per image.
         options: Further keyword arguments of torchvision's `MaskRCNN`.
     """
 
@@ -119,11 +125,21 @@ class TwinsMaskRCNN(TorchvisionDetector):
         min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
         fpn_channels: int = 256,
+        anchor_sizes: Sequence[float] | None = None,
+        max_dets: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         fpn = TwinsFPN(build_backbone(**backbone), fpn_channels, LastLevelMaxPool())
         _check_sizes(min_size, max_size)
-        detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **_checked_options(MaskRCNN, options))
+        options = _checked_options(MaskRCNN, options)
+        settings: dict[str, Any] = {"box_detections_per_img": num_detections(max_dets, options)}
+        if anchor_sizes is not None:
+            sizes = [(size,) for size in _checked_anchor_sizes(anchor_sizes, len(fpn.bottom_up.pyramid.names) + 1)]
+            settings["rpn_anchor_generator"] = _anchor_generator(sizes)
+        detector = MaskRCNN(fpn, num_classes + 1, min_size, max_size, **{**options, **settings})
+        # detectron2's initialisation. With torchvision's, the standard deviation of the mask logits depends on the
+        # number of classes: with one class, masks start out so certain and wrong that their loss is 9 instead of 0.7.
+        nn.init.normal_(detector.roi_heads.mask_predictor.mask_fcn_logits.weight, std=0.001)
         super().__init__(detector, num_classes)
 
 
@@ -131,8 +147,8 @@ class TwinsMaskRCNN(TorchvisionDetector):
 class TwinsRetinaNet(TorchvisionDetector):
     """RetinaNet (arXiv 1708.02002) on c3–c5, with p6 computed from c5, and p7 from p6.
 
-    The arguments are those of `TwinsMaskRCNN`. 100 detections are kept per image, which is COCO's limit; torchvision's
-    default is 300.
+    The arguments are those of `TwinsMaskRCNN`. As in torchvision, each level has anchors of three sizes: the given one,
+    and 2^(1/3) and 2^(2/3) times that, rounded down to whole pixels.
     """
 
     def __init__(
@@ -142,6 +158,8 @@ class TwinsRetinaNet(TorchvisionDetector):
         min_size: int | Sequence[int] = 800,
         max_size: int = 1333,
         fpn_channels: int = 256,
+        anchor_sizes: Sequence[float] | None = None,
+        max_dets: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         _check_sizes(min_size, max_size)
@@ -150,14 +168,31 @@ class TwinsRetinaNet(TorchvisionDetector):
         # Otherwise torchvision would compute p6 from p5 if c5 has as many channels as the pyramid.
         extra_blocks.use_P5 = False
         fpn = TwinsFPN(bottom_up, fpn_channels, extra_blocks)
-        options = {"detections_per_img": 100, **_checked_options(RetinaNet, options)}
-        super().__init__(RetinaNet(fpn, num_classes, min_size, max_size, **options), num_classes)
+        options = _checked_options(RetinaNet, options)
+        settings: dict[str, Any] = {"detections_per_img": num_detections(max_dets, options)}
+        if anchor_sizes is not None:
+            sizes = _checked_anchor_sizes(anchor_sizes, len(bottom_up.pyramid.names) + 2)
+            settings["anchor_generator"] = _anchor_generator(
+                [(size, int(size * 2 ** (1 / 3)), int(size * 2 ** (2 / 3))) for size in sizes]
+            )
+        super().__init__(RetinaNet(fpn, num_classes, min_size, max_size, **{**options, **settings}), num_classes)
 
 
 def _check_sizes(min_size: int | Sequence[int], max_size: int) -> None:
     short_sides = [min_size] if isinstance(min_size, int) else min_size
     if not all(isinstance(side, int) and 0 < side <= max_size for side in short_sides):
         raise TwinsError(f"model.min_size={min_size!r}: choose 1 to model.max_size={max_size!r} pixels")
+
+
+def _checked_anchor_sizes(sizes: Any, num_levels: int) -> list[float]:
+    numbers = list(sizes) if isinstance(sizes, (list, tuple)) else []
+    if len(numbers) != num_levels or not all(type(size) in (int, float) and 0 < size < math.inf for size in numbers):
+        raise TwinsError(f"model.anchor_sizes={sizes!r}: give {num_levels} positive numbers, one for each level")
+    return numbers
+
+
+def _anchor_generator(sizes: Sequence[tuple[float, ...]]) -> AnchorGenerator:
+    return AnchorGenerator(tuple(sizes), ((0.5, 1.0, 2.0),) * len(sizes))
 
 
 def _checked_options(detector: type[nn.Module], options: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -1,18 +1,37 @@
 """The `Engine` interface for MMEngine's Runner."""
 
-from .config import default_work_dir, load_config, set_amp, set_data_root, set_skip_bad, set_tta
-from .predictors import load_predictor
+from .config import (
+    apply_overrides,
+    default_work_dir,
+    load_config,
+    set_amp,
+    set_data_root,
+    set_skip_bad,
+    set_tta,
+    write_config,
+)
+from .monitoring import set_monitoring
+from .predictors import predictor
 from .runner import check_data, evaluate, train
+from .settings import set_data, set_training
+from .stored import from_data, to_data
 
 __all__ = [
+    "apply_overrides",
     "check_data",
     "default_work_dir",
     "evaluate",
+    "from_data",
     "load_config",
-    "load_predictor",
+    "predictor",
     "set_amp",
+    "set_data",
     "set_data_root",
+    "set_monitoring",
     "set_skip_bad",
+    "set_training",
     "set_tta",
+    "to_data",
     "train",
+    "write_config",
 ]

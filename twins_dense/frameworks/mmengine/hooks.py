@@ -1,4 +1,4 @@
-"""Hooks for MMEngine's Runner: seeds, `metrics.json`, and checks of the losses."""
+"""Hooks for MMEngine's Runner: seeds, files of metrics, and checks of the losses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce_params, get_rank, master_only
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce_params, get_rank, is_main_process, master_only
+from mmengine.hooks import Hook, LoggerHook
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
@@ -18,6 +18,9 @@ from .. import metrics_file
 from ..divergence import check_finite
 from .checkpoints import unwrapped
 
+# Keys in MMEngine's message hub, which checkpoints store.
+EVALUATED = "evaluated_iter"  # the iteration after which the last evaluation took place
+_CONTENT = "metrics_file"  # the arguments with which `metrics.json` was last written
 # mmsegmentation's IoUMetric reports these in percent, rounded to two decimals.
 _PERCENT = ("aAcc", "mAcc", "mDice", "mFscore", "mIoU", "mPrecision", "mRecall")
 
@@ -35,38 +38,67 @@ class IterationSeedHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write the latest losses and validation metrics to `metrics.json` after each epoch and each validation."""
+    """Write `metrics.json` and `metrics.jsonl` to the work directory.
 
-    priority = "LOW"  # run after LoggerHook and the evaluator, whose values are written
+    `metrics.json` describes the last evaluation: its epoch and iteration, the losses at that time, and the metrics. In
+    a run without evaluation, it is written after each epoch. `metrics.jsonl` has one line for each evaluation, and one
+    with the losses, learning rate, times and memory at the interval of LoggerHook and at the end of each epoch.
 
-    def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}
+    A resumed run starts with both files as they were at its checkpoint.
+    """
+
+    priority = "LOW"  # run after LoggerHook and the evaluator, whose values are written, and before CheckpointHook
 
     def before_train(self, runner: Runner) -> None:
-        if runner.iter:  # keep the metrics from before the resume
-            self.metrics = metrics_file.read_metrics(Path(runner.work_dir))
+        self.interval = next((hook.interval for hook in runner.hooks if isinstance(hook, LoggerHook)), 10)
+        info, folder = runner.message_hub.runtime_info, Path(runner.work_dir)
+        if not is_main_process():
+            return
+        if _CONTENT in info and runner.iter:
+            metrics_file.write_metrics(folder, **info[_CONTENT])
+        is_evaluated = info.get(EVALUATED) == runner.iter
+
+        def keep(record: Mapping[str, Any]) -> bool:
+            is_evaluation = "lr" not in record
+            return record["iter"] < runner.iter + (is_evaluated if is_evaluation else 1)
+
+        metrics_file.keep_records(folder, keep)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        is_last = runner.iter + 1 == runner.max_iters
+        if not by_iterations(runner):
+            is_last = self.end_of_epoch(runner.train_dataloader, batch_idx)
+        if is_last or (runner.iter + 1) % self.interval == 0:
+            values, _ = runner.log_processor.get_log_after_iter(runner, batch_idx, "train")  # in all processes
+            self._append(runner, runner.iter + 1, runner.epoch + 1, values)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        self.metrics = as_fractions(metrics or {})
-        self._write(runner, runner.epoch)
+        values = as_fractions(metrics or {})
+        self._write(runner, runner.epoch, values)
+        self._append(runner, runner.iter, runner.epoch, values)
+        runner.message_hub.update_info(EVALUATED, runner.iter)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._write(runner, runner.epoch + 1)
+        if runner.val_loop is None:
+            self._write(runner, runner.epoch + 1, {})
 
-    @master_only
-    def _write(self, runner: Runner, epoch: int) -> None:
+    def _write(self, runner: Runner, epoch: int, metrics: dict[str, float]) -> None:
         losses = {
             name.removeprefix("train/"): float(history.current())
             for name, history in runner.message_hub.log_scalars.items()
             if name.startswith("train/") and "loss" in name
         }
-        metrics_file.write_metrics(
-            Path(runner.work_dir),
-            self.metrics,
-            epoch=None if by_iterations(runner) else epoch,  # MMEngine treats training by iterations as one epoch
-            iteration=runner.iter,
-            losses=losses,
-        )
+        content = {"metrics": metrics, "iteration": runner.iter, "losses": losses}
+        if not by_iterations(runner):  # MMEngine treats training by iterations as one epoch
+            content["epoch"] = epoch
+        runner.message_hub.update_info(_CONTENT, content)
+        if is_main_process():
+            metrics_file.write_metrics(Path(runner.work_dir), **content)
+
+    @master_only
+    def _append(self, runner: Runner, iteration: int, epoch: int, values: Mapping[str, float]) -> None:
+        position = {"iter": iteration} if by_iterations(runner) else {"epoch": epoch, "iter": iteration}
+        metrics_file.append_record(Path(runner.work_dir), {**values, **position})
 
 
 class FiniteLossHook(Hook):

@@ -1,8 +1,12 @@
-"""Prediction on single images with trained detectors and segmentors."""
+"""Trained detectors and segmentors, which compute raw results."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,89 +14,112 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 
-from ...data.drawing import draw_classes, draw_instances, draw_legend
-from ...evaluation.coco import named_detections
-from ..prediction import DetectionPrediction, SegmentationPrediction
+from ..prediction import Instances
 from .config import test_part
 from .runner import load_model
 
 
-class DetectionPredictor:
-    """A trained detector that is called on one image at a time.
+class TorchvisionPredictor:
+    """A `Detector` on one of torchvision's detectors.
 
     Args:
-        config: From `load_config`.
+        config: From `load_config` or `from_data`.
         checkpoint: Checkpoint from a training run of the config.
-        score: Threshold below which detections are dropped.
+        device: Device to run on.
 
     Raises:
         TwinsError: if the config or the checkpoint cannot be used.
     """
 
-    legend: np.ndarray | None = None
+    task: Literal["detection"] = "detection"
 
-    def __init__(self, config: Config, checkpoint: str | Path, score: float) -> None:
-        self.model, self.meta = load_model(config, checkpoint)
-        self.model.set_score_threshold(score)  # type: ignore[operator]
+    def __init__(self, config: Config, checkpoint: str | Path, device: torch.device) -> None:
+        self.model, meta = load_model(config, checkpoint, device)
+        self.classes = tuple(meta["classes"])
+        self.category_ids = tuple(meta["category_ids"])
 
-    def __call__(self, image: np.ndarray) -> DetectionPrediction:
-        """Run the detector on a uint8 RGB (H, W, 3) image; the picture shows boxes, masks, names and scores."""
-        tensor = torch.from_numpy(image).permute(2, 0, 1)
-        height, width = image.shape[:2]
-        sample = BaseDataElement(metainfo={"image_id": 0, "height": height, "width": width})
-        with torch.inference_mode():
-            (found,) = self.model.val_step({"inputs": [tensor], "data_samples": [sample]})  # type: ignore[operator]
-        classes = self.meta["classes"]
-        drawn = draw_instances(
-            tensor, found.boxes, found.labels, classes, scores=found.scores, masks=found.get("masks")
-        )
-        detections = named_detections(dict(found.items()), self.meta["category_ids"], classes)
-        return DetectionPrediction(drawn.permute(1, 2, 0).numpy(), detections)
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray], *, score: float, scale: float = 1.0) -> list[Instances]:
+        """Find the objects in images of one size (see `Detector`)."""
+        model: Any = self.model
+        model.set_score_threshold(score)
+        tensors = [torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) for image in images]
+        sample = BaseDataElement()
+        with _resized(model.detector.transform, scale):
+            results = model.val_step({"inputs": tensors, "data_samples": [sample] * len(tensors)})
+        return [
+            Instances.from_tensors(found.boxes, found.scores, found.labels, found.get("masks")) for found in results
+        ]
 
 
 class SegmentationPredictor:
-    """A trained segmentor that is called on one image at a time.
-
-    Images are prepared like the test data of the config.
+    """A `Segmentor` on one of mmsegmentation's segmentors. Images are prepared like the test data of the config.
 
     Args:
-        config: From `load_config`.
+        config: From `load_config` or `from_data`.
         checkpoint: Checkpoint from a training run of the config, or a published segmentor.
-
-    Attributes:
-        legend: Picture with the colour, the name and the label value of each class, uint8 RGB.
+        device: Device to run on.
 
     Raises:
         TwinsError: if the config or the checkpoint cannot be used.
     """
 
-    def __init__(self, config: Config, checkpoint: str | Path) -> None:
-        self.model, meta = load_model(config, checkpoint)
+    task: Literal["segmentation"] = "segmentation"
+
+    def __init__(self, config: Config, checkpoint: str | Path, device: torch.device) -> None:
+        self.model, stored = load_model(config, checkpoint, device)
         dataset = test_part(config, "dataloader").dataset
         # `lazy_init` gives access to the classes without reading any files.
-        self.meta = {**DATASETS.build({**dataset, "lazy_init": True}).metainfo, **meta}
-        steps = [step for step in dataset.pipeline if not step["type"].startswith("Load")]
-        self.prepare = Compose([{"type": "LoadImageFromNDArray"}, *steps])
-        self.first_value = 1 if self.meta["reduce_zero_label"] else 0
-        self.legend = draw_legend(self.meta["classes"], self.meta["palette"], self.first_value)
+        meta = {**DATASETS.build({**dataset, "lazy_init": True}).metainfo, **stored}
+        self.classes = tuple(meta["classes"])
+        self.palette = tuple(tuple(color) for color in meta["palette"])
+        self.first_value = 1 if meta["reduce_zero_label"] else 0
+        self._steps = [step for step in dataset.pipeline if not step["type"].startswith("Load")]
 
-    def __call__(self, image: np.ndarray) -> SegmentationPrediction:
-        """Segment a uint8 RGB (H, W, 3) image."""
-        sample = self.prepare({"img": np.ascontiguousarray(image[:, :, ::-1])})  # mmseg's pipelines expect BGR
-        batch = {"inputs": [sample["inputs"]], "data_samples": [sample["data_samples"]]}
-        with torch.inference_mode():
-            (found,) = self.model.test_step(batch)  # type: ignore[operator]
-        classes = found.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        counts = np.bincount(classes.ravel(), minlength=len(self.meta["classes"]))
-        shares = {name: count / classes.size for name, count in zip(self.meta["classes"], counts.tolist(), strict=True)}
-        found_shares = {name: share for name, share in shares.items() if share > 0}
-        picture = draw_classes(image, classes, self.meta["palette"])
-        return SegmentationPrediction(picture, (classes + self.first_value).astype(np.uint8), found_shares)
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray], *, scale: float = 1.0) -> list[Tensor]:
+        """Return the logits of images of one size (see `Segmentor`)."""
+        # mmseg's pipelines expect BGR.
+        samples = [self._prepare(scale)({"img": np.ascontiguousarray(image[:, :, ::-1])}) for image in images]
+        batch = {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
+        model: Any = self.model
+        logits = [found.seg_logits.data.float() for found in model.test_step(batch)]
+        # A head with a single channel returns the probability of the second class.
+        threshold = getattr(model.decode_head, "threshold", None) or 0.5
+        return [_two_classes(x, threshold) if len(x) == 1 else x for x in logits]
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019  (predictors live as long as the program)
+    def _prepare(self, scale: float) -> Compose:
+        steps = [dict(step) for step in self._steps]
+        for step in steps:
+            if "scale" in step and step["type"] == "Resize":
+                sides = step["scale"] if isinstance(step["scale"], tuple) else (step["scale"],) * 2
+                step["scale"] = tuple(round(side * scale) for side in sides)
+        return Compose([{"type": "LoadImageFromNDArray"}, *steps])
 
 
-def load_predictor(config: Config, checkpoint: str | Path, score: float) -> DetectionPredictor | SegmentationPredictor:
-    """Load a trained model for prediction on single images; `score` is the score threshold for detectors."""
-    if config.get("default_scope") == "mmseg":
-        return SegmentationPredictor(config, checkpoint)
-    return DetectionPredictor(config, checkpoint, score)
+def predictor(
+    config: Config, checkpoint: str | Path, device: torch.device
+) -> TorchvisionPredictor | SegmentationPredictor:
+    """Load a trained model that computes raw results."""
+    kind = SegmentationPredictor if config.get("default_scope") == "mmseg" else TorchvisionPredictor
+    return kind(config, checkpoint, device)
+
+
+@contextmanager
+def _resized(transform: Any, scale: float) -> Iterator[None]:
+    """Multiply the size that torchvision's transform resizes images to."""
+    before = transform.min_size, transform.max_size
+    transform.min_size = tuple(round(side * scale) for side in transform.min_size)
+    transform.max_size = round(transform.max_size * scale)
+    try:
+        yield
+    finally:
+        transform.min_size, transform.max_size = before
+
+
+def _two_classes(probability: Tensor, threshold: float) -> Tensor:
+    logit = torch.logit(probability) - torch.logit(probability.new_tensor(threshold))
+    return torch.cat([torch.zeros_like(logit), logit])

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -24,6 +23,7 @@ from torch import nn
 from ...atomic import write_atomically
 from ...errors import TwinsError
 from .. import checks, metrics_file
+from ..console import logger
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations
 from .checkpoints import (
@@ -35,9 +35,23 @@ from .checkpoints import (
     silent_log,
     unwrapped,
 )
-from .config import building, check_settings, settings_called, test_part, without_initial_weights
+from .config import (
+    building,
+    check_settings,
+    model_of,
+    set_max_dets_of_metric,
+    settings_called,
+    test_part,
+    without_initial_weights,
+    without_run_settings,
+)
 from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
+from .monitoring import check_average, without_training_hooks
+from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
+from .transfer import read_for_transfer
+
+_GLOO_WRAPPER = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
 
 
 def train(
@@ -66,14 +80,21 @@ def train(
     config.resume = resume
     check_settings(config)
     _prepare(config)
+    config.model = model_of(config)  # an evaluation with test-time augmentation stores it with a wrapper
     initial = None
     if resume:
         last = last_checkpoint(work_dir)
-        meta = read_for_config(config, last)["meta"]
+        checkpoint = read_for_config(config, last)
+        check_average(config, checkpoint, last)
+        meta = checkpoint["meta"]
         _check_resumable(config, meta)
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
         if is_main_process():  # MMEngine stores the whole path, but the folder may have been moved
             write_atomically(work_dir / "last_checkpoint", str(last).encode())
+    elif config.get("load_from") and config.get("init"):
+        raise TwinsError(
+            f"load_from={config.load_from!r} and init={config.init!r}: a run can start from one of them only"
+        )
     elif config.get("load_from"):
         initial = read_for_config(config, config.load_from)["state_dict"]
     with building(config), silent_log():
@@ -87,6 +108,9 @@ def train(
     )
     for dataset in datasets.values():
         _check_categories(dataset, train_set.metainfo, "the training data")
+    if config.get("init") and not resume:
+        initial, report = read_for_transfer(config, config.init, train_set.metainfo)
+        logger.info(f"start from {report}")
     with building(config):
         runner = _build_runner(config, datasets)
         if initial is not None:
@@ -111,6 +135,7 @@ def evaluate(
     work_dir = for_evaluation(work_dir)
     config.work_dir = str(work_dir)
     config.resume = False
+    config.custom_hooks = without_training_hooks(config)
     for part in ("dataloader", "evaluator", "cfg"):
         config[f"test_{part}"] = test_part(config, part)
     check_settings(config)
@@ -135,8 +160,8 @@ def evaluate(
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mapping[str, Any]]:
-    """Load the model of a config with the weights of a checkpoint, in eval mode, on a GPU if one is available.
+def load_model(config: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Load the model of a config with the weights of a checkpoint, in eval mode, on a device.
 
     Returns:
         The model, and the metadata of its data set from the checkpoint (`classes`, `category_ids`, …).
@@ -147,7 +172,7 @@ def load_model(config: Config, checkpoint: str | Path) -> tuple[nn.Module, Mappi
         model = MODELS.build(config.model)
         state = read_for_model(model, checkpoint)
     model.load_state_dict(state["state_dict"])
-    return model.to(get_device()).eval(), dataset_meta(state["meta"])
+    return model.to(device).eval(), dataset_meta(state["meta"])
 
 
 def check_data(config: Config) -> Iterator[str]:
@@ -182,6 +207,7 @@ def _prepare(config: Config) -> None:
     if imports is not None:
         import_modules_from_strings(**imports)
     init_default_scope(config.get("default_scope", "mmengine"))
+    set_max_dets_of_metric(config)
     # MMEngine names loggers after the config and the second, which can be the same for two runs in one process.
     config.experiment_name = f"{Path(config.filename or 'run').stem}_{time.time_ns()}"
     for split in ("train", "val", "test"):
@@ -191,6 +217,8 @@ def _prepare(config: Config) -> None:
     checkpoint_hook = config.setdefault("default_hooks", {}).setdefault("checkpoint", {"type": "CheckpointHook"})
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
+        if checkpoint_hook.type == "CheckpointHook":
+            checkpoint_hook.type = EvaluatedCheckpointHook.__name__
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"
@@ -200,11 +228,9 @@ def _prepare(config: Config) -> None:
         # MMEngine's own setup would select a CUDA device for the process and for DistributedDataParallel.
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group("gloo")
-        config.model_wrapper_cfg = {
-            "type": "MMDistributedDataParallel",
-            "device_ids": None,
-            "broadcast_buffers": False,
-        }
+        config.model_wrapper_cfg = _GLOO_WRAPPER
+    elif config.get("model_wrapper_cfg") == _GLOO_WRAPPER:  # from the config that another run has stored
+        config.pop("model_wrapper_cfg")
     optim_wrapper = config.get("optim_wrapper")
     if optim_wrapper is not None and optim_wrapper.get("type") == "AmpOptimWrapper" and not on_gpu:
         print_log("No GPU: training in float32 instead of mixed precision", "current", logging.WARNING)
@@ -249,7 +275,7 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = LogFileRunner(**arguments, cfg=config)
+    runner = LogFileRunner(**arguments, cfg=without_run_settings(config))
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:
@@ -262,7 +288,14 @@ def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
 
 def _register_needed_hooks(runner: Runner) -> None:
     """Register the hooks that every run needs, except those that the config has already registered."""
-    needed = [IterationSeedHook, PlainCheckpointHook, MetricsFileHook, ConsoleHook, FiniteLossHook]
+    needed = [
+        IterationSeedHook,
+        PlainCheckpointHook,
+        MetricsFileHook,
+        ConsoleHook,
+        FiniteLossHook,
+        ResumedEvaluationHook,
+    ]
     if runner.distributed:
         needed.append(AverageBuffersHook)
     for hook in needed:

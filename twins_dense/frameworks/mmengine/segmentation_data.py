@@ -8,6 +8,7 @@ from typing import Any
 from mmseg import datasets
 
 from ...data.label_maps import find_problems, summarise
+from ...data.problems import DataError
 from ...errors import TwinsError
 from .samplers import SeededItems
 
@@ -55,7 +56,8 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
         problems = [problem for problem in found if problem is not None]
         lines = "; ".join(summarise(problems))
         if problems and not self.skip_bad:
-            raise TwinsError(f"{self.source}: {lines}. Fix the files, or add --skip-bad to leave them out")
+            message = f"{self.source}: {lines}. Fix the files, or add --skip-bad to leave them out"
+            raise DataError(message, list(map(str, problems)))
         if len(problems) == len(entries):
             raise TwinsError(f"{self.source}: no usable image is left: {lines}")
         self.problems = tuple(map(str, problems))

@@ -11,7 +11,7 @@ import warnings
 from mmengine.registry import Registry
 
 from ...errors import requires_extra
-from . import checkpoints, hooks, samplers  # noqa: F401  (the imports register classes that configs name)
+from . import checkpoints, hooks, resuming, samplers, validation_hooks  # noqa: F401  (the imports register classes that configs name)
 from .backbone import build_backbone
 from .mmcv_ops import stand_in
 
@@ -23,8 +23,9 @@ with requires_extra("segmentation"), warnings.catch_warnings():
 
     register_all_modules(init_default_scope=False)
 
-from mmseg.registry import DATASETS, MODELS
+from mmseg.registry import DATASETS, METRICS, MODELS
 
+from .iou_metric import IoUMetric
 from .segmentation_data import ADE20KDataset, SegmentationDataset
 
 # mmseg warns about its own use of a deprecated function, and about settings of the published recipes.
@@ -38,6 +39,8 @@ for message in (
 # Children of mmseg's registries: their scope makes `twins_dense.NAME` work in configs.
 _models = Registry("model", parent=MODELS, scope="twins_dense")
 _datasets = Registry("dataset", parent=DATASETS, scope="twins_dense")
+_metrics = Registry("metric", parent=METRICS, scope="twins_dense")
 _models.register_module(name="TwinsBackbone", module=build_backbone)
 _datasets.register_module(module=SegmentationDataset)
 _datasets.register_module(module=ADE20KDataset)
+_metrics.register_module(module=IoUMetric)

@@ -1,0 +1,130 @@
+"""Fit the schedule of an MMEngine config to a number of epochs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ...data.coco import is_instance
+from ...errors import TwinsError, one_line
+
+# The warm-up takes at most this share of a run.
+WARM_UP_SHARE = 0.1
+# In a run whose length is set by the user, this many evaluations are enough, unless that many iterations lie between.
+_NUM_EVALUATIONS, _ITERATIONS_BETWEEN = 10, 1000
+_NUM_LOG_LINES = 100
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun has started, or 1."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+
+
+def total_batch_size(config: Config) -> int:
+    """Return the number of training images per iteration, over all processes."""
+    return config.train_dataloader.batch_size * world_size()
+
+
+def iterations_per_epoch(config: Config) -> int:
+    """Return the number of iterations in which every training image is seen once."""
+    return math.ceil(num_training_images(config) / total_batch_size(config))
+
+
+def num_iterations(config: Config) -> int:
+    """Return the number of iterations of the whole run."""
+    if config.train_cfg.get("max_iters"):
+        return config.train_cfg.max_iters
+    return config.train_cfg.max_epochs * iterations_per_epoch(config)
+
+
+def set_epochs(config: Config, epochs: int) -> None:
+    """Make a run take a number of passes over the training images; warm-up and decay change with it.
+
+    A run that is counted in epochs stays one, and a run that is counted in iterations gets as many iterations as the
+    epochs have. The decay keeps its shape; it is set in iterations, because few epochs could not be divided. The
+    warm-up keeps its length, but takes at most a tenth of the run.
+
+    Raises:
+        TwinsError: if the number of training images cannot be found out.
+    """
+    train_cfg = config.train_cfg
+    per_epoch, before = iterations_per_epoch(config), num_iterations(config)
+    epochs_before, total = train_cfg.get("max_epochs"), epochs * per_epoch
+    train_cfg.update({"max_epochs": epochs} if epochs_before else {"max_iters": total})
+    schedulers = config.get("param_scheduler") or []
+    warm_up = next((s.end for s in schedulers if s.type == "LinearLR" and not s.get("by_epoch", True)), None)
+
+    def moved(position: int, length: int) -> int:
+        if position == warm_up and length == before:
+            return min(position, warm_up_iterations(total))
+        return max(1, round(position / length * total))
+
+    for scheduler in schedulers:
+        length = epochs_before if scheduler.get("by_epoch", True) else before
+        for name in ("begin", "end", "T_max"):
+            if scheduler.get(name):
+                scheduler[name] = moved(scheduler[name], length)
+        if "milestones" in scheduler:
+            scheduler.milestones = [moved(milestone, length) for milestone in scheduler.milestones]
+        scheduler.by_epoch = False
+    _set_intervals(config, per_epoch)
+
+
+def warm_up_iterations(total: int) -> int:
+    """Return the largest sensible number of warm-up iterations for a run of `total` iterations."""
+    return max(1, round(total * WARM_UP_SHARE))
+
+
+def num_training_images(config: Config) -> int:
+    """Count the images that a config trains on, without opening them.
+
+    Raises:
+        TwinsError: if the annotation file or the folder cannot be read, or there are no images.
+    """
+    dataset = config.train_dataloader.dataset
+    try:
+        count = _num_pairs(dataset) if "data_prefix" in dataset else _num_annotated_images(dataset)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TwinsError(
+            f"cannot count the training images, on which the schedule depends: {type(error).__name__}: "
+            f"{one_line(error)}; check --data, --data-root and train_dataloader.dataset"
+        ) from None
+    count = min(count, dataset.get("indices") or count)
+    if not count:
+        raise TwinsError("there are no training images: check --data, --data-root and train_dataloader.dataset")
+    return count
+
+
+def _num_annotated_images(dataset: Any) -> int:
+    content = json.loads((Path(dataset.get("data_root") or "") / dataset.ann_file).read_text(encoding="utf-8"))
+    if not dataset.get("filter_empty", True):
+        return len(content["images"])
+    return len({annotation["image_id"] for annotation in content["annotations"] if is_instance(annotation)})
+
+
+def _num_pairs(dataset: Any) -> int:
+    root = Path(dataset.get("data_root") or "")
+    if dataset.get("ann_file"):
+        return len((root / dataset.ann_file).read_text(encoding="utf-8").split())
+    suffix = dataset.get("img_suffix", ".jpg")
+    return sum(name.endswith(suffix) for _, _, names in os.walk(root / dataset.data_prefix.img_path) for name in names)
+
+
+def _set_intervals(config: Config, per_epoch: int) -> None:
+    """Evaluate and save about ten times per run, or more often in long runs, and log about a hundred times."""
+    epochs, hooks = config.train_cfg.get("max_epochs"), config.get("default_hooks", {})
+    total = epochs * per_epoch if epochs else config.train_cfg.max_iters
+    interval = math.ceil((epochs or total) / _NUM_EVALUATIONS)
+    if epochs:
+        interval = min(interval, math.ceil(_ITERATIONS_BETWEEN / per_epoch))
+    config.train_cfg.val_interval = interval
+    checkpoint, logger = hooks.get("checkpoint"), hooks.get("logger")
+    if checkpoint:
+        checkpoint.interval = interval if checkpoint.get("by_epoch", True) or not epochs else interval * per_epoch
+    if logger:
+        logger.interval = max(1, min(logger.get("interval", 10), total // _NUM_LOG_LINES))
