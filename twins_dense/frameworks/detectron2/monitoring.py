@@ -34,6 +34,8 @@ _METRICS = {
     "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
 }
+_SWITCHES = {"segm": "mask_on", "keypoints": "keypoint_on"}  # attributes of detectron2's StandardROIHeads
+_LOSS = "val/loss"  # the only metric that is better if it is smaller
 
 
 def set_monitoring(config: DictConfig, options: MonitoringOptions) -> None:
@@ -54,7 +56,8 @@ def monitoring_of(config: DictConfig) -> MonitoringOptions:
 
     def check(name: str, is_valid: bool, choices: str) -> None:
         if not is_valid:
-            raise TwinsError(f"train.monitoring.{name}={getattr(options, name)!r}: choose {choices}")
+            option = name.replace("_", "-")
+            raise TwinsError(f"train.monitoring.{name}={getattr(options, name)!r} (--{option}): choose {choices}")
 
     check("best", options.best is None or isinstance(options.best, str), "the name of a metric, or null")
     for name in ("ema", "tensorboard", "val_loss"):
@@ -66,8 +69,8 @@ def monitoring_of(config: DictConfig) -> MonitoringOptions:
         for name in ("best", "patience", "val_loss"):
             if getattr(options, name):
                 raise TwinsError(
-                    f"train.monitoring.{name}={getattr(options, name)!r} needs evaluations, but train.eval_period is "
-                    "0: set it (in a YAML file TEST.EVAL_PERIOD) to a number of iterations"
+                    f"--{name.replace('_', '-')} needs evaluations, but train.eval_period (in a YAML file "
+                    "TEST.EVAL_PERIOD) is 0: set it to a number of iterations"
                 )
     return options
 
@@ -96,6 +99,8 @@ def choose_best(options: MonitoringOptions, model: nn.Module, evaluator: Any, cl
     if options.best is None:
         return "coco/segm_AP" if "segm" in tasks else "coco/bbox_AP"
     names = [f"coco/{task}_{name}" for task in tasks for name in _METRICS[task]]
+    if options.val_loss:
+        names.append(_LOSS)
     of_classes = [f"coco/{task}_AP-{name}" for task in tasks for name in classes] if len(classes) > 1 else []
     if options.best not in (*names, *of_classes):
         for_classes = f", or {of_classes[0]} and the like for single classes" if of_classes else ""
@@ -104,9 +109,6 @@ def choose_best(options: MonitoringOptions, model: nn.Module, evaluator: Any, cl
             f"choose one of {', '.join(names)}{for_classes}"
         )
     return options.best
-
-
-_SWITCHES = {"segm": "mask_on", "keypoints": "keypoint_on"}  # attributes of detectron2's StandardROIHeads
 
 
 class Monitor(hooks.PeriodicWriter):
@@ -140,6 +142,7 @@ class Monitor(hooks.PeriodicWriter):
         self.validate = validate
         self.checkpointer = checkpointer
         self.best = best
+        self._sign = -1 if best == _LOSS else 1
         self.options = options
         self.best_value: float | None = None
         self.best_iteration: int | None = None  # number of iterations done before
@@ -223,7 +226,7 @@ class Monitor(hooks.PeriodicWriter):
         if comm.is_main_process():
             best = f", best {self.best} so far" if is_better else ""
             logger.info(f"evaluation after iteration {done}: {self.validate.size} images in {duration(seconds)}{best}")
-            shown = {name: value for name, value in metrics.items() if not name.startswith("val/loss")}
+            shown = {name: value for name, value in metrics.items() if not name.startswith("val/loss_")}
             console.info(evaluation_table(shown))
         comm.synchronize()
 
@@ -233,7 +236,7 @@ class Monitor(hooks.PeriodicWriter):
         if self.best is None:
             return False
         value = metrics.get(self.best, math.nan)
-        is_better = math.isfinite(value) and (self.best_value is None or value > self.best_value)
+        is_better = math.isfinite(value) and (self.best_value is None or self._sign * (value - self.best_value) > 0)
         if is_better:
             self.best_value, self.best_iteration, self.num_without_better = value, done, 0
         else:

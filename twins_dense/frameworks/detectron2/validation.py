@@ -48,7 +48,7 @@ class Validation:
         if num_samples and name in DatasetCatalog:
             classes = dataset_meta_of(name)["classes"]
             folder = Path(config.train.output_dir) / "samples"
-            self.sampler = SampleDrawer(DatasetCatalog.get(name), classes, folder, num_samples)
+            self.sampler = SampleDrawer(DatasetCatalog.get(name), classes, folder, num_samples, self.seed)
 
     @property
     def size(self) -> int:
@@ -71,7 +71,7 @@ class Validation:
 
 
 def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, float]:
-    """Return the mean losses of the images of a loader in all processes, as `val/NAME`, and their sum.
+    """Return the mean losses of the images of a loader in all processes, as `val/NAME`, and their sum as `val/loss`.
 
     The losses are those of training, but without dropout, stochastic depth and updates of running statistics. The
     proposals that are sampled for an image depend only on the seed. The modes of the modules, torch's random state and
@@ -96,7 +96,7 @@ def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, fl
                 if normalizer is not None:
                     model.loss_normalizer = normalizer
                 losses = {f"val/{name}": value.item() for name, value in model(batch).items()}
-                sums.update({**losses, "val/total_loss": sum(losses.values()), "images": 1})
+                sums.update({**losses, "val/loss": sum(losses.values()), "images": 1})
     finally:
         for module, training in modes.items():
             module.training = training
