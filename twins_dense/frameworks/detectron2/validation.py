@@ -83,7 +83,8 @@ def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, fl
         seed: Seed of the run.
     """
     modes = {module: module.training for module in model.modules()}
-    normalizer = getattr(model, "loss_normalizer", None)  # RetinaNet's running mean of the number of positive anchors
+    # RetinaNet's running mean of the number of positive anchors, which it creates in its first iteration.
+    normalizer = {name: value for name, value in vars(model).items() if name == "loss_normalizer"}
     sums: Counter[str] = Counter()
     try:
         model.train()
@@ -93,15 +94,15 @@ def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, fl
         with torch.random.fork_rng(), torch.no_grad(), EventStorage():
             for batch in loader:
                 torch.manual_seed(derived_seed(seed, zlib.crc32(str(batch[0]["image_id"]).encode())))
-                if normalizer is not None:
-                    model.loss_normalizer = normalizer
+                vars(model).pop("loss_normalizer", None)
+                vars(model).update(normalizer)
                 losses = {f"val/{name}": value.item() for name, value in model(batch).items()}
                 sums.update({**losses, "val/loss": sum(losses.values()), "images": 1})
     finally:
         for module, training in modes.items():
             module.training = training
-        if normalizer is not None:
-            model.loss_normalizer = normalizer
+        vars(model).pop("loss_normalizer", None)
+        vars(model).update(normalizer)
     totals: Counter[str] = Counter()
     for part in comm.all_gather(sums):
         totals.update(part)
