@@ -116,6 +116,24 @@ def test_goes_on_as_without_the_kill(
     assert_same_run(work_dir, whole.work_dir)
 
 
+@pytest.mark.parametrize("where", ["evaluate", "metrics"])
+def test_a_kill_in_the_evaluation_that_stops_the_run(tmp_path: Path, toy_data: Path, where: str) -> None:
+    """With a learning rate of 0, the run stops after its third evaluation, which is after iteration 6."""
+    more = "train.update(max_iter=8, eval_period=2, monitoring=dict(patience=2, samples=0))\noptimizer.lr = 0.0\n"
+    config = write_lazy(
+        folder_with_programs(tmp_path) / "tiny.py", toy_data, "retinanet", more=more + "train.checkpointer.period = 2\n"
+    )
+    assert train(config, tmp_path / "whole").returncode == 0
+    assert last_checkpoint(tmp_path / "whole") == "model_final.pth"
+    result = train(config, tmp_path / "killed", KILL_IN=where, KILL_AT_CALL="3")
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert last_checkpoint(tmp_path / "killed") == "model_0000005.pth"
+    result = train(config, tmp_path / "killed", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert "stopped: 2 evaluations" in result.stdout
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_a_recorded_evaluation_is_not_repeated(whole: Run, tmp_path: Path) -> None:
     shutil.copytree(whole.work_dir, tmp_path / "run")
     before = snapshot(tmp_path / "run")

@@ -122,10 +122,11 @@ class TestBestMetric:
         config = engine.load_config(write_lazy(tmp_path / "tiny.py", toy_data))
         options = MonitoringOptions(patience=2)
         monitor = Monitor(config.train, None, SimpleNamespace(), metric, options)  # type: ignore[arg-type]
+        monitor.trainer = SimpleNamespace(max_iter=9)
         assert [monitor._judge({metric: value}, done) for done, value in enumerate(values, 1)] == better
         last = max(done for done, is_better in enumerate(better, 1) if is_better)
         assert (monitor.best_iteration, monitor.best_value) == (last, values[last - 1])
-        assert monitor.num_without_better == len(values) - last and monitor._is_over()
+        assert monitor.num_without_better == len(values) - last and monitor._is_over(8) and not monitor._is_over(9)
         copy = Monitor(config.train, None, SimpleNamespace(), metric, options)  # type: ignore[arg-type]
         copy.load_state_dict(monitor.state_dict())
         assert copy.state_dict() == monitor.state_dict()
