@@ -335,6 +335,13 @@ class TestTransferOptions:
         assert trained(name, init="a.pth").train.init == "a.pth"
 
     @pytest.mark.parametrize("name", SHIPPED)
+    def test_weights(self, name: str, folder: DataFolder) -> None:
+        config = trained(name, folder, weights="no/such.pth", recipe="small-data")
+        assert config.optimizer.lr == 7.1e-5
+        with pytest.raises(TwinsError, match=r"no/such\.pth"):
+            build(config)
+
+    @pytest.mark.parametrize("name", SHIPPED)
     def test_freeze(self, name: str) -> None:
         net = build(trained(name, freeze="stages:2")).backbone.bottom_up.net
         trainable = [any(parameter.requires_grad for parameter in stage.parameters()) for stage in net.blocks]

@@ -107,7 +107,7 @@ def is_cfg(config: DictConfig) -> bool:
 
 
 def apply_overrides(config: DictConfig, overrides: Sequence[str] | None = None) -> None:
-    """Apply overrides of the form `key=value` to a config (see `load_config`), and remember them.
+    """Apply overrides of the form `key=value` to a LazyConfig (see `load_config`), and remember them.
 
     `None` applies those that were applied before once more, because they have the last word over other changes.
     Overrides of a YAML file for CfgNode are applied while it is read, and only then; see `overridden_cfg_keys`.

@@ -295,7 +295,9 @@ def _backbone_weights(config: DictConfig) -> bool:
 
 def _set_backbone(config: DictConfig, name: str, value: Any) -> None:
     """Set an argument of `build_net`."""
-    if is_cfg(config):
+    if is_cfg(config) and name == "weights":
+        config.model.weights = value
+    elif is_cfg(config):
         _set_yaml(config, {f"MODEL.TWINS.{name.upper()}": value})
     else:
         net = OmegaConf.select(config, _NET)

@@ -52,9 +52,9 @@ _FUNCTIONS = (
     "twins_dense.frameworks.detectron2.backbone.optimizer_params",
     "twins_dense.frameworks.detectron2.config.build_yaml_mapper",
     "twins_dense.frameworks.detectron2.config.build_yaml_model",
-    "twins_dense.frameworks.detectron2.config.multi_step_lr",
     "twins_dense.frameworks.detectron2.data.build_train_loader",
     "twins_dense.frameworks.detectron2.data.coco_dataset",
+    "twins_dense.frameworks.detectron2.solver.multi_step_lr",
 )
 
 
@@ -94,7 +94,7 @@ def from_data(data: Mapping[str, Any]) -> DictConfig:
         raise TwinsError(f"the stored config has the parts {', '.join(data)}, not {', '.join(_PARTS)}")
     _check(dict(data), "")
     config = DictConfig(dict(data), flags={"allow_objects": True})
-    config.train.init_checkpoint = ""
+    config.train.init_checkpoint, config.train.init = "", None
     net = OmegaConf.select(config, "model.backbone.bottom_up.net")
     for node in (config.model, net):  # the first for a YAML file, the second for a LazyConfig
         if isinstance(node, DictConfig) and node.get("weights"):
