@@ -6,16 +6,19 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..atomic import atomic_path
-from .results import Classification, Detections, Result, Segmentation, ShowLabels, save_picture
+from .results import Classification, Detections, Result, Segmentation, save_picture
+
+if TYPE_CHECKING:
+    from ..data.drawing import LabelMode
 
 
 def write_results(
-    results: Iterable[Result], files: Sequence[Path], folder: Path, *, show_labels: ShowLabels = "auto"
+    results: Iterable[Result], files: Sequence[Path], folder: Path, *, show_labels: LabelMode = "auto"
 ) -> Iterator[Result]:
     """Write pictures and `predictions.json` to a folder, and yield each result after it is written.
 
@@ -40,7 +43,7 @@ def write_results(
         entries.write("\n]\n")
 
 
-def _write(result: Result, file: Path, target: Path, show_labels: ShowLabels) -> dict[str, Any]:
+def _write(result: Result, file: Path, target: Path, show_labels: LabelMode) -> dict[str, Any]:
     """Write the pictures of a result, and return its entry in `predictions.json`."""
     height, width = result.image.shape[:2]
     entry: dict[str, Any] = {"file": str(file), "picture": f"{target}.jpg", "height": height, "width": width}

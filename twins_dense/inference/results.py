@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,8 @@ from PIL import Image
 from ..errors import TwinsError, one_line
 from ..frameworks.prediction import Instances
 
-ShowLabels = Literal["auto", "none", "all"]
+if TYPE_CHECKING:
+    from ..data.drawing import LabelMode
 
 
 class _Drawable:
@@ -103,7 +104,7 @@ class Detections(_Drawable):
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"Detections({listed or 'none'})"
 
-    def draw(self, show_labels: ShowLabels = "auto") -> Image.Image:
+    def draw(self, show_labels: LabelMode = "auto") -> Image.Image:
         """Draw the detections on the image.
 
         Args:
