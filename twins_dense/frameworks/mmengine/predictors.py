@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..prediction import Instances
-from .config import test_part
+from .config import building, test_part
 from .runner import load_model
 
 
@@ -108,7 +108,8 @@ def predictor(
 ) -> TorchvisionPredictor | SegmentationPredictor:
     """Load a trained model that computes raw results."""
     kind = SegmentationPredictor if config.get("default_scope") == "mmseg" else TorchvisionPredictor
-    return kind(config, checkpoint, device)
+    with building(config):
+        return kind(config, checkpoint, device)
 
 
 @contextmanager
