@@ -37,15 +37,20 @@ def describe_folder(data: DataFolder) -> Iterator[str]:
         yield from DataError("", data.problems).first_problems()
 
 
-def describe_contents(data: DataFolder) -> tuple[list[str], Suggestion]:
-    """Return lines with the statistics of the training images, and the settings that suit them."""
+def describe_contents(data: DataFolder, *, size: int | None = None) -> tuple[list[str], Suggestion]:
+    """Return lines with the statistics of the training images, and the settings that suit them.
+
+    `size` is the short side of images if it has been chosen already, for detectors.
+    """
     if data.task == "segmentation":
         return _describe_labels(data)
-    train = measure_objects(data)
-    suggestion = suggest(train, measure_objects(data, "val"))
-    size, max_size = suggestion.size, suggestion.max_size
-    assert max_size is not None
-    return list(describe_objects(train, size=size, max_size=max_size)), suggestion
+    train, val = measure_objects(data), measure_objects(data, "val")
+    suggestion = suggest(train, val, size=size)
+    assert suggestion.max_size is not None
+    lines = list(describe_objects(train, size=suggestion.size, max_size=suggestion.max_size))
+    if not val.objects_per_image.any():
+        lines.append("warning: the validation images have no objects, so that every score will be meaningless")
+    return lines, suggestion
 
 
 def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:

@@ -45,7 +45,7 @@ def plan_run(folder: str | Path, given: TrainingOptions, *, out: str | Path, ski
         TwinsError: if the layout of the folder is not recognised, or its files cannot be used.
     """
     data = recognise(folder, out=out, skip_bad=skip_bad)
-    contents, suggestion = describe_contents(data)
+    contents, suggestion = describe_contents(data, size=given.size)
     if given.recipe == "published":  # its number of epochs and batch size are in the config
         suggestion = dataclasses.replace(suggestion, epochs=None, batch=None)
     chosen = {

@@ -14,11 +14,11 @@ from ..atomic import atomic_path
 from .results import Classification, Detections, Result, Segmentation, save_picture
 
 if TYPE_CHECKING:
-    from ..data.drawing import LabelMode
+    from ..data.drawing import ShowLabels
 
 
 def write_results(
-    results: Iterable[Result], files: Sequence[Path], folder: Path, *, show_labels: LabelMode = "auto"
+    results: Iterable[Result], files: Sequence[Path], folder: Path, *, show_labels: ShowLabels = "auto"
 ) -> Iterator[Result]:
     """Write pictures and `predictions.json` to a folder, and yield each result after it is written.
 
@@ -43,7 +43,7 @@ def write_results(
         entries.write("\n]\n")
 
 
-def _write(result: Result, file: Path, target: Path, show_labels: LabelMode) -> dict[str, Any]:
+def _write(result: Result, file: Path, target: Path, show_labels: ShowLabels) -> dict[str, Any]:
     """Write the pictures of a result, and return its entry in `predictions.json`."""
     height, width = result.image.shape[:2]
     entry: dict[str, Any] = {"file": str(file), "picture": f"{target}.jpg", "height": height, "width": width}

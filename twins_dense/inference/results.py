@@ -15,7 +15,7 @@ from ..errors import TwinsError, one_line
 from ..frameworks.prediction import Instances
 
 if TYPE_CHECKING:
-    from ..data.drawing import LabelMode
+    from ..data.drawing import ShowLabels
 
 
 class _Drawable:
@@ -104,7 +104,7 @@ class Detections(_Drawable):
         listed = ", ".join(f"{count} {name}" for name, count in counts.items())
         return f"Detections({listed or 'none'})"
 
-    def draw(self, show_labels: LabelMode = "auto") -> Image.Image:
+    def draw(self, show_labels: ShowLabels = "auto") -> Image.Image:
         """Draw the detections on the image.
 
         Args:
@@ -112,7 +112,7 @@ class Detections(_Drawable):
         """
         from ..data.drawing import draw_instances
 
-        drawn = draw_instances(
+        picture = draw_instances(
             self.image,
             self.boxes,
             self.labels,
@@ -121,7 +121,7 @@ class Detections(_Drawable):
             masks=self.instances.masks,  # one at a time
             show_labels=show_labels,
         )
-        return Image.fromarray(drawn)
+        return Image.fromarray(picture)
 
     def to_coco(self, image_id: int | None = None) -> list[dict[str, Any]]:
         """Return the detections as entries of a COCO results file, with the name of the class as `category`.

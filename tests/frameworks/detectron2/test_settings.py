@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from torch import nn
 from twins_dense.data.layouts import DataFolder, Split
 from twins_dense.errors import TwinsError
 from twins_dense.frameworks import recipes
-from twins_dense.frameworks.detectron2.config import check_settings, read_dump
+from twins_dense.frameworks.detectron2.cfg_node import read_dump
+from twins_dense.frameworks.detectron2.config import check_settings
+from twins_dense.frameworks.detectron2.launch import fit_device
 from twins_dense.frameworks.options import TrainingOptions
 
 pytestmark = MARKS
@@ -335,6 +338,13 @@ class TestTransferOptions:
         assert trained(name, init="a.pth").train.init == "a.pth"
 
     @pytest.mark.parametrize("name", SHIPPED)
+    def test_weights(self, name: str, folder: DataFolder) -> None:
+        config = trained(name, folder, weights="no/such.pth", recipe="small-data")
+        assert config.optimizer.lr == 7.1e-5
+        with pytest.raises(TwinsError, match=r"no/such\.pth"):
+            build(config)
+
+    @pytest.mark.parametrize("name", SHIPPED)
     def test_freeze(self, name: str) -> None:
         net = build(trained(name, freeze="stages:2")).backbone.bottom_up.net
         trainable = [any(parameter.requires_grad for parameter in stage.parameters()) for stage in net.blocks]
@@ -345,3 +355,10 @@ class TestTransferOptions:
         del config.model.backbone.bottom_up.net
         with pytest.raises(TwinsError, match=r"no model.backbone.bottom_up.net, which freeze='backbone' is for"):
             engine.set_training(config, TrainingOptions(freeze="backbone"))
+
+
+def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    config = load(SHIPPED[0], "dataloader.test.num_workers=2")
+    fit_device(config)
+    assert (config.dataloader.train.num_workers, config.dataloader.test.num_workers) == (3, 2)

@@ -20,7 +20,7 @@ from torch import nn
 from ...errors import TwinsError
 from ..stored_config import KEY, check_plain, make_record
 from .backbone import D2Twins, build_net, logger, optimizer_params
-from .config import build_yaml_mapper, build_yaml_model
+from .cfg_node import build_yaml_mapper, build_yaml_model
 from .data import build_train_loader, coco_dataset
 from .solver import multi_step_lr
 
@@ -95,8 +95,7 @@ def from_data(data: Mapping[str, Any]) -> DictConfig:
         raise TwinsError(f"the stored config has the parts {', '.join(data)}, not {', '.join(_PARTS)}")
     _check(dict(data), "")
     config = DictConfig(dict(data), flags={"allow_objects": True})
-    config.train.init_checkpoint = ""
-    config.train.pop("init", None)
+    config.train.init_checkpoint, config.train.init = "", None
     net = OmegaConf.select(config, "model.backbone.bottom_up.net")
     for node in (config.model, net):  # the first for a YAML file, the second for a LazyConfig
         if isinstance(node, DictConfig) and node.get("weights"):

@@ -219,8 +219,8 @@ def _prepare(config: Config) -> None:
     checkpoint_hook = config.default_hooks.checkpoint
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
-        if checkpoint_hook.type == "CheckpointHook":
-            checkpoint_hook.type = EvaluatedCheckpointHook.__name__
+        if checkpoint_hook["type"] == "CheckpointHook":
+            checkpoint_hook["type"] = EvaluatedCheckpointHook.__name__
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"
