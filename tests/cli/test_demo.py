@@ -10,7 +10,7 @@ import pytest
 from cli_fixtures import assert_error, twins
 from PIL import Image
 
-from twins_dense.frameworks.mmengine.demo import demo_config
+from twins_dense.inference.demo import demo_config
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config["model"]["options"]["box_detections_per_img"] = 10
         return config
 
-    monkeypatch.setattr("twins_dense.frameworks.mmengine.demo.demo_config", with_few_detections)
+    monkeypatch.setattr("twins_dense.inference.demo.demo_config", with_few_detections)
     result = twins("demo", "--out", tmp_path / "demo", "--epochs", 1, "--num-train", 8)
     assert result.code == 0, result.err
     out = tmp_path / "demo"

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-LabelMode = Literal["auto", "none", "all"]
+ShowLabels = Literal["auto", "none", "all"]
 
 # The colours of Okabe and Ito (2008), which people with colour vision deficiency can tell apart, without black.
 _COLORS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178))
@@ -29,7 +29,7 @@ def draw_instances(
     *,
     scores: Any = None,
     masks: Any = None,
-    show_labels: LabelMode = "auto",
+    show_labels: ShowLabels = "auto",
 ) -> np.ndarray:
     """Draw instances on an image, each in its own colour.
 
@@ -43,7 +43,7 @@ def draw_instances(
         labels: (N,) indices into `class_names`.
         class_names: Names of the classes.
         scores: (N,) in 0..1, drawn after the names.
-        masks: N masks, each (H, W), bool or 0 and 1.
+        masks: N masks, each (H, W), bool or uint8.
         show_labels: "auto" draws the names that fit into the boxes of their objects and cover no other name, "all"
             draws every name, and "none" draws no name.
 
@@ -77,7 +77,7 @@ def draw_comparison(
     prediction: Mapping[str, Any],
     class_names: Sequence[str],
     *,
-    show_labels: LabelMode = "auto",
+    show_labels: ShowLabels = "auto",
 ) -> np.ndarray:
     """Draw the ground truth (left) beside the prediction (right).
 
@@ -136,8 +136,10 @@ def _pixels(box: np.ndarray, picture: np.ndarray) -> tuple[int, int, int, int]:
 
 def _fill(picture: np.ndarray, mask: np.ndarray, color: tuple[int, ...]) -> Sequence[np.ndarray]:
     """Tint the inside of a mask in place; return its contours, whose points lie on the mask."""
-    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    mask = np.ascontiguousarray(mask).view(np.uint8)
     left, top, width, height = cv2.boundingRect(mask)  # work on the part of the picture that the mask covers
+    if not width:
+        return ()
     inside = mask[top : top + height, left : left + width]
     part = picture[top : top + height, left : left + width]
     part[inside > 0] = (1 - _FILL) * part[inside > 0] + _FILL * np.array(color)
@@ -156,7 +158,7 @@ def _draw_names(
     smallest = max(9, largest // 2)
     for i in order:
         left, top, right, bottom = _pixels(boxes[i], picture)
-        for size in range(largest, smallest - 1, -1):
+        for size in range(largest, smallest - 1, -max(1, largest // 12)):
             font = _font(size)
             w, h = math.ceil(font.getlength(names[i])) + size // 2, sum(font.getmetrics())
             fits = w <= right - left and h <= (bottom - top) / 2
@@ -190,7 +192,7 @@ def draw_classes(image: np.ndarray, classes: np.ndarray, palette: Sequence[Seque
 
     Args:
         image: uint8 RGB (H, W, 3).
-        classes: (H, W) indices into `palette`. Pixels of other values, such as 255, keep their colours.
+        classes: (H, W) indices into `palette`. Pixels with other values, such as 255, are not tinted.
         palette: One (R, G, B) in 0..255 per class.
 
     Returns:

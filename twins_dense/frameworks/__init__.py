@@ -81,8 +81,8 @@ class Engine(Protocol):
     def predictor(self, config: Any, checkpoint: str | Path, device: torch.device) -> Detector | Segmentor:
         """Load a trained model that computes raw results."""
 
-    def apply_overrides(self, config: Any, overrides: Sequence[str]) -> None:
-        """Apply overrides of the form `key=value` to a config."""
+    def apply_overrides(self, config: Any, overrides: Sequence[str] | None = None) -> None:
+        """Apply overrides of the form `key=value`; `None` applies those that were applied before once more."""
 
     def to_data(self, config: Any) -> dict[str, Any]:
         """Return the resolved config as plain data, which checkpoints carry."""

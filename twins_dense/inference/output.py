@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from ..atomic import atomic_path
-from .results import Classification, Detections, Result, Segmentation, ShowLabels, save_picture
+from .results import Classification, Detections, Result, Segmentation, save_picture
+
+if TYPE_CHECKING:
+    from ..data.drawing import ShowLabels
 
 
 def write_results(

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,8 @@ from PIL import Image
 from ..errors import TwinsError, one_line
 from ..frameworks.prediction import Instances
 
-ShowLabels = Literal["auto", "none", "all"]
+if TYPE_CHECKING:
+    from ..data.drawing import ShowLabels
 
 
 class _Drawable:
@@ -111,16 +112,16 @@ class Detections(_Drawable):
         """
         from ..data.drawing import draw_instances
 
-        drawn = draw_instances(
+        picture = draw_instances(
             self.image,
             self.boxes,
             self.labels,
             self.classes,
             scores=self.scores,
-            masks=self.masks,
+            masks=self.instances.masks,  # one at a time
             show_labels=show_labels,
         )
-        return Image.fromarray(drawn)
+        return Image.fromarray(picture)
 
     def to_coco(self, image_id: int | None = None) -> list[dict[str, Any]]:
         """Return the detections as entries of a COCO results file, with the name of the class as `category`.

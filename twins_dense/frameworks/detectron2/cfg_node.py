@@ -66,7 +66,10 @@ def load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
         )
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     dumped = cfg.dump()
-    dataset = {"data_root": None, "ann_file": None, "image_dir": None, "skip_bad": False, "indices": None}
+    dataset = {
+        **{"data_root": None, "ann_file": None, "image_dir": None},
+        **{"skip_bad": False, "strict": False, "indices": None},
+    }
     config = {
         "model": LazyCall(build_yaml_model)(cfg=dumped, weights=cfg.MODEL.TWINS.WEIGHTS),
         "optimizer": LazyCall(torch.optim.AdamW)(

@@ -214,11 +214,13 @@ def _prepare(config: Config) -> None:
         loader = config.get(f"{split}_dataloader")
         if loader is not None and not loader.get("num_workers"):
             loader.pop("persistent_workers", None)  # torch rejects it if there are no workers
-    checkpoint_hook = config.setdefault("default_hooks", {}).setdefault("checkpoint", {"type": "CheckpointHook"})
+    # By assignment: `setdefault` of MMEngine's configs returns a dict that is not the one in the config.
+    config.default_hooks = {"checkpoint": {"type": "CheckpointHook"}, **config.get("default_hooks", {})}
+    checkpoint_hook = config.default_hooks.checkpoint
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
-        if checkpoint_hook.type == "CheckpointHook":
-            checkpoint_hook.type = EvaluatedCheckpointHook.__name__
+        if checkpoint_hook["type"] == "CheckpointHook":
+            checkpoint_hook["type"] = EvaluatedCheckpointHook.__name__
     on_gpu = torch.cuda.is_available()
     in_torchrun = "RANK" in os.environ and "LOCAL_RANK" in os.environ
     config.launcher = "pytorch" if in_torchrun else "none"

@@ -12,7 +12,7 @@ from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
 from ..checks import check_training_options
 from ..options import TrainingOptions
-from .config import is_segmentor, model_of, settings_called
+from .config import OWN_MAX_DETS, apply_overrides, is_segmentor, model_of, settings_called
 from .recipes import apply_small_data_recipe
 from .schedules import set_epochs, world_size
 
@@ -22,6 +22,8 @@ _LONG_SIDE = 1333 / 800
 
 def set_data(config: Config, data: DataFolder) -> None:
     """Make a config use a recognised data folder, with its classes, for training and evaluation.
+
+    Overrides that the config was loaded with are applied once more at the end.
 
     Raises:
         TwinsError: if the folder is for another task, has no masks for Mask R-CNN, or lacks a split.
@@ -54,10 +56,13 @@ def set_data(config: Config, data: DataFolder) -> None:
         if config.get(key) is not None:
             config[key].iou_types = ("bbox", "segm") if with_masks else ("bbox",)
     _set_everywhere(config.model, "num_classes", len(data.classes))
+    apply_overrides(config)
 
 
 def set_training(config: Config, options: TrainingOptions) -> None:
     """Change how a config trains, as `TrainingOptions` describes.
+
+    Overrides that the config was loaded with are applied once more at the end.
 
     Raises:
         TwinsError: for a value that is out of range or does not suit the config, or if the number of training images is
@@ -77,6 +82,9 @@ def set_training(config: Config, options: TrainingOptions) -> None:
             raise TwinsError(f"{name}={value}: config {str(config.filename)!r} is for segmentation; leave it out")
         if value is not None:
             model[name] = value
+    if options.max_dets is not None:  # it takes the place of torchvision's own setting
+        for name in OWN_MAX_DETS:
+            (model.get("options") or {}).pop(name, None)
     if options.weights is not None:
         model.backbone.weights = options.weights
     if options.epochs is not None:
@@ -89,7 +97,8 @@ def set_training(config: Config, options: TrainingOptions) -> None:
     if options.init is not None:
         config.init = str(options.init)
     if options.freeze is not None:
-        model.backbone.freeze = options.freeze
+        model.backbone["freeze"] = options.freeze  # as an attribute, it is a method of ConfigDict
+    apply_overrides(config)
 
 
 def _with_retinanet(config: str) -> str:

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
-from mmengine.config import Config
 from PIL import Image
-from torchvision.utils import make_grid
 
-from ...data.coco_masks import decode_segmentation
-from ...data.drawing import draw_comparison
-from ...data.toy import make_toy_coco
-from ...errors import TwinsError
-from .. import metrics_file
-from .runner import train
+from ..data.coco import load_coco
+from ..data.coco_masks import decode_segmentation
+from ..data.drawing import draw_comparison, side_by_side
+from ..data.toy import make_toy_coco
+from ..errors import TwinsError
+from ..frameworks import metrics_file, open_config
+from .load import load_model
+from .model import Model
 
 _NUM_DRAWN = 8  # number of images in the picture
 _MIN_SCORE = 0.7  # score threshold of the predictions in the picture
@@ -34,6 +33,7 @@ class DemoResult:
     Attributes:
         data: Folder of the data set.
         num_val: Number of validation images.
+        config: Config of the training run.
         run: Work directory of the training run.
         metrics: Final metrics of the run, such as `coco/bbox_AP50`, in 0..1.
         minutes: Duration of training and evaluation.
@@ -43,6 +43,7 @@ class DemoResult:
 
     data: Path
     num_val: int
+    config: Path
     run: Path
     metrics: Mapping[str, float]
     minutes: float
@@ -68,15 +69,18 @@ def run_demo(folder: Path, *, epochs: int, num_train: int, num_val: int = 60) ->
     # The name contains the size, so that a demo with another size gets its own data set.
     data = make_toy_coco(folder / f"data-{num_train}", num_train=num_train, num_val=num_val, image_size=128, seed=0)
     run = folder / f"run-{stamp}"
+    config = folder / f"config-{stamp}.py"
+    config.write_text("".join(f"{name} = {value!r}\n" for name, value in demo_config(data, epochs).items()))
     start = time.perf_counter()
-    runner = train(Config(demo_config(data, epochs)), run)
+    engine, loaded = open_config(config)
+    engine.train(loaded, run)
     minutes = (time.perf_counter() - start) / 60
     predictions, curves = folder / f"predictions-{stamp}.png", folder / f"curves-{stamp}.png"
-    draw_predictions(runner.model, runner.val_dataloader.dataset, predictions)
+    draw_predictions(load_model(run), data, predictions)
     scalars = next(run.glob("*/vis_data/scalars.json"))
     draw_curves([json.loads(line) for line in scalars.read_text().splitlines()], curves)
     metrics = metrics_file.read_metrics(run)
-    return DemoResult(data, num_val, run, metrics, minutes, predictions, curves)
+    return DemoResult(data, num_val, config, run, metrics, minutes, predictions, curves)
 
 
 def demo_config(data: Path, epochs: int) -> dict[str, Any]:
@@ -170,26 +174,23 @@ def demo_config(data: Path, epochs: int) -> dict[str, Any]:
     }
 
 
-def draw_predictions(model: Any, dataset: Any, path: Path) -> None:
-    """Draw the ground truth and the predictions of the first images of a data set side by side."""
-    model.eval()
+def draw_predictions(model: Model, data: Path, path: Path) -> None:
+    """Draw the ground truth and the predictions of the first validation images side by side."""
+    coco = load_coco(data / "annotations" / "instances_val2017.json", data / "val2017", indices=_NUM_DRAWN)
     pictures = []
-    for sample in (dataset[i] for i in range(min(_NUM_DRAWN, len(dataset)))):
-        image, truth = sample["inputs"], sample["data_samples"]
-        with torch.inference_mode():
-            (found,) = model.val_step({"inputs": [image], "data_samples": [truth]})
-        boxes = np.array([annotation["bbox"] for annotation in truth.annotations]).reshape(-1, 4)
+    found = model.predict([image.path for image in coco.images], score=_MIN_SCORE)
+    for image, detections in zip(coco.images, found, strict=True):
+        boxes = np.array([annotation["bbox"] for annotation in image.annotations]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]  # COCO stores boxes as x, y, width, height
-        objects = {
+        size = image.height, image.width
+        truth = {
             "boxes": boxes,
-            "labels": [dataset.category_ids.index(annotation["category_id"]) for annotation in truth.annotations],
-            "masks": [decode_segmentation(a["segmentation"], *image.shape[1:]) for a in truth.annotations],
+            "labels": [coco.category_ids.index(annotation["category_id"]) for annotation in image.annotations],
+            "masks": [decode_segmentation(annotation["segmentation"], *size) for annotation in image.annotations],
         }
-        keep = found.scores >= _MIN_SCORE
-        found = {key: value[keep] for key, value in found.items()}
-        pictures.append(draw_comparison(image.permute(1, 2, 0).numpy(), objects, found, dataset.class_names))
-    grid = make_grid(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), nrow=2, padding=16, pad_value=255)
-    Image.fromarray(grid.permute(1, 2, 0).numpy()).save(path)
+        pictures.append(draw_comparison(detections.image, truth, vars(detections.instances), model.classes))
+    rows = [side_by_side(*pictures[i : i + 2]) for i in range(0, len(pictures), 2)]
+    Image.fromarray(np.concatenate(rows)).save(path)
 
 
 def draw_curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
