@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ...errors import TwinsError, one_line
+from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
 from .solver import multi_step_lr
@@ -67,8 +69,12 @@ def load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
     names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     dumped = cfg.dump()
     dataset = {
-        **{"data_root": None, "ann_file": None, "image_dir": None},
-        **{"skip_bad": False, "strict": False, "indices": None},
+        "data_root": None,
+        "ann_file": None,
+        "image_dir": None,
+        "skip_bad": False,
+        "strict": False,
+        "indices": None,
     }
     config = {
         "model": LazyCall(build_yaml_model)(cfg=dumped, weights=cfg.MODEL.TWINS.WEIGHTS),
@@ -117,6 +123,7 @@ def load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
             "log_period": 20,
             "device": cfg.MODEL.DEVICE,
             "auto_scale_lr": {"enabled": False, "base_batch_size": cfg.SOLVER.IMS_PER_BATCH},
+            "monitoring": asdict(MonitoringOptions()),
         },
     }
     return DictConfig(config, flags={"allow_objects": True})
