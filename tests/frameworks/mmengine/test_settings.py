@@ -18,6 +18,7 @@ from segmentation_fixtures import CONFIGS as SEGMENTATION
 
 from twins_dense.data.layouts import DataFolder, Split
 from twins_dense.errors import TwinsError
+from twins_dense.frameworks import recipes
 from twins_dense.frameworks.mmengine import (
     detectors,  # noqa: F401  (registers the data set)
     enable_mmseg,
@@ -228,6 +229,18 @@ class TestEpochs:
         assert config.train_cfg.val_interval == config.default_hooks.checkpoint.interval == 6
         assert config.default_hooks.logger.interval == 2
 
+    def test_the_published_recipe_on_few_images(self, toy_data: Path, label_data: Path) -> None:
+        """The warm-up fits into the run, here 12 epochs of 4 iterations; nothing else changes."""
+        config = detector()
+        set_data(config, detection_folder(toy_data))
+        decay = copy.deepcopy(config.param_scheduler[1])
+        set_training(config, TrainingOptions(recipe="published"))
+        assert config.param_scheduler[0].end == 5 and config.param_scheduler[1] == decay
+        config = segmentor()
+        set_data(config, label_folder(label_data))
+        set_training(config, TrainingOptions(recipe="published"))
+        assert config.param_scheduler[0].end == 1500  # of 160,000
+
     def test_a_long_run_keeps_its_warm_up_and_evaluates_each_epoch(self, toy_data: Path, tmp_path: Path) -> None:
         content = json.loads((toy_data / "annotations" / "instances_train2017.json").read_text())
         content["annotations"] = [{"image_id": i, "iscrowd": 0} for i in range(4000)]
@@ -291,12 +304,29 @@ class TestSmallData:
         assert config.model.backbone.drop_path_rate == (0.0 if weights is None else 0.1)
         assert config.model.options.rpn_post_nms_top_n_test >= 2 * 300
 
+    def test_the_batch_size_of_the_recipe(self, toy_data: Path) -> None:
+        config = detector()
+        config.train_dataloader.batch_size = 7
+        set_data(config, detection_folder(toy_data))
+        set_training(config, TrainingOptions(recipe="small-data"))
+        assert config.train_dataloader.batch_size == recipes.BATCH_SIZE
+
+    def test_a_detector_that_is_trained_already_counts_as_pretrained(self, toy_data: Path) -> None:
+        rates = {}
+        for init in (None, "other.pth"):
+            config = detector()
+            set_data(config, detection_folder(toy_data))
+            set_training(config, TrainingOptions(recipe="small-data", init=init))
+            rates[init] = config.optim_wrapper.optimizer.lr
+        assert rates["other.pth"] < rates[None]
+
     def test_the_rate_follows_the_batch_size(self, toy_data: Path) -> None:
         rates = []
         for batch in (2, 8):
             config = detector()
             set_data(config, detection_folder(toy_data))
             set_training(config, TrainingOptions(recipe="small-data", batch=batch))
+            assert config.train_dataloader.batch_size == batch
             rates.append(config.optim_wrapper.optimizer.lr)
         assert rates[1] == pytest.approx(2 * rates[0], rel=0.05)
 

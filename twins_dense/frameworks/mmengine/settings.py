@@ -10,11 +10,12 @@ from mmengine.config import Config
 
 from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
+from .. import recipes
 from ..checks import check_training_options
 from ..options import TrainingOptions
 from .config import OWN_MAX_DETS, apply_overrides, is_segmentor, model_of, settings_called
 from .recipes import apply_small_data_recipe
-from .schedules import set_epochs, world_size
+from .schedules import set_epochs, shorten_warm_up, world_size
 
 # The long side is limited in the proportion of the published size, 800 to 1333 pixels.
 _LONG_SIDE = 1333 / 800
@@ -72,10 +73,12 @@ def set_training(config: Config, options: TrainingOptions) -> None:
     model = model_of(config)
     if options.size is not None:
         (_set_crop_size if is_segmentor(config) else _set_short_side)(config, options.size)
-    if options.batch is not None:
-        if options.batch % world_size():
-            raise TwinsError(f"batch={options.batch} does not divide among {world_size()} processes: choose a multiple")
-        config.train_dataloader.batch_size = options.batch // world_size()
+    small_data = options.recipe == "small-data"
+    batch = options.batch or (recipes.BATCH_SIZE if small_data else None)
+    if batch is not None:
+        if batch % world_size():
+            raise TwinsError(f"batch={batch} does not divide among {world_size()} processes: choose a multiple of them")
+        config.train_dataloader.batch_size = batch // world_size()
     for name in ("max_dets", "anchor_sizes"):
         value = getattr(options, name)
         if value is not None and is_segmentor(config):
@@ -89,8 +92,11 @@ def set_training(config: Config, options: TrainingOptions) -> None:
         model.backbone.weights = options.weights
     if options.epochs is not None:
         set_epochs(config, options.epochs)
-    if options.recipe == "small-data":
-        apply_small_data_recipe(config)
+    if small_data:
+        pretrained = options.init is not None or model.backbone.get("weights") is not None
+        apply_small_data_recipe(config, pretrained=pretrained)
+    elif options.recipe is not None:
+        shorten_warm_up(config)
     if options.lr is not None:
         config.optim_wrapper.optimizer.lr = options.lr
         config.auto_scale_lr = {"enable": False}
