@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_fixtures import assert_error, twins
+from cli_fixtures import assert_error, snapshot, twins
 from detection_fixtures import TINY_SVT, write_config
 from mmengine.config import Config
 
@@ -54,6 +54,13 @@ class TestTrain:
         assert Path(config.train_dataloader.dataset.image_dir) == own_data / "train2017"
         checkpoint = torch.load(next(work_dir.glob("epoch_1.pth")), weights_only=True)
         assert list(checkpoint["meta"]["dataset_meta"]["classes"])[-1] == "unicorn"
+
+    def test_an_earlier_run_keeps_its_files(self, run: tuple[Path, str], own_data: Path, tmp_path: Path) -> None:
+        config = write_config(tmp_path / "again.py", tmp_path / "elsewhere")
+        before = snapshot(run[0])
+        assert_error(twins("train", config, "--data", own_data, "--work-dir", run[0]), "already contains a run")
+        assert_error(twins("eval", run[0], "--data", own_data, "--work-dir", run[0]), "training run")
+        assert snapshot(run[0]) == before
 
     def test_overrides_have_the_last_word(self, tmp_path: Path, own_data: Path) -> None:
         config = write_config(tmp_path / "last_word.py", tmp_path / "elsewhere")

@@ -68,7 +68,9 @@ def command(
         work_dir = os.path.relpath(run.with_name(f"{run.name}_eval") / time.strftime("%Y%m%d_%H%M%S"))
     if data_dir is not None:
         from ..data.layouts import recognise
+        from ..frameworks.work_dir import for_evaluation
 
+        for_evaluation(work_dir)  # before annotations of an earlier run could be replaced
         engine.set_data(config, recognise(data_dir, out=Path(work_dir) / "data", skip_bad=skip_bad))
     metrics = engine.evaluate(config, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
     if not is_first_process() or launch["machine_rank"]:

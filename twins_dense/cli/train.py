@@ -64,6 +64,7 @@ def command(
     from ..frameworks import console, open_config
     from ..frameworks.options import MonitoringOptions, TrainingOptions
     from ..frameworks.own_data import plan_run
+    from ..frameworks.work_dir import for_training
 
     if is_first_process():
         console.show_on(sys.stdout)
@@ -74,6 +75,7 @@ def command(
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     if data_dir is not None:
+        for_training(work_dir, resume)  # before annotations of an earlier run could be replaced
         plan = plan_run(data_dir, training, out=Path(work_dir) / "data", skip_bad=skip_bad)
         engine.set_data(loaded, plan.data)
         training = plan.options
