@@ -62,17 +62,17 @@ class TestProgress:
         assert lines_of(caplog) == ["iter 1/100  45 s/it  ETA 1 h 14 min"]
 
     def test_pauses_count_for_the_eta_only(self, caplog: pytest.LogCaptureFixture) -> None:
-        """10 iterations of 1 s, 20 s of evaluation, and 10 more iterations: 1 s per iteration, but 2 s in the ETA."""
+        """Iterations of 1 s and an evaluation of 20 s: at iteration 40, each iteration counts 1.5 s in the ETA."""
         clock = Clock()
-        progress = Progress(30, clock=clock)
-        for done in range(1, 21):
+        progress = Progress(60, clock=clock)
+        for done in range(1, 50):
             clock.now += 1
-            progress.update(done, f"iter {done}/30")
-            if done == 10:
+            progress.update(done, f"iter {done}/60")
+            if done == 20:
                 progress.pause()
                 clock.now += 20
                 progress.resume()
-        assert lines_of(caplog) == ["iter 10/30  1 s/it  ETA 20 s", "iter 20/30  1 s/it  ETA 20 s"]
+        assert lines_of(caplog) == ["iter 10/60  1 s/it  ETA 50 s", "iter 40/60  1 s/it  ETA 30 s"]
 
     def test_a_resumed_run_counts_its_own_iterations(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()

@@ -117,6 +117,7 @@ class Progress:
             pause = self._clock() - self._paused_at
             self._pauses += pause
             self._since += pause
+            self._next_line += pause
             self._paused_at = None
 
     def update(self, done: int, position: str, values: Callable[[], Mapping[str, float]] = dict) -> None:

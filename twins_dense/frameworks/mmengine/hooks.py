@@ -98,7 +98,7 @@ class MetricsFileHook(Hook):
     @master_only
     def _append(self, runner: Runner, iteration: int, epoch: int, values: Mapping[str, float]) -> None:
         position = {"iter": iteration} if by_iterations(runner) else {"epoch": epoch, "iter": iteration}
-        metrics_file.append_record(Path(runner.work_dir), {**values, **position})
+        metrics_file.append_record(Path(runner.work_dir), {**position, **values, **position})
 
 
 class FiniteLossHook(Hook):
