@@ -100,7 +100,7 @@ class TestData:
         assert config.val_dataloader.dataset.test_mode and config.val_dataloader.dataset.pipeline
 
     def test_images_chosen_by_names(self, label_data: Path, tmp_path: Path) -> None:
-        (tmp_path / "names.txt").write_text("1\n4\n\n6\n")
+        (tmp_path / "names.txt").write_text("1\n4\n6\n")
         folder = label_folder(label_data)
         splits = {**folder.splits, "train": replace(folder.splits["train"], names=tmp_path / "names.txt")}
         config = segmentor()
