@@ -95,7 +95,8 @@ def from_data(data: Mapping[str, Any]) -> DictConfig:
         raise TwinsError(f"the stored config has the parts {', '.join(data)}, not {', '.join(_PARTS)}")
     _check(dict(data), "")
     config = DictConfig(dict(data), flags={"allow_objects": True})
-    config.train.init_checkpoint, config.train.init = "", None
+    config.train.init_checkpoint = ""
+    config.train.pop("init", None)
     net = OmegaConf.select(config, "model.backbone.bottom_up.net")
     for node in (config.model, net):  # the first for a YAML file, the second for a LazyConfig
         if isinstance(node, DictConfig) and node.get("weights"):
