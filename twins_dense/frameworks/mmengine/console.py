@@ -123,8 +123,11 @@ def _count(number: int, noun: str) -> str:
 
 
 def _describe_best(runner: Runner) -> str:
-    """Return the best score and the path of its checkpoint."""
-    (metric,) = next(hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    """Return the path of the best checkpoint and its score, which a run that was resumed without a metric lacks."""
+    metrics = next(hook.save_best for hook in runner.hooks if isinstance(hook, CheckpointHook))
     info = runner.message_hub.runtime_info
+    if not metrics:
+        return short_path(info["best_ckpt"])
+    (metric,) = metrics
     (score,) = as_fractions({metric: info["best_score"]}).values()
     return f"{short_path(info['best_ckpt'])} with {metric} {score:.3f}"

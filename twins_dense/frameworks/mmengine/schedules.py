@@ -40,7 +40,7 @@ def num_iterations(config: Config) -> int:
 def shorten_warm_up(config: Config) -> None:
     """Limit the warm-up of a config to a tenth of its run, for data sets that are smaller than the published one."""
     total = num_iterations(config)
-    for scheduler in config.get("param_scheduler") or []:
+    for scheduler in _schedulers(config):
         if scheduler.type == "LinearLR" and not scheduler.get("by_epoch", True):
             scheduler.end = recipes.warmup_iterations(scheduler.end, total)
 
@@ -59,7 +59,7 @@ def set_epochs(config: Config, epochs: int) -> None:
     per_epoch, before = iterations_per_epoch(config), num_iterations(config)
     epochs_before, total = train_cfg.get("max_epochs"), epochs * per_epoch
     train_cfg.update({"max_epochs": epochs} if epochs_before else {"max_iters": total})
-    schedulers = config.get("param_scheduler") or []
+    schedulers = _schedulers(config)
     warm_up = next((s.end for s in schedulers if s.type == "LinearLR" and not s.get("by_epoch", True)), None)
 
     def moved(position: int, length: int) -> int:
@@ -78,6 +78,11 @@ def set_epochs(config: Config, epochs: int) -> None:
     _set_intervals(config, per_epoch)
 
 
+def _schedulers(config: Config) -> list[Any]:
+    schedulers = config.get("param_scheduler") or []
+    return schedulers if isinstance(schedulers, list) else [schedulers]
+
+
 def num_training_images(config: Config) -> int:
     """Count the images that a config trains on, without opening them.
 
@@ -87,7 +92,7 @@ def num_training_images(config: Config) -> int:
     dataset = config.train_dataloader.dataset
     try:
         count = _num_pairs(dataset) if "data_prefix" in dataset else _num_annotated_images(dataset)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TwinsError(
             f"cannot count the training images, on which the schedule depends: {type(error).__name__}: "
             f"{one_line(error)}; check --data, --data-root and train_dataloader.dataset"
@@ -108,7 +113,8 @@ def _num_annotated_images(dataset: Any) -> int:
 def _num_pairs(dataset: Any) -> int:
     root = Path(dataset.get("data_root") or "")
     if dataset.get("ann_file"):
-        return len((root / dataset.ann_file).read_text(encoding="utf-8").split())
+        lines = (root / dataset.ann_file).read_text(encoding="utf-8").splitlines()
+        return sum(bool(line.strip()) for line in lines)
     suffix = dataset.get("img_suffix", ".jpg")
     return sum(name.endswith(suffix) for _, _, names in os.walk(root / dataset.data_prefix.img_path) for name in names)
 
