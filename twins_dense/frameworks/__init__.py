@@ -14,7 +14,7 @@ from ..weights.read import read_checkpoint
 from .options import MonitoringOptions, TrainingOptions
 from .prediction import Detector, Segmentor
 from .shipped_configs import find_config
-from .stored_config import read_record
+from .stored_config import StoredConfigError, read_record
 from .work_dir import best_checkpoint
 
 if TYPE_CHECKING:
@@ -170,9 +170,13 @@ def open_checkpoint(
     engine = _detectron2() if name == "detectron2" else _mmengine()
     try:
         loaded = engine.from_data(data)
-    except (TwinsError, RecursionError) as error:
+    except StoredConfigError as error:
+        raise TwinsError(f"checkpoint {str(path)!r}: {error}; if you trust it, give its config as well") from None
+    except TwinsError:
+        raise
+    except Exception as error:  # the data can have any form
         raise TwinsError(
-            f"checkpoint {str(path)!r}: {one_line(error)}; if you trust it, give its config as well"
+            f"checkpoint {str(path)!r}: its stored config is broken ({one_line(error)}); give its config as well"
         ) from None
     engine.apply_overrides(loaded, overrides)
     return OpenedCheckpoint(engine, loaded, path)

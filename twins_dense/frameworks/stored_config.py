@@ -12,6 +12,10 @@ KEY = "twins_dense"  # of the record in a checkpoint
 VERSION = 1
 
 
+class StoredConfigError(TwinsError):
+    """Raised if a config cannot be stored as data, or if stored data is not a config that is safe to build."""
+
+
 def make_record(engine: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the record to store in a checkpoint.
 
@@ -49,7 +53,9 @@ def read_record(content: Any, path: str | Path) -> tuple[str, Mapping[str, Any]]
 
 
 def check_plain(value: Any, path: str = "the config") -> None:
-    """Raise `TwinsError` unless a value consists of dicts with string keys, lists, tuples, strings, numbers and `None`.
+    """Raise `StoredConfigError` unless a value consists of plain types.
+
+    These are dicts with string keys, lists, tuples, strings, numbers, bools and `None`.
 
     Args:
         value: The value.
@@ -58,10 +64,10 @@ def check_plain(value: Any, path: str = "the config") -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if type(key) is not str:
-                raise TwinsError(f"{path} has the key {key!r}, which is not a string")
+                raise StoredConfigError(f"{path} has the key {key!r}, which is not a string")
             check_plain(item, f"{path}.{key}")
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             check_plain(item, f"{path}.{number}")
     elif value is not None and type(value) not in (str, int, float, bool):
-        raise TwinsError(f"{path} is a {type(value).__qualname__}, which cannot be stored as data")
+        raise StoredConfigError(f"{path} is a {type(value).__qualname__}, which cannot be stored as data")

@@ -127,6 +127,16 @@ def test_an_attack_on_the_command_line(d2_run: Run, tmp_path: Path, trap: Path) 
     assert not trap.exists()
 
 
+@pytest.mark.parametrize("part", ["model", "train", "dataloader"])
+def test_a_broken_record(part: str, d2_run: Run, tmp_path: Path) -> None:
+    content = read_checkpoint(d2_run.checkpoint)
+    content["twins_dense"]["config"][part] = "none"
+    torch.save(content, tmp_path / "model_final.pth")
+    with pytest.raises(TwinsError) as caught:
+        td.load_model(tmp_path / "model_final.pth")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_config_that_cannot_be_stored(toy_data: Path, tmp_path: Path, trap: Path) -> None:
     """A run with an augmentation of one's own goes well; its checkpoints need the config."""
     (tmp_path / "modules" / "own.py").write_text(

@@ -30,9 +30,10 @@ class TestCheckpoint:
 
     def test_what_a_run_leaves(self, tiny_run: Run) -> None:
         names = {path.name for path in tiny_run.work_dir.iterdir()}
-        assert {"epoch_1.pth", "epoch_2.pth", "last_checkpoint", "metrics.json", "tiny.py"} <= names
+        assert {"epoch_1.pth", "epoch_2.pth", "last_checkpoint", "metrics.json", "metrics.jsonl", "tiny.py"} <= names
+        assert "samples" in names and len([name for name in names if name.startswith("best_coco_segm_AP_epoch_")]) == 1
         assert not [name for name in names if name.startswith(".")]
-        assert len(names) == 6  # and the folder with the log
+        assert len(names) == 9  # and the folder with the log
         assert Path((tiny_run.work_dir / "last_checkpoint").read_text()).name == "epoch_2.pth"
         content = json.loads((tiny_run.work_dir / "metrics.json").read_text())
         assert (content["epoch"], content["iter"]) == (2, 8)

@@ -247,7 +247,7 @@ def opinionated(segmentation_run: Run, tmp_path: Path) -> Path:
     """A checkpoint with random weights, which predicts different classes, unlike after eight iterations of training."""
     checkpoint = torch.load(segmentation_run.checkpoint, weights_only=True)
     model, _ = load_model(engine.load_config(segmentation_run.config), segmentation_run.checkpoint)
-    checkpoint["state_dict"] = randomise(model, 3).state_dict()
+    checkpoint["state_dict"] = randomise(model, 4).state_dict()
     torch.save(checkpoint, tmp_path / "random.pth")
     return tmp_path / "random.pth"
 

@@ -136,13 +136,26 @@ class TestCheckpoints:
             (lambda c: c["twins_dense"].update(version=2), ("version 2", "update twins_dense")),
             (lambda c: c["twins_dense"].update(engine="caffe"), ("'caffe'",)),
             (lambda c: c["twins_dense"]["config"].pop("model"), ("no model",)),
+            (lambda c: c["twins_dense"]["config"].update(model="none"), ("no model",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(options=c["twins_dense"]), ("recursion",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(type="evil_module.Trap"), ("evil_module.Trap",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(backbone="none"), ("stored_config.py",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(fpn_channels=16), ("belongs to another model",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(num_clases=4), ("num_clases",)),
         ],
-        ids=["old", "broken", "newer", "engine", "no model", "endless", "evil", "no backbone", "misfit", "typo"],
+        ids=[
+            "old",
+            "broken",
+            "newer",
+            "engine",
+            "no model",
+            "text",
+            "endless",
+            "evil",
+            "no backbone",
+            "misfit",
+            "typo",
+        ],
     )
     def test_bad_records_are_one_line(
         self, tiny_run: Run, tmp_path: Path, trap: Path, change: Any, parts: tuple[str, ...]

@@ -17,8 +17,8 @@ from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf, SCMode
 from torch import nn
 
-from ...errors import TwinsError
-from ..stored_config import KEY, check_plain, make_record
+from ...errors import one_line
+from ..stored_config import KEY, StoredConfigError, check_plain, make_record
 from .backbone import D2Twins, build_net, logger, optimizer_params
 from .cfg_node import build_yaml_mapper, build_yaml_model
 from .data import build_train_loader, coco_dataset
@@ -63,7 +63,7 @@ def to_data(config: DictConfig) -> dict[str, Any]:
     """Return a config as plain data, with interpolations replaced by their values.
 
     Raises:
-        TwinsError: if the config holds anything that `from_data` would refuse, such as functions of your own.
+        StoredConfigError: if the config holds anything that `from_data` would refuse, such as functions of your own.
     """
     parts = OmegaConf.masked_copy(config, list(_PARTS))
     content = OmegaConf.to_container(parts, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
@@ -77,8 +77,8 @@ def stored_record(config: DictConfig) -> dict[str, Any]:
     """Return the entry of checkpoints that holds the config; it is empty if the config cannot be stored as data."""
     try:
         return {KEY: make_record("detectron2", to_data(config))}
-    except TwinsError as error:
-        logger.warning(f"Checkpoints will not contain the config ({error}): keep the config file")
+    except Exception as error:  # training goes on, whatever the config contains
+        logger.warning(f"Checkpoints will not contain the config ({one_line(error)}): keep the config file")
         return {}
 
 
@@ -88,11 +88,11 @@ def from_data(data: Mapping[str, Any]) -> DictConfig:
     Initial weights are left out, because those of the checkpoint replace them.
 
     Raises:
-        TwinsError: if the data is not from `to_data`, or names a class or a function that is not on our list.
+        StoredConfigError: if the data is not from `to_data`, or names a class or a function that is not on our list.
     """
     check_plain(dict(data), "the stored config")
     if sorted(data) != sorted(_PARTS):
-        raise TwinsError(f"the stored config has the parts {', '.join(data)}, not {', '.join(_PARTS)}")
+        raise StoredConfigError(f"the stored config has the parts {', '.join(data)}, not {', '.join(_PARTS)}")
     _check(dict(data), "")
     config = DictConfig(dict(data), flags={"allow_objects": True})
     config.train.init_checkpoint = ""
@@ -120,7 +120,7 @@ def _plain(node: Any) -> Any:
 
 def _check(node: Any, path: str) -> None:
     if isinstance(node, str) and "${" in node:  # an interpolation, which can read environment variables
-        raise TwinsError(f"the stored config has {path}={node!r}, which is not plain")
+        raise StoredConfigError(f"the stored config has {path}={node!r}, which is not plain")
     if isinstance(node, (list, tuple)):
         for number, value in enumerate(node):
             _check(value, f"{path}.{number}")
@@ -128,7 +128,7 @@ def _check(node: Any, path: str) -> None:
         for key, value in node.items():
             inner = f"{path}.{key}".lstrip(".")
             if key == "_target_" and not _is_known(value):
-                raise TwinsError(
+                raise StoredConfigError(
                     f"the stored config has {inner}={value!r}, which is not on the list of known classes and functions"
                 )
             _check(value, inner)

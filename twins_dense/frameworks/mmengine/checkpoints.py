@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...atomic import write_atomically
-from ...errors import TwinsError
+from ...errors import TwinsError, one_line
 from ...weights.download import fetch_weights
 from ...weights.load import describe_misfit, fit_segmentor
 from ...weights.read import read_checkpoint
@@ -57,8 +57,8 @@ class PlainCheckpointHook(Hook):
     def before_train(self, runner: Runner) -> None:
         try:
             self.record = make_record("mmengine", to_data(runner.cfg))
-        except TwinsError as error:
-            logger.warning(f"Checkpoints will not contain the config ({error}): keep the config file")
+        except Exception as error:  # training goes on, whatever the config contains
+            logger.warning(f"Checkpoints will not contain the config ({one_line(error)}): keep the config file")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if self.record is not None:

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from torchvision.transforms import v2
 
-from ...errors import TwinsError, requires_extra
-from ..stored_config import check_plain
+from ...errors import requires_extra
+from ..stored_config import StoredConfigError, check_plain
 
 # The parts of a config that are stored, with the registry of the types in them; `None` if they have no types.
 _PARTS: dict[str, Registry | None] = {
@@ -71,7 +71,7 @@ def to_data(config: Config) -> dict[str, Any]:
     Hooks, logging and paths of the run are left out. Tuples stay tuples, because mmcv treats lists differently.
 
     Raises:
-        TwinsError: if the config holds anything that `from_data` would refuse, such as types of your own.
+        StoredConfigError: if the config holds anything that `from_data` would refuse, such as types of your own.
     """
     data = {key: value for key, value in config.to_dict().items() if key in _PARTS}
     check_plain(data)
@@ -85,13 +85,13 @@ def from_data(data: Mapping[str, Any]) -> Config:
     Initial weights are left out, because those of the checkpoint replace them.
 
     Raises:
-        TwinsError: if the data is not from `to_data`, or names a type that is not on our list.
+        StoredConfigError: if the data is not from `to_data`, or names a type that is not on our list.
     """
     check_plain(dict(data), "the stored config")
     unknown = [key for key in data if key not in _PARTS]
     if unknown or not isinstance(data.get("model"), dict):
         what = f"has {unknown[0]!r}, which is never stored" if unknown else "has no model"
-        raise TwinsError(f"the stored config {what}")
+        raise StoredConfigError(f"the stored config {what}")
     scope = data.get("default_scope", "mmengine")
     if scope == "mmseg":
         with requires_extra("segmentation"):
@@ -99,7 +99,7 @@ def from_data(data: Mapping[str, Any]) -> Config:
     elif scope == "mmengine":
         from . import detectors as ours  # type: ignore[no-redef]
     else:
-        raise TwinsError(f"the stored config has default_scope={scope!r}")
+        raise StoredConfigError(f"the stored config has default_scope={scope!r}")
     checked = {key: _checked(value, _PARTS[key], key, scope) for key, value in data.items()}
     backbone = checked["model"].get("backbone")
     if isinstance(backbone, dict) and "weights" in backbone:
@@ -110,7 +110,7 @@ def from_data(data: Mapping[str, Any]) -> Config:
 
 
 def _checked(node: Any, registry: Registry | None, path: str, scope: str) -> Any:
-    """Return a copy of a part of a config without the keys to drop, or raise `TwinsError` for what is not allowed."""
+    """Return a copy of a part of a config without the keys to drop, or raise `StoredConfigError`."""
     if isinstance(node, (list, tuple)):
         return type(node)(_checked(item, registry, f"{path}.{number}", scope) for number, item in enumerate(node))
     if not isinstance(node, dict):
@@ -120,7 +120,7 @@ def _checked(node: Any, registry: Registry | None, path: str, scope: str) -> Any
         if key in _DROPPED:
             continue
         if key == "_scope_" or (key == "class_weight" and isinstance(value, str)):  # they would import or read files
-            raise TwinsError(f"the stored config has {path}.{key}={value!r}, which is not allowed")
+            raise StoredConfigError(f"the stored config has {path}.{key}={value!r}, which is not allowed")
         if key == "constructor" and registry is not None:
             _check_type(value, registries.OPTIM_WRAPPER_CONSTRUCTORS, f"{path}.{key}", scope)
         elif key == "type":
@@ -135,7 +135,7 @@ def _checked(node: Any, registry: Registry | None, path: str, scope: str) -> Any
 
 
 def _check_type(name: Any, registry: Registry | None, path: str, scope: str) -> None:
-    """Raise `TwinsError` unless a type is already registered, and comes from one of `_KNOWN`.
+    """Raise `StoredConfigError` unless a type is already registered, and comes from one of `_KNOWN`.
 
     `Registry.get` is not asked, because it imports modules that the name mentions.
     """
@@ -144,7 +144,7 @@ def _check_type(name: Any, registry: Registry | None, path: str, scope: str) -> 
         found = _transforms(name) if registry is None else _registered(name, registry, scope)
     names = [f"{one.__module__}.{one.__qualname__}" for one in found]
     if not any(full.startswith(f"{known}.") or full == known for full in names for known in _KNOWN):
-        raise TwinsError(f"the stored config has {path}={name!r}, which is not a known type")
+        raise StoredConfigError(f"the stored config has {path}={name!r}, which is not a known type")
 
 
 def _registered(name: str, registry: Registry, default_scope: str) -> Iterator[Any]:
