@@ -170,8 +170,10 @@ def open_checkpoint(
     engine = _detectron2() if name == "detectron2" else _mmengine()
     try:
         loaded = engine.from_data(data)
-    except TwinsError as error:
-        raise TwinsError(f"checkpoint {str(path)!r}: {error}; if you trust it, give its config as well") from None
+    except (TwinsError, RecursionError) as error:
+        raise TwinsError(
+            f"checkpoint {str(path)!r}: {one_line(error)}; if you trust it, give its config as well"
+        ) from None
     engine.apply_overrides(loaded, overrides)
     return OpenedCheckpoint(engine, loaded, path)
 

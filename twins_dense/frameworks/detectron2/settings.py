@@ -147,7 +147,7 @@ def _num_epochs(config: DictConfig) -> int | None:
     """Return the number of epochs of a config, or `None` if it is not a whole number or not known."""
     settings = config.train
     iterations = settings.get("iterations_per_epoch")
-    if not iterations or settings.max_iter % iterations:
+    if not iterations or type(settings.max_iter) is not int or settings.max_iter % iterations:
         return None
     return settings.max_iter // iterations
 

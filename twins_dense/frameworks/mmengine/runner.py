@@ -160,7 +160,9 @@ def evaluate(
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, Mapping[str, Any]]:
+def load_model(
+    config: Config, checkpoint: str | Path, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, Mapping[str, Any]]:
     """Load the model of a config with the weights of a checkpoint, in eval mode, on a device.
 
     Returns:
