@@ -202,6 +202,20 @@ class TestLength:
     def test_a_run_without_evaluation_gets_none(self, folder: DataFolder) -> None:
         assert trained(SHIPPED[0], folder, "train.eval_period=0", epochs=3).train.eval_period == 0
 
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("train.max_iter=soon", "train.max_iter='soon'"),
+            ("train.log_period=often", "train.log_period='often'"),
+            ("train.iterations_per_epoch=0", "train.iterations_per_epoch=0: choose a whole number, 1 or more, or null"),
+            ("dataloader.train.total_batch_size=0", "total_batch_size=0: choose a whole number, 1 or more"),
+            ("dataloader.train.total_batch_size=few", "total_batch_size='few': choose a whole number, 1 or more"),
+        ],
+    )
+    def test_bad_overrides(self, override: str, message: str, folder: DataFolder) -> None:
+        with pytest.raises(TwinsError, match=message):
+            trained(SHIPPED[0], folder, override, epochs=3)
+
     def test_images_without_instances(self, folder: DataFolder) -> None:
         config = trained(SHIPPED[1], folder, "dataloader.train.dataset.filter_empty=False", epochs=2, batch=1)
         assert config.train.max_iter == 2 * (NUM_TRAIN + 2)

@@ -148,6 +148,9 @@ def check_settings(config: DictConfig) -> None:
     Raises:
         TwinsError: for a setting that has the wrong type or is out of range.
     """
+    iterations = config.train.get("iterations_per_epoch")
+    if iterations is not None and (type(iterations) is not int or iterations < 1):
+        raise TwinsError(f"train.iterations_per_epoch={iterations!r}: choose a whole number, 1 or more, or null")
     least = {
         "max_iter": 1,
         "checkpointer.period": 1,

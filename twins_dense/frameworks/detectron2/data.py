@@ -82,7 +82,7 @@ def coco_dataset(
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What an annotation file says about training, without a look at the images.
+    """Properties of a training data set according to its annotation file; the images are not opened.
 
     Attributes:
         num_images: Number of training images.

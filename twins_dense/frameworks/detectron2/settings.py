@@ -19,7 +19,7 @@ from ..checks import check_training_options
 from ..options import TrainingOptions
 from .backbone import optimizer_params
 from .cfg_node import is_cfg, read_dump
-from .config import apply_overrides, datasets_of, overridden_cfg_keys
+from .config import apply_overrides, check_settings, datasets_of, overridden_cfg_keys
 from .data import TrainingFacts, training_facts
 
 # The settings below have one name in a LazyConfig and another one in a CfgNode, which a YAML file becomes.
@@ -38,6 +38,7 @@ def set_data(config: DictConfig, data: DataFolder) -> None:
     Raises:
         TwinsError: if the folder is for another task, has no masks for a Mask R-CNN, or lacks one of the two splits.
     """
+    check_settings(config)
     if data.task != "detection":
         raise TwinsError(
             f"data {str(data.root)!r} is for segmentation, but the config is for a detector: use a config whose name "
@@ -77,6 +78,7 @@ def set_training(config: DictConfig, options: TrainingOptions) -> None:
         TwinsError: for a value that is out of range or does not suit the config, or if the number of training images is
             needed and cannot be found out.
     """
+    check_settings(config)
     check_training_options(options)
     loader, settings = config.dataloader.train, config.train
     before, epochs = loader.get("total_batch_size"), _num_epochs(config)
@@ -162,12 +164,14 @@ def _set_batch(config: DictConfig, batch_size: int) -> None:
 
 def _set_length(config: DictConfig, epochs: int, facts: TrainingFacts) -> None:
     """Set the number of iterations for a number of epochs; evaluations and checkpoints at each epoch follow."""
-    settings = config.train
+    settings, batch_size = config.train, config.dataloader.train.get("total_batch_size")
+    if type(batch_size) is not int or batch_size < 1:
+        raise TwinsError(f"dataloader.train.total_batch_size={batch_size!r}: choose a whole number, 1 or more")
     before = settings.get("iterations_per_epoch")
     for node, key in _periods(config):
         if node[key] > 0 and before in (None, node[key]):
             node[key] = "${train.iterations_per_epoch}"
-    settings.iterations_per_epoch = math.ceil(facts.num_images / config.dataloader.train.total_batch_size)
+    settings.iterations_per_epoch = math.ceil(facts.num_images / batch_size)
     _set_max_iter(config, epochs * settings.iterations_per_epoch)
 
 
@@ -185,7 +189,7 @@ def _set_max_iter(config: DictConfig, max_iter: int) -> None:
 def _fit_schedule(config: DictConfig) -> None:
     """Limit the warm-up and the logging interval to a part of the run."""
     settings, schedule = config.train, config.lr_multiplier
-    if "warmup_iters" in schedule:
+    if type(schedule.get("warmup_iters")) is int:
         schedule.warmup_iters = recipes.warmup_iterations(schedule.warmup_iters, settings.max_iter)
     settings.log_period = recipes.log_interval(settings.log_period, settings.max_iter)
 
