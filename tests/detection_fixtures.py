@@ -74,7 +74,7 @@ CONFIG = """\
 default_scope = "mmengine"
 custom_imports = dict(imports=["twins_dense.frameworks.mmengine.detectors"])
 model = {model!r}
-_dataset = dict(type="CocoDetectionDataset", data_root={data_root!r}, skip_bad=False)
+_dataset = dict(type="CocoDetectionDataset", data_root={data_root!r}, skip_bad=False, strict=False)
 train_dataloader = dict(
     batch_size=2,
     num_workers=0,

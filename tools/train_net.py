@@ -4,8 +4,11 @@ python tools/train_net.py --config-file CONFIG --num-gpus 8 [--resume] [KEY=VALU
 python tools/train_net.py --config-file CONFIG --eval-only train.init_checkpoint=model_final.pth
 """
 
+import sys
+
 from twins_dense.cli import run
 from twins_dense.errors import TwinsError
+from twins_dense.frameworks import console
 from twins_dense.frameworks.shipped_configs import find_config
 
 
@@ -24,11 +27,13 @@ def main() -> None:
     config = engine.load_config(find_config(args.config_file), options)
     launch = {key: getattr(args, key) for key in ("num_gpus", "num_machines", "machine_rank", "dist_url")}
     folder, checkpoint = engine.default_work_dir(config), config.train.init_checkpoint
+    console.show_on(sys.stdout)
     if not args.eval_only:
         # As in detectron2, --resume starts a new run if there is none to resume.
         engine.train(config, folder, resume=args.resume and (folder / "last_checkpoint").exists(), launch=launch)
     elif checkpoint:
-        engine.evaluate(config, checkpoint, folder / "inference", launch=launch)
+        metrics = engine.evaluate(config, checkpoint, folder / "inference", launch=launch)
+        print(console.evaluation_table(metrics))
     else:
         raise TwinsError("--eval-only needs train.init_checkpoint=FILE (for a YAML file MODEL.WEIGHTS=FILE)")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import layout_writers as writers
 import pytest
 from cli_fixtures import assert_error, twins
+from detection_fixtures import write_config
 from PIL import Image
 
 from twins_dense.data.toy import make_toy_coco
@@ -69,6 +70,16 @@ def test_the_first_twenty_problems_are_listed(toy: Path) -> None:
     assert_error(result, "29 problems, the first: image", content["images"][1]["file_name"])
     listed = [line for line in result.out.splitlines() if line.endswith("is missing")]
     assert len(listed) == 20 and result.out.splitlines()[-1] == "… and 9 more"
+
+
+def test_the_problems_of_a_config_are_listed_as_well(toy: Path, tmp_path: Path) -> None:
+    for path in (toy / "train2017").iterdir():
+        path.unlink()
+    config = write_config(tmp_path / "config.py", toy)
+    result = twins("check-data", config)
+    assert_error(result, "30 problems, the first: image", "is missing")
+    assert [line.endswith("is missing") for line in result.out.splitlines()] == [True] * 20 + [False]
+    assert result.out.splitlines()[-1] == "… and 10 more"
 
 
 def test_skip_bad(toy: Path) -> None:

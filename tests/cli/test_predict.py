@@ -146,6 +146,76 @@ class TestPredict:
         result = twins("predict", tiny_run.config, tiny_run.checkpoint, "model.min_size=64", "--out", tmp_path / "out")
         assert_error(result, "no images given")
 
+    def test_the_model_alone_and_its_config(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
+        """A work directory, a checkpoint, and a config with a checkpoint give the same file, also in batches."""
+        contents = []
+        sources = ([tiny_run.work_dir], [tiny_run.checkpoint], [tiny_run.config, tiny_run.checkpoint])
+        for number, source in enumerate(sources):
+            out = tmp_path / str(number)
+            arguments = (*source, photos / "folder", "--out", out, "--score", 0.1, "model.max_size=80")
+            result = twins("predict", *arguments, "--batch-size", number + 1)
+            assert result.code == 0, result.err
+            contents.append((out / "predictions.json").read_text().replace(str(out), "OUT"))
+        assert contents[0] == contents[1] == contents[2]
+        assert json.loads(contents[0])[0]["detections"]
+
+    def test_names_of_pictures(self, tiny_run: Run, tmp_path: Path) -> None:
+        """Only images that would overwrite the results of others keep their suffix."""
+        folder = tmp_path / "in"
+        folder.mkdir()
+        names = ["a.jpg", "a.png", "a.PNG", "b.v1.png", "b.v2.png", "c.png", "legend.png"]
+        for number, name in enumerate(names):
+            Image.new("RGB", (32, 32 + number)).save(folder / name)
+        result = twins("predict", tiny_run.checkpoint, folder, "--out", tmp_path / "out", "--score", 1)
+        assert result.code == 0, result.err
+        entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        pictures = {Path(entry["file"]).name: Path(entry["picture"]).name for entry in entries}
+        assert pictures == {
+            "a.PNG": "a.jpg",
+            "a.jpg": "a.jpg.jpg",
+            "a.png": "a.png.jpg",
+            "b.v1.png": "b.v1.jpg",
+            "b.v2.png": "b.v2.jpg",
+            "c.png": "c.jpg",
+            "legend.png": "legend.png.jpg",
+        }
+        for number, name in enumerate(names):
+            with Image.open(tmp_path / "out" / pictures[name]) as picture:
+                assert picture.size == (32, 32 + number)
+
+    def test_tiles_and_views(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
+        options = ("--tile", 48, "--overlap", 0.3, "--tta", "flip,1.5", "--labels", "all", "--precision", "bfloat16")
+        arguments = ("predict", tiny_run.checkpoint, photos / "single.png", "--out", tmp_path / "out", "--score", 0.1)
+        result = twins(*arguments, *options, "--device", "cpu")
+        assert result.code == 0, result.err
+        (entry,) = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert entry["detections"] and (entry["height"], entry["width"]) == (71, 97)
+
+    @pytest.mark.parametrize(
+        ("options", "part"),
+        [
+            (("--tile", "16"), "16"),
+            (("--overlap", "1"), "1"),
+            (("--batch-size", "0"), "0"),
+            (("--tta", "spin"), "'spin'"),
+            (("--labels", "some"), "some"),
+            (("--device", "abacus"), "'abacus'"),
+            (("--precision", "int8"), "int8"),
+            (("model.min_sise=3",), "min_sise"),
+        ],
+    )
+    def test_bad_options(
+        self, tiny_run: Run, photos: Path, tmp_path: Path, options: tuple[str, ...], part: str
+    ) -> None:
+        arguments = ("predict", tiny_run.checkpoint, photos / "single.png", "--out", tmp_path / "out", *options)
+        result = twins(*arguments)
+        assert result.code == 2 and part in result.err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+    def test_no_such_model(self, photos: Path, tmp_path: Path) -> None:
+        result = twins("predict", tmp_path / "nothing", photos / "single.png", "--out", tmp_path / "out")
+        assert_error(result, str(tmp_path / "nothing"), "no such work directory")
+
     def test_a_malicious_checkpoint(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
         torch.save({"meta": {}, "state_dict": Malicious(tmp_path / "trace")}, tmp_path / "evil.pth")
         arguments = ("predict", tiny_run.config, tmp_path / "evil.pth", photos / "single.png")

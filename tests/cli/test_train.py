@@ -83,7 +83,7 @@ DAMAGES: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
     "unknown image": (change_annotation(image_id=999), ("unknown image id 999",)),
     "unknown category": (change_annotation(category_id=77), ("unknown category id 77",)),
     "box outside": (change_annotation(bbox=[70, 70, 5, 5]), ("[70, 70, 5, 5]", "outside", "64x64")),
-    "box of no area": (change_annotation(bbox=[3, 3, 0, 5]), ("[3, 3, 0, 5]", "no area")),
+    "box of no area": (change_annotation(bbox=[3, 3, -1, 5]), ("[3, 3, -1, 5]", "no area")),
     "no annotation file": (
         lambda case: (case.data / "annotations" / "instances_train2017.json").unlink(),
         ("instances_train2017.json: no such file",),
@@ -97,6 +97,12 @@ def test_train_on_bad_data(case: Case, name: str) -> None:
     damage, parts = DAMAGES[name]
     damage(case)
     assert_error(case.train(), *parts)
+    case.assert_nothing_changed()
+
+
+def test_strict_data_refuses_boxes_of_no_width(case: Case) -> None:
+    change_annotation(bbox=[3, 3, 0, 5])(case)
+    assert_error(case.train("train_dataloader.dataset.strict=True"), "[3, 3, 0, 5]", "no area")
     case.assert_nothing_changed()
 
 

@@ -88,7 +88,7 @@ class TestFolders:
         save_image(root / "images/e.jpg")
         data = read(root)
         assert sum(split.num_images for split in data.splits.values()) == 4
-        assert "1 images of train have no label map and are left out." in data.notes
+        assert "Images of train without a label map are left out: 1." in data.notes
 
     def test_an_image_is_not_confused_with_a_longer_name(self, root: Path) -> None:
         for name in ("1", "10", "2"):
@@ -171,12 +171,16 @@ class TestClasses:
     def test_colours(self, root: Path) -> None:
         make(root)
         save_labels(root / "labels/c.png", [1], mode="RGB")
-        assert "c.png' has the mode RGB: save one 8-bit value per pixel" in error(root)
+        assert read(root).classes == ("background", "class 1", "class 2")  # the check of the data finds the file
+        for name in "abd":
+            save_labels(root / f"labels/{name}.png", [1], mode="RGB")
+        assert "a.png', which has the mode RGB: save one 8-bit value per pixel" in error(root)
 
     def test_unreadable(self, root: Path) -> None:
         make(root)
-        (root / "labels/c.png").write_text("<html>404</html>")
-        assert "c.png' cannot be read" in error(root)
+        for name in "abcd":
+            (root / f"labels/{name}.png").write_text("<html>404</html>")
+        assert "no label map can be used; the first is" in error(root)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs real photos: set TWINS_DENSE_TEST_DATA to their folder")

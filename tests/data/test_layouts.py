@@ -189,7 +189,7 @@ class TestCocoFolders:
         writers.copy_images(tmp_path / "data/images", content, image_dir)
         for split in ("train", "val"):
             shutil.rmtree(tmp_path / "data" / split)
-        note = "20 images are in both train and val, so that the scores look better than they are."
+        note = "Images in both train and val: 20. The scores will look better than they are."
         assert recognise(tmp_path / "data", out=tmp_path / "out").notes == (note,)
 
     def test_a_category_with_annotations_is_not_a_dummy(self, toy: Source, tmp_path: Path) -> None:
@@ -200,6 +200,16 @@ class TestCocoFolders:
         changed["annotations"][0]["category_id"] = 0
         path.write_text(json.dumps(changed))
         assert recognise(tmp_path / "data", out=tmp_path / "out").classes[0] == "things"
+
+    def test_a_dummy_may_have_the_name_of_a_real_category(self, toy: Source, tmp_path: Path) -> None:
+        content, image_dir = toy
+        categories = [{**category, "name": "things"} for category in content["categories"][:1]]
+        one = [{**entry, "category_id": categories[0]["id"]} for entry in content["annotations"]]
+        changed = {**content, "categories": categories, "annotations": one}
+        writers.write_roboflow(tmp_path / "data", "train", changed, image_dir)
+        data = recognise(tmp_path / "data", out=tmp_path / "out")
+        assert data.classes == ("things",)
+        assert sum(map(len, targets(data.splits["train"], masks=False).values())) > 10
 
     def test_masks_need_a_segmentation_of_every_object(self, toy: Source, tmp_path: Path) -> None:
         content, image_dir = toy

@@ -135,6 +135,12 @@ class TestSplits:
         data = Folder(tmp_path, *folders).read()
         assert (data.layout, [split.num_images for split in data.splits.values()]) == ("Pascal VOC", [3, 1])
 
+    def test_images_without_an_annotation_are_noted(self, folder: Folder) -> None:
+        (folder.annotations / "d.xml").unlink()
+        data = folder.read()
+        assert sum(split.num_images for split in data.splits.values()) == 3
+        assert data.notes[0] == "Images of JPEGImages without an XML file are left out: 1."
+
     def test_devkit(self, folder: Folder) -> None:
         folder.lists(train="ab", val="cd")
         assert recognise(folder.root.parent, out=folder.out).root == folder.root
@@ -162,7 +168,8 @@ class TestProblems:
 
     def test_another_size(self, folder: Folder) -> None:
         folder.write("b", object_xml(), size=(HEIGHT, WIDTH))
-        assert "b.xml, line 3: size is 40x60, but the image has 60x40 pixels" in folder.error()
+        words = "b.xml, line 3: size is 40x60, but the image has 60x40 pixels; remove its EXIF orientation if"
+        assert words in folder.error()
 
     def test_a_size_that_is_not_a_number(self, folder: Folder) -> None:
         path = folder.annotations / "b.xml"

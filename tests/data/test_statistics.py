@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,16 @@ class TestMeasure:
         with pytest.raises(TwinsError, match="has no objects"):
             measure_objects(folder(tmp_path, [bad]))
 
+    def test_validation_images_may_have_no_objects(self, tmp_path: Path) -> None:
+        (tmp_path / "val").mkdir()
+        data = folder(tmp_path, [annotation()])
+        empty = folder(tmp_path / "val", []).splits["train"]
+        data = dataclasses.replace(data, splits={**data.splits, "val": empty})
+        assert measure_objects(data, "val").objects_per_image.tolist() == [0, 0]
+        lines, suggestion = describe_contents(data)
+        assert lines[-1].startswith("warning: the validation images have no objects")
+        assert suggestion.max_dets == 100
+
 
 class TestDescribe:
     def test_lines(self, tmp_path: Path) -> None:
@@ -177,6 +188,11 @@ class TestSuggest:
         """At 800 pixels, objects are 5/3 times as large."""
         found = suggest(statistics(object_size=60, small_size=small)).anchor_sizes
         assert found == tuple(smallest * 2**level for level in range(5))
+
+    @pytest.mark.parametrize(("large", "smallest"), [(230, 16), (231, 32)])
+    def test_large_objects_keep_large_anchors(self, large: float, smallest: float) -> None:
+        """At 800 pixels, 230 pixels become 383, and 1.5 times 256 is 384."""
+        assert (suggest(statistics(object_size=large, small_size=10)).anchor_sizes or ())[0] == smallest
 
     @pytest.mark.parametrize(("most", "max_dets"), [(20, 100), (100, 100), (101, 130), (375, 450), (1000, 1200)])
     def test_max_dets(self, most: int, max_dets: int) -> None:

@@ -59,6 +59,22 @@ class TestDetectors:
         model = td.load_model(tiny_run.checkpoint)
         assert model.evaluate(work_dir=tmp_path / "mine") == expected and (tmp_path / "mine" / "metrics.json").exists()
 
+    def test_evaluate_on_a_folder(self, tiny_run: Run, tmp_path: Path) -> None:
+        """The folder may lie elsewhere; its classes must be those of the model."""
+        model = td.load_model(tiny_run.checkpoint)
+        data = tmp_path / "moved"
+        shutil.copytree(tiny_run.data, data)
+        shutil.move(data / "val2017" / (name := sorted(os.listdir(data / "val2017"))[0]), data / name)
+        with pytest.raises(TwinsError, match=name):
+            model.evaluate(data)
+        shutil.move(data / name, data / "val2017")
+        assert model.evaluate(data) == model.evaluate(tiny_run.data)
+        for file in (data / "annotations").iterdir():
+            file.write_text(file.read_text().replace('"triangle"', '"tetragon"'))
+        with pytest.raises(TwinsError, match="different categories") as caught:
+            model.evaluate(data)
+        assert "tetragon" in str(caught.value) and "\n" not in str(caught.value)
+
     def test_views_and_tiles_run(self, tiny_run: Run) -> None:
         model = td.load_model(tiny_run.checkpoint)
         image = np.asarray(Image.open(photos(tiny_run.data)[0]).convert("RGB").resize((150, 100)))
@@ -130,7 +146,7 @@ class TestSegmentors:
 class TestSources:
     def test_the_best_checkpoint_of_a_run(self, tiny_run: Run, tmp_path: Path) -> None:
         run = tmp_path / "run"
-        shutil.copytree(tiny_run.work_dir, run)
+        shutil.copytree(tiny_run.work_dir, run, ignore=shutil.ignore_patterns("best_*"))
         names = [repr(td.load_model(run))]
         for number, name in enumerate(("best_coco_bbox_AP_epoch_1.pth", "best_coco_bbox_AP_epoch_2.pth")):
             shutil.copy(tiny_run.checkpoint, run / name)

@@ -79,7 +79,7 @@ def command(
     from ..inference.sources import readable
 
     source, images, overrides = parse_source(arguments)
-    if not images:
+    if not images and not overrides:
         raise click.UsageError("Missing argument 'IMAGES...'.")
     folder = Path(out)
     files = find_images(images, out=folder)

@@ -44,10 +44,13 @@ def describe_contents(data: DataFolder, *, size: int | None = None) -> tuple[lis
     """
     if data.task == "segmentation":
         return _describe_labels(data)
-    train = measure_objects(data)
-    suggestion = suggest(train, measure_objects(data, "val"), size=size)
+    train, val = measure_objects(data), measure_objects(data, "val")
+    suggestion = suggest(train, val, size=size)
     assert suggestion.max_size is not None
-    return list(describe_objects(train, size=suggestion.size, max_size=suggestion.max_size)), suggestion
+    lines = list(describe_objects(train, size=suggestion.size, max_size=suggestion.max_size))
+    if not val.objects_per_image.any():
+        lines.append("warning: the validation images have no objects, so that every score will be meaningless")
+    return lines, suggestion
 
 
 def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:

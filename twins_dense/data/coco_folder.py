@@ -65,14 +65,15 @@ def read_roboflow(root: Path) -> CocoSplits:
     used = {str(entry.get("category_id")) for content in contents for entry in content["annotations"]}
     parents = {category.get("supercategory") for content in contents for category in content["categories"]}
     dropped = {
-        category["name"]
+        category["id"]: category["name"]
         for category in contents[0]["categories"]
         if category.get("supercategory") == "none" and category["name"] in parents and str(category["id"]) not in used
     }
     if dropped:
-        notes.append(f"Roboflow's category {', '.join(sorted(dropped))} has no annotations and is left out.")
+        # It often has the name of a real category, so the id tells them apart.
+        notes.append(f"Roboflow's category {', '.join(dropped.values())} has no annotations and is left out.")
         for split, source in found.items():
-            kept = [category for category in source.content["categories"] if category["name"] not in dropped]
+            kept = [category for category in source.content["categories"] if category["id"] not in dropped]
             found[split] = CocoContent(source.image_dir, {**source.content, "categories": kept})
     return CocoSplits("Roboflow COCO", found, tuple(notes))
 

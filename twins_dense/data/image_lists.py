@@ -84,11 +84,20 @@ def find_images(arguments: Sequence[str], *, out: Path | None = None) -> list[Pa
     return list(files)
 
 
-def _read_list(file: Path, image_dir: str | None) -> list[str]:
+def read_lines(file: Path) -> list[str]:
+    """Return the lines of a text file without the white space around them, except for empty lines.
+
+    Raises:
+        TwinsError: If the file cannot be read as text.
+    """
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise TwinsError(f"list {str(file)!r} cannot be read ({one_line(error)}); give a text file") from None
+
+
+def _read_list(file: Path, image_dir: str | None) -> list[str]:
+    names = read_lines(file)
     if not names:
         raise TwinsError(f"list {str(file)!r} is empty: write one path per line")
     folder = file.parent if image_dir is None else Path(image_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,12 +65,11 @@ def read_label_folders(root: Path) -> tuple[str, dict[str, LabelSplit]]:
     """
     label_folders = find_label_folders(root)
     if len(label_folders) > 1:
-        names = " or ".join(f"{folder.name}/" for folder in label_folders)
-        raise TwinsError(f"{root}: which folder contains the labels, {names}? Move the other one away")
+        both = " or ".join(f"{folder.name}/" for folder in label_folders)
+        raise TwinsError(f"{root}: which folder contains the labels, {both}? Move the other one away")
     labels, images = label_folders[0], root / "images"
-    folders = {
-        path.name: split for path in sorted(images.iterdir()) if path.is_dir() and (split := split_of(path.name))
-    }
+    names = [path.name for path in sorted(images.iterdir()) if path.is_dir()]
+    folders = {name: split for name in names if (split := split_of(name))}
     layout = "ADE20K" if labels.name == "annotations" and folders else "images and label maps"
     if not folders:
         return layout, {"train": _pair(images, labels)}
@@ -92,7 +92,7 @@ def find_values(splits: Sequence[LabelSplit], limit: int | None) -> set[int]:
         limit: Number of label maps to read per split, evenly spread; `None` reads all.
 
     Raises:
-        TwinsError: If a label map cannot be read, or does not hold one 8-bit value per pixel.
+        TwinsError: If no label map can be used.
     """
     counts, _ = count_values([path for split in splits for path in spread(split.label_paths(), limit)])
     return set(np.flatnonzero(counts.sum(axis=0)).tolist())
@@ -106,31 +106,34 @@ def spread(paths: Sequence[Path], limit: int | None) -> Sequence[Path]:
 
 
 def count_values(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Read label maps, and count their values.
+    """Read label maps, and count their values. Unusable ones are skipped; the check of the data finds them.
 
     Returns:
         The number of pixels of each value, int64 (N, 256), and the width and height of each label map, int64 (N, 2).
 
     Raises:
-        TwinsError: If a label map cannot be read, or does not hold one 8-bit value per pixel.
+        TwinsError: If no label map can be read, or none holds one 8-bit value per pixel.
     """
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         results = pool.map(_count, paths)
         # The progress bar appears on a terminal after two seconds, so only for large data sets.
         rows = list(tqdm(results, desc="reading labels", total=len(paths), unit=" images", delay=2, disable=None))
-    counts, sizes = zip(*rows, strict=True)
+    good = [row for row in rows if not isinstance(row, str)]
+    if not good:
+        raise TwinsError(f"no label map can be used; the first is {str(paths[0])!r}, which {rows[0]}")
+    counts, sizes = zip(*good, strict=True)
     return np.array(counts, dtype=np.int64), np.array(sizes, dtype=np.int64)
 
 
-def _count(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+def _count(path: Path) -> tuple[np.ndarray, tuple[int, int]] | str:
+    """Return the number of pixels of each value and the size of a label map, or what is wrong with it."""
     try:
         with Image.open(path) as image:
-            if image.mode in ("L", "P", "1"):
-                return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256), image.size
-            mode = image.mode
+            if image.mode not in ("L", "P", "1"):
+                return f"has the mode {image.mode}: save one 8-bit value per pixel, the class"
+            return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256), image.size
     except UNREADABLE as error:
-        raise TwinsError(f"label map {str(path)!r} cannot be read ({one_line(error)}); replace the file") from None
-    raise TwinsError(f"label map {str(path)!r} has the mode {mode}: save one 8-bit value per pixel, the class")
+        return f"cannot be read ({one_line(error)})"
 
 
 def find_classes(root: Path, layout: str, splits: Sequence[LabelSplit]) -> tuple[tuple[str, ...], bool, str]:
@@ -176,26 +179,28 @@ def _classes_from_values(root: Path, layout: str, values: set[int]) -> tuple[tup
 def _read_names(file: Path) -> tuple[list[int] | None, tuple[str, ...]]:
     """Return the value of each class in ascending order, `None` if the file does not say it, and the names."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        if file.suffix == ".csv":
-            pairs = {int(row["Idx"]): row["Name"] for row in csv.DictReader(text.splitlines())}
-        elif file.suffix == ".json":
-            content = json.loads(text)
-            if isinstance(content, list):
-                return None, _checked(file, content)
-            pairs = {int(key): name for key, name in content.items()}
-        else:
-            lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-            # CVAT's lines are `name:colour:parts:actions`.
-            if file.stem == "labelmap":
-                lines = [line.partition(":")[0] for line in lines]
-            return None, _checked(file, lines)
+        content = _parse_names(file)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise TwinsError(f"{file} cannot be used ({one_line(error)}): list the names of the classes in it") from None
-    values = sorted(pairs)
+    if isinstance(content, list):
+        return None, _checked(file, content)
+    values = sorted(content)
     if not values or values[0] not in (0, 1) or values != list(range(values[0], values[0] + len(values))):
-        raise TwinsError(f"{file} numbers the classes {values[:5]}…: number them from 0 or 1 without gaps")
-    return values, _checked(file, [pairs[value] for value in values])
+        raise TwinsError(f"{file} numbers the classes {reprlib.repr(values)}: number them from 0 or 1 without gaps")
+    return values, _checked(file, [content[value] for value in values])
+
+
+def _parse_names(file: Path) -> list[object] | dict[int, object]:
+    """Return the names in a file, by value if it says the values. Errors are those of the parsers."""
+    text = file.read_text(encoding="utf-8-sig")
+    if file.suffix == ".csv":
+        return {int(row["Idx"]): row["Name"] for row in csv.DictReader(text.splitlines())}
+    if file.suffix == ".json":
+        content = json.loads(text)
+        return content if isinstance(content, list) else {int(key): name for key, name in content.items()}
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    # CVAT's lines are `name:colour:parts:actions`.
+    return [line.partition(":")[0] for line in lines] if file.stem == "labelmap" else list(lines)
 
 
 def _checked(file: Path, names: Sequence[object]) -> tuple[str, ...]:

@@ -178,7 +178,7 @@ def _detection_folder(root: Path, found: CocoSplits, out: Path, holdout: float, 
     _check_out(out, {path.parent for split_paths in paths.values() for path in split_paths})
     shared = paths["train"] & paths["val"]
     if shared:
-        notes.append(f"{len(shared)} images are in both train and val, so that the scores look better than they are.")
+        notes.append(f"Images in both train and val: {len(shared)}. The scores will look better than they are.")
     written = {name: write_content(splits[name], out / f"instances_{name}.json") for name in _ORDER if name in splits}
     instances = [entry for split in written.values() for entry in split.content["annotations"] if is_instance(entry)]
     return DataFolder(
@@ -201,7 +201,7 @@ def _segmentation_folder(root: Path, out: Path, holdout: float, seed: int) -> Da
     classes, reduce_zero_label, reason = find_classes(root, layout, list(found.values()))
     notes = [reason]
     notes += [
-        f"{split.num_unlabelled} images of {name} have no label map and are left out."
+        f"Images of {name} without a label map are left out: {split.num_unlabelled}."
         for name, split in found.items()
         if split.num_unlabelled
     ]

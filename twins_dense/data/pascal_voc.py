@@ -2,8 +2,8 @@
 
 Coordinates follow the VOC development kit ("the top-left pixel in the image has coordinates (1,1)"; its evaluation
 computes widths as xmax - xmin + 1): they are 1-based indices of the first and the last pixel of a box. In COCO's
-coordinates, which run along the edges of pixels, the box is therefore (xmin - 1, ymin - 1, xmax, ymax). detectron2 and
-mmdetection read VOC in the same way. Tools that write other coordinates into this format are off by up to one pixel.
+coordinates, which run along the edges of pixels, the box is therefore (xmin - 1, ymin - 1, xmax, ymax). detectron2
+reads VOC in the same way. Boxes from tools that write other coordinates, such as supervision, are off by up to a pixel.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from ..errors import TwinsError, one_line
 from .coco_content import CocoContent, CocoSplits, box_annotation, build_content
 from .coco_folder import split_of
 from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE
+from .image_lists import read_lines
 
 _LISTS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
 
 
 def find_pascal_voc(root: Path) -> list[Path]:
-    """Return an XML file in `Annotations`, or in folders of the splits such as `train` and `valid`."""
+    """Return the first XML file in `Annotations`, or in each folder of a split, such as `train` and `valid`."""
     folders = [root / "Annotations", root / "annotations", *_split_folders(root)]
     return [path for folder in folders for path in sorted(folder.glob("*.xml"))[:1]]
 
@@ -86,7 +87,7 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
     ann_dir = next((root / name for name in ("Annotations", "annotations") if any(root.glob(f"{name}/*.xml"))), None)
     if ann_dir is None:
         return {
-            str(split_of(folder.name)): _pairs(sorted(folder.glob("*.xml")), folder)
+            str(split_of(folder.name)): _all_pairs(folder, folder, notes)
             for folder in _split_folders(root)
             if any(folder.glob("*.xml"))
         }
@@ -96,25 +97,31 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
         path = next((file for name in names if (file := root / "ImageSets/Main" / f"{name}.txt").is_file()), None)
         if path is None:
             continue
-        files = [ann_dir / f"{name}.xml" for name in _read_names(path)]
+        files = [ann_dir / f"{name}.xml" for name in dict.fromkeys(read_lines(path))]
         if not any(file.is_file() for file in files):
             notes.append(f"{split} is ignored: no image of {path.name} has an annotation.")
             continue
         pairs[split] = _pairs(files, image_dir)
-    return pairs or {"train": _pairs(sorted(ann_dir.glob("*.xml")), image_dir)}
+    return pairs or {"train": _all_pairs(ann_dir, image_dir, notes)}
 
 
-def _read_names(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TwinsError(f"{path} cannot be read ({one_line(error)}); it should list one name per line") from None
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+def _all_pairs(ann_dir: Path, image_dir: Path, notes: list[str]) -> list[tuple[Path, Path]]:
+    """Return all XML files of a folder with their images, and note images without one."""
+    files = sorted(ann_dir.glob("*.xml"))
+    num_unused = len(_images(image_dir).keys() - {file.stem for file in files})
+    if num_unused:
+        notes.append(f"Images of {image_dir.name} without an XML file are left out: {num_unused}.")
+    return _pairs(files, image_dir)
 
 
 def _pairs(files: Iterable[Path], image_dir: Path) -> list[tuple[Path, Path]]:
-    images = {path.stem: path for path in sorted(image_dir.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    images = _images(image_dir)
     return [(file, images.get(file.stem, image_dir / f"{file.stem}.jpg")) for file in files]
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Return the images of a folder by their name without the suffix."""
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
 
 
 def _read_file(file: Path, image_path: Path) -> tuple[tuple[int, int] | None, list[dict[str, Any]], list[str]]:
@@ -145,7 +152,8 @@ def _check_size(root: Element, size: tuple[int, int]) -> None:
     """Raise ValueError if the size in an XML file is not that of the image. Some tools write 0 for an unknown size."""
     width, height = (_number(root, f"size/{side}", default=0) for side in ("width", "height"))
     if width and height and (width, height) != size:
-        raise ValueError(f"size is {width:g}x{height:g}, but the image has {size[0]}x{size[1]} pixels")
+        turned = "; remove its EXIF orientation if it is rotated" if (height, width) == size else ""
+        raise ValueError(f"size is {width:g}x{height:g}, but the image has {size[0]}x{size[1]} pixels{turned}")
 
 
 def _parse_xml(content: bytes) -> tuple[Element, dict[Element | None, int]]:

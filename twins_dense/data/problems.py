@@ -30,5 +30,7 @@ class DataError(TwinsError):
 
 def data_error(source: str | Path, problems: Sequence[str], remedy: str) -> DataError:
     """Return an error whose message is one line with the number of problems, the first of them and the remedy."""
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems, the first"
-    return DataError(f"{source}: {count}: {problems[0]}; {remedy}", problems)
+    if len(problems) == 1:
+        return DataError(f"{source}: 1 problem: {problems[0]}; {remedy}", problems)
+    count = f"{len(problems)} problems, the first"
+    return DataError(f"{source}: {count}: {problems[0]}; {remedy} (`twins-dense check-data` lists more)", problems)

@@ -22,7 +22,7 @@ from .layouts import DataFolder
 PUBLISHED_SIZE, PUBLISHED_MAX_SIZE = 800, 1333
 PUBLISHED_MAX_DETS = 100
 PUBLISHED_CROP = 512
-PUBLISHED_ANCHORS = (32, 64, 128, 256, 512)
+PUBLISHED_ANCHORS: tuple[int, ...] = (32, 64, 128, 256, 512)
 
 _ORDINARY_SIDE = 400  # pixels; COCO's images have a median short side of 430 to 480
 _LARGEST_SIZE = 1200
@@ -30,6 +30,7 @@ _SIZE_STEP = 32  # stride of the coarsest level of the backbone
 _FEW_CELLS, _SMALL_CELLS = 4, 6  # of the finest level, whose stride is 4 pixels
 _FINEST_STRIDE = 4
 _SMALLEST_ANCHOR = 8
+_ANCHOR_RATIO = 1.5  # between the sizes of an anchor and an object that it can still find
 _SMALL_DATA = 5000  # training images
 _TINY_DATA = 100  # training images
 _MIN_EPOCHS, _MIN_ITERATIONS = 12, 600
@@ -76,7 +77,7 @@ class ObjectStatistics:
             size: Short side of the resized images.
             max_size: Limit of their long side.
         """
-        sides = np.sort(self.image_sizes, axis=1)
+        sides = np.sort(self.image_sizes, axis=1).clip(min=1)  # a broken file may say 0
         scales = np.minimum(size / sides[:, 0], max_size / sides[:, 1])
         return np.sqrt(self.box_sizes.prod(axis=1)) * scales[self.box_images]
 
@@ -85,7 +86,7 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
     """Measure the objects of a split. Annotations that `load_coco` would refuse are not counted.
 
     Raises:
-        TwinsError: If the annotation file cannot be used, or has no object.
+        TwinsError: If the annotation file cannot be used, or the split "train" has no object.
     """
     ann_file = data.splits[split].ann_file
     if ann_file is None:
@@ -107,17 +108,17 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
             image_indices.append(index)
             labels.append(label)
             boxes.append(box[2:])
-    if not boxes:
+    if not boxes and split == "train":
         raise TwinsError(f"{ann_file}: has no objects; check its annotations")
-    pairs = np.unique(np.stack([image_indices, labels]), axis=1)
+    pairs = np.unique(np.array([image_indices, labels], dtype=np.int64), axis=1)
     return ObjectStatistics(
         classes=data.classes,
-        class_counts=np.bincount(labels, minlength=len(categories)),
+        class_counts=np.bincount(np.array(labels, dtype=np.int64), minlength=len(categories)),
         class_images=np.bincount(pairs[1], minlength=len(categories)),
-        objects_per_image=np.bincount(image_indices, minlength=len(images)),
+        objects_per_image=np.bincount(np.array(image_indices, dtype=np.int64), minlength=len(images)),
         image_sizes=np.array([[image["width"], image["height"]] for image in images.values()]),
-        box_sizes=np.array(boxes, dtype=np.float64),
-        box_images=np.array(image_indices),
+        box_sizes=np.array(boxes, dtype=np.float64).reshape(-1, 2),
+        box_images=np.array(image_indices, dtype=np.int64),
     )
 
 
@@ -242,7 +243,7 @@ def suggest(train: ObjectStatistics, *others: ObjectStatistics, size: int | None
       the median object covers 6 × 6 cells of the finest level (stride 4). If the median object covers less than 4 × 4
       cells at 800, the size grows up to 1200 or the size of the images.
     * `anchor_sizes`: the published sizes, halved until the smallest anchor is at most 1.5 times the 10th percentile of
-      the object sizes.
+      the object sizes, as long as the largest anchor is at least 2/3 of their 95th percentile.
     * `max_dets`: 100 if no image has more objects; otherwise 1.2 times the largest number, rounded up to tens.
     * `recipe`: "small-data" below 5,000 training images.
     * `epochs` and `batch` for small data: 2 images per iteration below 100 training images and 4 otherwise; 12 epochs,
@@ -313,9 +314,12 @@ def _suggest_size(train: ObjectStatistics, reasons: dict[str, str]) -> int:
 
 
 def _suggest_anchors(train: ObjectStatistics, size: int, max_size: int, reasons: dict[str, str]) -> tuple[int, ...]:
-    small = float(np.percentile(train.object_sizes(size, max_size), 10))
-    factor = 1
-    while PUBLISHED_ANCHORS[0] / factor > max(1.5 * small, _SMALLEST_ANCHOR):
-        factor *= 2
-    reasons["anchor_sizes"] = f"Of the objects, 10 % measure less than {small:.0f} pixels in images of {size} pixels."
-    return tuple(anchor // factor for anchor in PUBLISHED_ANCHORS)
+    small, large = np.percentile(train.object_sizes(size, max_size), [10, 95])
+    anchors = PUBLISHED_ANCHORS
+    while anchors[0] > max(_ANCHOR_RATIO * small, _SMALLEST_ANCHOR) and large <= _ANCHOR_RATIO * anchors[-1] / 2:
+        anchors = tuple(anchor // 2 for anchor in anchors)
+    reasons["anchor_sizes"] = (
+        f"In images of {size} pixels, 10 % of the objects measure less than {small:.0f} pixels and 5 % more than "
+        f"{large:.0f}."
+    )
+    return anchors

@@ -22,6 +22,7 @@ from ..errors import TwinsError, one_line, requires_extra
 from .coco_content import CocoContent, CocoSplits, box_annotation, build_content, polygon_annotation
 from .coco_folder import split_of
 from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE, exif_orientation
+from .image_lists import read_lines
 
 _TOLERANCE = 0.01  # by which coordinates may exceed the image, as in Ultralytics; they are clipped
 _STEMS = ("data", "dataset")
@@ -109,7 +110,7 @@ def _is_description(path: Path) -> bool:
 def _read_description(path: Path) -> dict[str, Any]:
     """Return the content of a description. If it names no folders, the usual ones are filled in."""
     if path.suffix == ".txt":
-        description: Any = {"names": [line.strip() for line in _read_lines(path) if line.strip()]}
+        description: Any = {"names": read_lines(path)}
     else:
         description = _read_yaml(path)
     if any(key in description for keys in _SPLITS.values() for key in keys):
@@ -129,16 +130,9 @@ def _read_yaml(path: Path) -> Any:
     with requires_extra("detection"):
         import yaml
     try:
-        return yaml.safe_load("\n".join(_read_lines(path)))
-    except yaml.YAMLError as error:
+        return yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
         raise TwinsError(f"{path} is not valid YAML ({one_line(error)}); fix the file") from None
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TwinsError(f"{path} cannot be read ({one_line(error)}); it should be a text file") from None
 
 
 def _class_names(path: Path, description: Mapping[str, Any]) -> list[str]:
@@ -194,8 +188,8 @@ def _list_images(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         return
-    for line in filter(str.strip, _read_lines(place)):
-        yield Path(os.path.normpath(place.parent / line.strip()))
+    for line in read_lines(place):
+        yield Path(os.path.normpath(place.parent / line))
 
 
 def _label_path(image: Path) -> Path:

@@ -81,8 +81,8 @@ class Engine(Protocol):
     def predictor(self, config: Any, checkpoint: str | Path, device: torch.device) -> Detector | Segmentor:
         """Load a trained model that computes raw results."""
 
-    def apply_overrides(self, config: Any, overrides: Sequence[str]) -> None:
-        """Apply overrides of the form `key=value` to a config."""
+    def apply_overrides(self, config: Any, overrides: Sequence[str] | None = None) -> None:
+        """Apply overrides of the form `key=value`; `None` applies those that were applied before once more."""
 
     def to_data(self, config: Any) -> dict[str, Any]:
         """Return the resolved config as plain data, which checkpoints carry."""
@@ -170,8 +170,10 @@ def open_checkpoint(
     engine = _detectron2() if name == "detectron2" else _mmengine()
     try:
         loaded = engine.from_data(data)
-    except TwinsError as error:
-        raise TwinsError(f"checkpoint {str(path)!r}: {error}; if you trust it, give its config as well") from None
+    except (TwinsError, RecursionError) as error:
+        raise TwinsError(
+            f"checkpoint {str(path)!r}: {one_line(error)}; if you trust it, give its config as well"
+        ) from None
     engine.apply_overrides(loaded, overrides)
     return OpenedCheckpoint(engine, loaded, path)
 

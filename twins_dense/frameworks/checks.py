@@ -101,7 +101,7 @@ def check_training_options(options: TrainingOptions) -> None:
         raise TwinsError(f"lr={options.lr!r}: choose a positive number")
     if options.anchor_sizes is not None and not (options.anchor_sizes and all(map(_is_positive, options.anchor_sizes))):
         raise TwinsError(f"anchor_sizes={options.anchor_sizes!r}: give one positive number for each level")
-    if options.recipe not in get_args(Recipe):
+    if options.recipe not in (None, *get_args(Recipe)):
         raise TwinsError(f"recipe={options.recipe!r}: choose one of {', '.join(get_args(Recipe))}")
 
 

@@ -1,8 +1,8 @@
 """Numbers that the two frameworks share: the recipe for small data sets, and how a schedule fits a run.
 
 The recipe trains detectors and segmentors on a few dozen to a few thousand images. The published recipes are made for
-COCO and ADE20K: on few images their warm-up ends before the new layers have settled, and from random weights the first
-gradients can be larger than 1e9. Hence clipped gradients, a cosine decay, and fewer proposals.
+COCO and ADE20K: on few images, a run is short, its batches are small and its first gradients are large. Hence a warm-up
+in proportion to the run, clipped gradients, a cosine decay, and fewer proposals, which make iterations cheaper.
 """
 
 from __future__ import annotations

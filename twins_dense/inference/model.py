@@ -12,8 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ..data.layouts import recognise
 from ..errors import TwinsError
 from ..frameworks import OpenedCheckpoint
+from ..frameworks.checks import check_categories
 from ..frameworks.prediction import Detector, Segmentor
 from .results import Classification, Detections, Result, Segmentation
 from .sources import SourceImage, read_sources
@@ -112,8 +114,9 @@ class Model:
         """Evaluate the model as `twins-dense eval` does, and return the metrics by name, with scores as fractions.
 
         Args:
-            data: Folder of images and annotations in any layout that `train --data` recognises, whose validation
-                images are used. `None` uses the test data of the config.
+            data: Folder of images and annotations in any layout that `train --data` recognises. Its validation images
+                are used or, if it has none, the fraction that `train --data` holds out. `None` uses the test data of
+                the config.
             work_dir: Folder for the results; `None` keeps none.
 
         Raises:
@@ -154,7 +157,9 @@ class _TrainedModel(Model):
         config = copy.deepcopy(config)
         with tempfile.TemporaryDirectory() as scratch:
             if data is not None:
-                _set_data(engine, config, data, Path(scratch) / "data")
+                folder = recognise(data, out=Path(scratch) / "data")
+                check_categories(f"data {str(data)!r}", folder.classes, f"checkpoint {str(path)!r}", self.classes)
+                engine.set_data(config, folder)
             return engine.evaluate(config, path, Path(scratch) / "results" if work_dir is None else work_dir)
 
 
@@ -271,12 +276,6 @@ class ClassificationModel(Model):
             )
             for image, best, shares in zip(images, labels, probabilities, strict=True)
         ]
-
-
-def _set_data(engine: Any, config: Any, data: str | Path, scratch: Path) -> None:
-    from ..data import layouts
-
-    engine.set_data(config, layouts.recognise(data, out=scratch, holdout=0.1, seed=0))
 
 
 def _batches(images: Iterable[SourceImage], size: int) -> Iterator[list[SourceImage]]:

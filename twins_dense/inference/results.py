@@ -118,7 +118,7 @@ class Detections(_Drawable):
             self.labels,
             self.classes,
             scores=self.scores,
-            masks=self.instances.masks,
+            masks=self.instances.masks,  # one at a time
             show_labels=show_labels,
         )
         return Image.fromarray(picture)

@@ -18,6 +18,7 @@ dataloader = dict(
             image_dir=None,
             filter_empty=True,
             skip_bad=False,
+            strict=False,
             indices=None,
         ),
         mapper=L(DatasetMapper)(
@@ -42,6 +43,7 @@ dataloader = dict(
             ann_file=None,
             image_dir=None,
             skip_bad=False,
+            strict=False,
             indices=None,
         ),
         mapper=L(DatasetMapper)(

@@ -8,6 +8,7 @@ train_cfg = dict(type="ResumableIterLoop", max_iters=160000, val_interval=16000)
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    clip_grad=None,
     paramwise_cfg=dict(custom_keys={"pos_block": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}),
 )
 param_scheduler = [

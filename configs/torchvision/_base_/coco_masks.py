@@ -15,6 +15,7 @@ train_dataloader = dict(
         transforms=[dict(type="RandomHorizontalFlip", p=0.5)],
         filter_empty=True,
         skip_bad=False,
+        strict=False,
         indices=None,
     ),
 )
@@ -31,6 +32,7 @@ val_dataloader = dict(
         training=False,
         with_masks=False,
         skip_bad=False,
+        strict=False,
         indices=None,
     ),
 )

@@ -5,7 +5,7 @@ with instances make 7,330 iterations per epoch, or 87,960 in total.
 """
 
 train_cfg = dict(by_epoch=True, max_epochs=12, val_interval=1)
-optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-4, weight_decay=1e-4))
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=2e-4, weight_decay=1e-4), clip_grad=None)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=500),
     dict(type="MultiStepLR", by_epoch=True, milestones=[8, 11], gamma=0.1),

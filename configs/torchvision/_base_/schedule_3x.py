@@ -9,6 +9,7 @@ optim_wrapper = dict(
     type="AmpOptimWrapper",  # float32 if there is no GPU
     dtype="bfloat16",  # the published runs used float16, which needs loss scaling
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=None,
     paramwise_cfg=dict(custom_keys={"pos_block": dict(decay_mult=0.0), "norm": dict(decay_mult=0.0)}),
 )
 param_scheduler = [

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 import twins_dense as td
-from twins_dense.frameworks.detectron2.config import multi_step_lr
+from twins_dense.frameworks.detectron2.solver import multi_step_lr
 from twins_dense.models.spec import get_spec
 
 pytestmark = MARKS

@@ -44,9 +44,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
 
 
 def plain(content: Any) -> Any:
-    """Return the content of a checkpoint without the times in it, and with the bytes of its tensors."""
+    """Return the content of a checkpoint without its times and the work directory, and with the bytes of tensors."""
     if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items() if not str(key).endswith(("time", "seconds"))}
+        left_out = ("time", "seconds", "output_dir")
+        return {key: plain(value) for key, value in content.items() if not str(key).endswith(left_out)}
     if isinstance(content, (list, tuple)):
         return [plain(value) for value in content]
     if isinstance(content, torch.Tensor):
@@ -116,6 +117,25 @@ def test_goes_on_as_without_the_kill(
     assert_same_run(work_dir, whole.work_dir)
 
 
+def test_a_kill_in_the_evaluation_that_stops_the_run(tmp_path: Path, toy_data: Path) -> None:
+    """With a learning rate of 0, the run stops after its third evaluation, which is after iteration 6."""
+    more = (
+        "train.update(max_iter=8, eval_period=2, monitoring=dict(patience=2, samples=0))\n"
+        "train.checkpointer.period = 2\noptimizer.lr = 0.0\n"
+    )
+    config = write_lazy(folder_with_programs(tmp_path) / "tiny.py", toy_data, "retinanet", more=more)
+    assert train(config, tmp_path / "whole").returncode == 0
+    assert last_checkpoint(tmp_path / "whole") == "model_final.pth"
+    for where in ("evaluate", "metrics"):
+        result = train(config, tmp_path / where, KILL_IN=where, KILL_AT_CALL="3")
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        assert last_checkpoint(tmp_path / where) == "model_0000005.pth"
+        result = train(config, tmp_path / where, "--resume")
+        assert result.returncode == 0, result.stderr
+        assert "stopped: 2 evaluations" in result.stdout
+        assert_same_run(tmp_path / where, tmp_path / "whole")
+
+
 def test_a_recorded_evaluation_is_not_repeated(whole: Run, tmp_path: Path) -> None:
     shutil.copytree(whole.work_dir, tmp_path / "run")
     before = snapshot(tmp_path / "run")
@@ -123,7 +143,9 @@ def test_a_recorded_evaluation_is_not_repeated(whole: Run, tmp_path: Path) -> No
     assert result.code == 0, result.err
     assert "evaluation after" not in result.out
     after = snapshot(tmp_path / "run")
-    assert {name for name in before if before[name] != after[name]} == {"log.txt"} and before.keys() == after.keys()
+    assert before.keys() == after.keys()
+    # The path of the copied folder is in config.yaml.
+    assert {name for name in before if before[name] != after[name]} == {"log.txt", "config.yaml"}
 
 
 def test_averaging_has_to_be_kept(whole: Run, tmp_path: Path, toy_data: Path) -> None:

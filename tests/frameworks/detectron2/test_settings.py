@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,26 @@ from unittest import mock
 
 import pytest
 import torch
-from d2_fixtures import CONFIGS, MARKS, clean_detectron2, engine  # noqa: F401  (a fixture)
+from cli_fixtures import twins
+from d2_fixtures import CONFIGS, HEADS, MARKS, clean_detectron2, engine, write_lazy  # noqa: F401  (a fixture)
 from detectron2.config import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+import twins_dense as td
 from twins_dense.data.layouts import DataFolder, Split
 from twins_dense.errors import TwinsError
 from twins_dense.frameworks import recipes
-from twins_dense.frameworks.detectron2.config import check_settings, read_dump
+from twins_dense.frameworks.detectron2.cfg_node import read_dump
+from twins_dense.frameworks.detectron2.config import check_settings
+from twins_dense.frameworks.detectron2.launch import fit_device
 from twins_dense.frameworks.options import TrainingOptions
 
 pytestmark = MARKS
 
 NUM_TRAIN = 7  # images with an instance in the folder below
 SHIPPED = ["mask_rcnn_svt_small_1x.py", "retinanet_svt_small_3x.py", "mask_rcnn_svt_small_1x.yaml"]
+EIGHTY_CLASSES = {"mask_rcnn": "model.roi_heads.num_classes = 80\n", "retinanet": "model.num_classes = 80\n"}
 POLYGON = [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]]
 RUN_LENGTHS = {"size": [48, 64], "counts": [0, 9, 3063]}
 
@@ -335,6 +341,13 @@ class TestTransferOptions:
         assert trained(name, init="a.pth").train.init == "a.pth"
 
     @pytest.mark.parametrize("name", SHIPPED)
+    def test_weights(self, name: str, folder: DataFolder) -> None:
+        config = trained(name, folder, weights="no/such.pth", recipe="small-data")
+        assert config.optimizer.lr == 7.1e-5
+        with pytest.raises(TwinsError, match=r"no/such\.pth"):
+            build(config)
+
+    @pytest.mark.parametrize("name", SHIPPED)
     def test_freeze(self, name: str) -> None:
         net = build(trained(name, freeze="stages:2")).backbone.bottom_up.net
         trainable = [any(parameter.requires_grad for parameter in stage.parameters()) for stage in net.blocks]
@@ -345,3 +358,29 @@ class TestTransferOptions:
         del config.model.backbone.bottom_up.net
         with pytest.raises(TwinsError, match=r"no model.backbone.bottom_up.net, which freeze='backbone' is for"):
             engine.set_training(config, TrainingOptions(freeze="backbone"))
+
+
+def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    config = load(SHIPPED[0], "dataloader.test.num_workers=2")
+    fit_device(config)
+    assert (config.dataloader.train.num_workers, config.dataloader.test.num_workers) == (3, 2)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_one_command(head: str, tmp_path: Path, toy_data: Path) -> None:
+    """A config for 80 classes is trained on a folder, and the work directory is a model."""
+    config = write_lazy(tmp_path / "tiny.py", tmp_path / "nowhere", head, more=EIGHTY_CLASSES[head])
+    options = ("--recipe", "small-data", "--epochs", 1, "--batch", 4, "--size", 64, "--max-dets", 120)
+    options += ("--anchor-sizes", "8,16,32,64,128", "train.eval_period=2")
+    result = twins("train", config, "--data", toy_data, "--work-dir", tmp_path / "run", *options)
+    assert result.code == 0, result.err
+    model = td.load_model(tmp_path / "run")
+    assert list(model.classes) == ["circle", "rectangle", "triangle"]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "coco/bbox_AP" in metrics["metrics"]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("grad_norm" in line for line in lines)
+    content = engine.load_config(tmp_path / "run" / "config.yaml")
+    assert content.train.max_iter == 2 and content.dataloader.train.dataset.ann_file.startswith(str(toy_data))
+    assert content.dataloader.evaluator.max_dets_per_image == 120

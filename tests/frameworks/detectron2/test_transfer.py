@@ -78,9 +78,7 @@ class TestInit:
         for name, outputs in FRESH[head].items():
             assert len(model.get_submodule(name).bias) == outputs(len(classes))
         (line,) = lines
-        assert line.startswith(
-            f"Start from {checkpoint}: {len(before) - len(fresh)} entries loaded, {len(fresh)} heads"
-        )
+        assert line.startswith(f"Start from {checkpoint}: {len(before) - len(fresh)} entries loaded, {len(fresh)} ")
         assert set(re.findall(r"[\w.]+\.(?:weight|bias)", line)) == fresh
 
     def test_the_same_classes(self, source: Any) -> None:
@@ -142,7 +140,7 @@ class TestRun:
         engine.set_training(config, TrainingOptions(init=checkpoint, freeze="stages:2"))
         engine.train(config, tmp_path / "run")
         log = (tmp_path / "run" / "log.txt").read_text()
-        assert f"Start from {checkpoint}" in log and "heads start afresh" in log
+        assert f"Start from {checkpoint}" in log and "freshly initialised: " in log
         before = torch.load(checkpoint, weights_only=True)["model"]
         content = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
         assert content["dataset_meta"]["classes"] == CLASSES[:2]

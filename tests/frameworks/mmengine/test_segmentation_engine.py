@@ -73,11 +73,13 @@ class TestSeededInfiniteSampler:
 class TestRun:
     def test_what_a_run_leaves(self, segmentation_run: Run) -> None:
         names = {path.name for path in segmentation_run.work_dir.iterdir() if path.is_file()}
-        assert names == {"iter_3.pth", "iter_6.pth", "iter_8.pth", "last_checkpoint", "metrics.json", "tiny.py"}
+        (best,) = (name for name in names if name.startswith("best_mIoU_iter_"))
+        checkpoints = {"iter_3.pth", "iter_6.pth", "iter_8.pth", best}
+        assert names == {*checkpoints, "last_checkpoint", "metrics.json", "metrics.jsonl", "tiny.py"}
         content = json.loads((segmentation_run.work_dir / "metrics.json").read_text())
         assert content["iter"] == 8 and "epoch" not in content
         assert content["losses"].keys() == {"loss", "decode.loss_ce"}
-        assert content["metrics"].keys() == {"aAcc", "mIoU", "mAcc"}
+        assert content["metrics"].keys() == {"aAcc", "mIoU", "mAcc", *(f"IoU/{name}" for name in CLASSES)}
         checkpoint = torch.load(segmentation_run.checkpoint, weights_only=True)
         meta = checkpoint["meta"]["dataset_meta"]
         assert (meta["classes"], meta["reduce_zero_label"]) == (CLASSES, True)
@@ -170,7 +172,7 @@ class TestResume:
         train_and_kill(halting, long_config.parent / "killed", 5)
         killed = tmp_path / "moved"
         shutil.copytree(long_config.parent / "killed", killed)
-        assert {path.name for path in killed.glob("*.pth")} == {"iter_3.pth"}
+        assert {path.name for path in killed.glob("*.pth")} == {"iter_3.pth", "best_mIoU_iter_4.pth"}
         result = twins("train", long_config, "--work-dir", killed, "--resume")
         assert result.code == 0, result.err
 

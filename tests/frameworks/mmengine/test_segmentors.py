@@ -240,7 +240,7 @@ class TestPublishedFile:
         photo = label_data / "images" / "validation" / "0.png"
         result = twins("predict", config, file, photo, "--out", tmp_path / "drawn")
         assert result.code == 0, result.err
-        found = np.array(Image.open(tmp_path / "drawn" / "0.png.png")) - 1
+        found = np.array(Image.open(tmp_path / "drawn" / "0.png")) - 1
         image = np.array(Image.open(photo))
         expected = self.model(resized(image[:, :, ::-1], 1.0))
         expected = nn.functional.interpolate(expected, image.shape[:2], mode="bilinear", align_corners=False)[0]

@@ -58,6 +58,7 @@ ATTACKS: list[tuple[str, str, Any, str]] = [
     (DETECTOR, "custom_hooks", [{"type": "evil_module.Trap"}], "custom_hooks"),
     (DETECTOR, "load_from", "evil.pth", "load_from"),
     (DETECTOR, "val_dataloader.dataset.type", "evil_module.Trap", "val_dataloader.dataset.type"),
+    (DETECTOR, "val_dataloader.dataset.type", "BaseDataset", "BaseDataset"),  # it reads pickled annotations
     (DETECTOR, "val_dataloader.dataset.transforms", [{"type": "evil_module.Trap"}], "transforms.0.type"),
     (DETECTOR, "val_dataloader.dataset.transforms", [{"type": "functional"}], "transforms.0.type"),
     (DETECTOR, "val_dataloader.sampler.type", "evil_module.Trap", "sampler.type"),
@@ -74,6 +75,7 @@ ATTACKS: list[tuple[str, str, Any, str]] = [
     (SEGMENTOR, "model.backbone.type", "TIMMBackbone", "model.backbone.type"),  # it reads files that it is given
     (SEGMENTOR, "model.decode_head.loss_decode.class_weight", "http://localhost/evil.pkl", "class_weight"),
     (SEGMENTOR, "val_dataloader.dataset.pipeline", [{"type": "evil_module.Trap"}], "pipeline.0.type"),
+    (SEGMENTOR, "val_dataloader.dataset.pipeline", [{"type": "LoadBiomedicalData"}], "pipeline.0.type"),  # the same
     (SEGMENTOR, "tta_model.type", "evil_module.Trap", "tta_model.type"),
     (SEGMENTOR, "tta_pipeline", [{"type": "evil_module.Trap"}], "tta_pipeline.0.type"),
 ]
@@ -134,11 +136,13 @@ class TestCheckpoints:
             (lambda c: c["twins_dense"].update(version=2), ("version 2", "update twins_dense")),
             (lambda c: c["twins_dense"].update(engine="caffe"), ("'caffe'",)),
             (lambda c: c["twins_dense"]["config"].pop("model"), ("no model",)),
+            (lambda c: c["twins_dense"]["config"]["model"].update(options=c["twins_dense"]), ("recursion",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(type="evil_module.Trap"), ("evil_module.Trap",)),
+            (lambda c: c["twins_dense"]["config"]["model"].update(backbone="none"), ("stored_config.py",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(fpn_channels=16), ("belongs to another model",)),
             (lambda c: c["twins_dense"]["config"]["model"].update(num_clases=4), ("num_clases",)),
         ],
-        ids=["old", "broken", "newer", "engine", "no model", "evil", "misfit", "typo"],
+        ids=["old", "broken", "newer", "engine", "no model", "endless", "evil", "no backbone", "misfit", "typo"],
     )
     def test_bad_records_are_one_line(
         self, tiny_run: Run, tmp_path: Path, trap: Path, change: Any, parts: tuple[str, ...]

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-_DECAY = 0.999  # at the end of the warm-up: a mean over about 1,000 iterations
-_WARM_UP = 10  # so that the average of a short run does not remember its first iterations
+# The average covers about the last tenth of the run so far, but at most about 5,000 iterations, as in MMEngine runs.
+_WARM_UP = 10
+_SMALLEST_WEIGHT = 0.0002
 
 
 class WeightAverage(HookBase):
     """Average the weights after each iteration. Register this hook before the checkpointer.
 
-    After iteration t, counted from 0, the average moves towards the weights by max(1 - 0.999, 1 - (1 + t) / (10 + t)),
-    as TensorFlow's ExponentialMovingAverage does. Buffers are copied. The trained weights are part of the state of this
-    hook, and thus of the checkpoints, so that a run can be resumed exactly.
+    The average starts as the weights after the first iteration. After n more iterations, it becomes
+    (1 - w) * average + w * weights with w = max(0.0002, 10 / (10 + n)). Buffers are copied. The trained weights are
+    part of the state of this hook, and thus of the checkpoints, so that a run can be resumed exactly.
 
     Args:
         model: The trained model on its device, not inside DistributedDataParallel.
@@ -60,6 +60,5 @@ class WeightAverage(HookBase):
 
 
 def _update(averages: Sequence[Tensor], values: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-    done = int(num_averaged)
-    decay = min(_DECAY, (1 + done) / (_WARM_UP + done))
-    get_ema_multi_avg_fn(decay)(averages, values, torch.tensor(done))
+    weight = max(_SMALLEST_WEIGHT, _WARM_UP / (_WARM_UP + int(num_averaged)))
+    get_ema_multi_avg_fn(1 - weight)(averages, values, num_averaged)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import TwinsError
 from ...factory import create_backbone
-from ...models.backbone import TwinsBackbone
+from ...models.backbone import TwinsBackbone, init_for_padding
 from ...models.spec import TwinsSpec
 from ...weights.load import load_weights
 
@@ -79,7 +79,8 @@ def build_net(
 ) -> TwinsBackbone:
     """Build a backbone as `create_backbone` does, from values that a config file can contain.
 
-    A report on the loaded weights goes to detectron2's log.
+    A report on the loaded weights goes to detectron2's log. Without weights, the initialisation suits padded images,
+    see `init_for_padding`.
 
     Args:
         variant: One of `list_variants()`, or the arguments of `TwinsSpec.from_columns`.
@@ -91,6 +92,8 @@ def build_net(
     net = create_backbone(spec, **options)
     if weights:
         logger.info("Backbone weights %s", load_weights(net, weights))
+    else:
+        init_for_padding(net)
     if freeze:
         net.freeze(freeze)
     return net

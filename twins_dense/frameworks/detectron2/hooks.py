@@ -114,10 +114,11 @@ class ExactResume(HookBase):
             self.normalizers = comm.all_gather(float(self._model.loss_normalizer))
 
     def state_dict(self) -> dict[str, Any]:
-        storage = self.trainer.storage
-        logged = {}
+        storage, logged = self.trainer.storage, {}
         for name, is_smoothed in storage.smoothing_hints().items():
-            logged[name] = (is_smoothed, storage.history(name).values()[-_WINDOW if is_smoothed else -1 :])
+            values = storage.history(name).values()[-_WINDOW if is_smoothed else -1 :]
+            if values[-1][1] == self.trainer.iter:  # not metrics of an earlier evaluation, which are written
+                logged[name] = (is_smoothed, values)
         state: dict[str, Any] = {"logged": logged}
         if self.normalizers is not None:
             state["loss_normalizers"] = self.normalizers

@@ -107,8 +107,15 @@ def _is_no_report(record: logging.LogRecord) -> bool:
 
 
 def fit_device(config: DictConfig) -> list[str]:
-    """Make a config run on the CPU if there is no GPU, and return one line for each change."""
+    """Make a config run on the CPU if there is no GPU, and return one line for each change.
+
+    There are at most as many data loader workers as CPU cores, about which torch would warn; they change no result.
+    """
     settings = config.train
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for loader in (config.dataloader.train, config.dataloader.test):
+        if loader.get("num_workers", 0) > num_cores:
+            loader.num_workers = num_cores
     notes = []
     if settings.device == "cuda" and not torch.cuda.is_available():
         settings.device = "cpu"

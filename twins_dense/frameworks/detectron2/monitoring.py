@@ -34,6 +34,8 @@ _METRICS = {
     "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
 }
+_SWITCHES = {"segm": "mask_on", "keypoints": "keypoint_on"}  # attributes of detectron2's StandardROIHeads
+_LOSS = "val/loss"  # the only metric that is better if it is smaller
 
 
 def set_monitoring(config: DictConfig, options: MonitoringOptions) -> None:
@@ -54,7 +56,8 @@ def monitoring_of(config: DictConfig) -> MonitoringOptions:
 
     def check(name: str, is_valid: bool, choices: str) -> None:
         if not is_valid:
-            raise TwinsError(f"train.monitoring.{name}={getattr(options, name)!r}: choose {choices}")
+            option = name.replace("_", "-")
+            raise TwinsError(f"train.monitoring.{name}={getattr(options, name)!r} (--{option}): choose {choices}")
 
     check("best", options.best is None or isinstance(options.best, str), "the name of a metric, or null")
     for name in ("ema", "tensorboard", "val_loss"):
@@ -66,8 +69,8 @@ def monitoring_of(config: DictConfig) -> MonitoringOptions:
         for name in ("best", "patience", "val_loss"):
             if getattr(options, name):
                 raise TwinsError(
-                    f"train.monitoring.{name}={getattr(options, name)!r} needs evaluations, but train.eval_period is "
-                    "0: set it (in a YAML file TEST.EVAL_PERIOD) to a number of iterations"
+                    f"--{name.replace('_', '-')} needs evaluations, but train.eval_period (in a YAML file "
+                    "TEST.EVAL_PERIOD) is 0: set it to a number of iterations"
                 )
     return options
 
@@ -96,6 +99,8 @@ def choose_best(options: MonitoringOptions, model: nn.Module, evaluator: Any, cl
     if options.best is None:
         return "coco/segm_AP" if "segm" in tasks else "coco/bbox_AP"
     names = [f"coco/{task}_{name}" for task in tasks for name in _METRICS[task]]
+    if options.val_loss:
+        names.append(_LOSS)
     of_classes = [f"coco/{task}_AP-{name}" for task in tasks for name in classes] if len(classes) > 1 else []
     if options.best not in (*names, *of_classes):
         for_classes = f", or {of_classes[0]} and the like for single classes" if of_classes else ""
@@ -104,9 +109,6 @@ def choose_best(options: MonitoringOptions, model: nn.Module, evaluator: Any, cl
             f"choose one of {', '.join(names)}{for_classes}"
         )
     return options.best
-
-
-_SWITCHES = {"segm": "mask_on", "keypoints": "keypoint_on"}  # attributes of detectron2's StandardROIHeads
 
 
 class Monitor(hooks.PeriodicWriter):
@@ -119,7 +121,7 @@ class Monitor(hooks.PeriodicWriter):
 
     Args:
         settings: `config.train`.
-        validate: The evaluation on the test data; `None` for a run without evaluations.
+        validation: The evaluation on the test data; `None` for a run without evaluations.
         checkpointer: The checkpointer of the run.
         best: Metric by which the best checkpoint is chosen.
         options: The settings of the run.
@@ -128,7 +130,7 @@ class Monitor(hooks.PeriodicWriter):
     def __init__(
         self,
         settings: DictConfig,
-        validate: Validation | None,
+        validation: Validation | None,
         checkpointer: RunCheckpointer,
         best: str | None,
         options: MonitoringOptions,
@@ -137,44 +139,48 @@ class Monitor(hooks.PeriodicWriter):
         self.folder = Path(settings.output_dir)
         self.checkpoint_period = settings.checkpointer.period
         self.evaluation_period = settings.eval_period
-        self.validate = validate
+        self.validation = validation
         self.checkpointer = checkpointer
         self.best = best
+        self._sign = -1 if best == _LOSS else 1
         self.options = options
         self.best_value: float | None = None
         self.best_iteration: int | None = None  # number of iterations done before
         self.num_without_better = 0  # evaluations since then
-        self.last_evaluation = 0  # number of iterations done before
+        self.last_evaluation: int | None = None  # number of iterations done before
 
     def before_train(self) -> None:
         done = self.trainer.start_iter
         # Only the first process needs to have the file.
         iteration, recorded = comm.all_gather(_read_record(self.folder))[0]
-        is_recorded = done > 0 and iteration == done and bool(recorded)
+        if not done:
+            self.last_evaluation = 0
+        # The checkpoint was saved before its evaluation.
+        is_recorded = bool(recorded) and iteration == done and self.last_evaluation not in (None, done)
         is_missing = self._is_due(done) and self.last_evaluation != done and not is_recorded
         if comm.is_main_process():
             if not done:  # a run that was killed before its first checkpoint may have left one
                 (self.folder / metrics_file.NAME).unlink(missing_ok=True)
             self._open_writers(done - 1 if is_missing else done)
-        if is_missing:
+        if is_recorded or is_missing:
             self.trainer.iter = self.trainer.storage.iter = done - 1  # as at the end of that iteration
-            self._evaluate()
+            if is_missing:
+                self._evaluate()
+            else:
+                self._judge(recorded, done)
+            self._stop_early()
             self.trainer.iter = self.trainer.storage.iter = done
-        elif is_recorded and self.last_evaluation != done:
-            self._judge(recorded, done)
-        if self._is_over():
+        elif self._is_over(done):
             raise EarlyStop
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if self._is_due(done):
             self._evaluate()
-            if self._is_over():
-                self.checkpointer.save("model_final", iteration=self.trainer.iter)
-                raise EarlyStop
+            self._stop_early()
             return
         super().after_step()
-        if self.validate is None and (done % self.checkpoint_period == 0 or done == self.trainer.max_iter):
+        if self.validation is None and (done % self.checkpoint_period == 0 or done == self.trainer.max_iter):
             self._write_metrics({})
 
     def after_train(self) -> None:
@@ -202,15 +208,21 @@ class Monitor(hooks.PeriodicWriter):
 
     def _is_due(self, done: int) -> bool:
         is_period = self.evaluation_period > 0 and done % self.evaluation_period == 0
-        return self.validate is not None and done > 0 and (is_period or done == self.trainer.max_iter)
+        return self.validation is not None and done > 0 and (is_period or done == self.trainer.max_iter)
 
-    def _is_over(self) -> bool:
-        return self.options.patience is not None and self.num_without_better >= self.options.patience
+    def _is_over(self, done: int) -> bool:
+        patience = self.options.patience
+        return patience is not None and self.num_without_better >= patience and done < self.trainer.max_iter
+
+    def _stop_early(self) -> None:
+        if self._is_over(self.trainer.iter + 1):
+            self.checkpointer.save("model_final", iteration=self.trainer.iter)
+            raise EarlyStop
 
     def _evaluate(self) -> None:
-        assert self.validate is not None
+        assert self.validation is not None
         done, start = self.trainer.iter + 1, time.monotonic()
-        results, losses = self.validate(done)
+        results, losses = self.validation(done)
         seconds = time.monotonic() - start
         self.trainer.storage.put_scalars(**flatten_results_dict(results), **losses, smoothing_hint=False)
         metrics = comm.all_gather({**as_fractions(results), **losses})[0]
@@ -222,8 +234,10 @@ class Monitor(hooks.PeriodicWriter):
         self._write_metrics(metrics)
         if comm.is_main_process():
             best = f", best {self.best} so far" if is_better else ""
-            logger.info(f"evaluation after iteration {done}: {self.validate.size} images in {duration(seconds)}{best}")
-            shown = {name: value for name, value in metrics.items() if not name.startswith("val/loss")}
+            logger.info(
+                f"evaluation after iteration {done}: {self.validation.size} images in {duration(seconds)}{best}"
+            )
+            shown = {name: value for name, value in metrics.items() if not name.startswith("val/loss_")}
             console.info(evaluation_table(shown))
         comm.synchronize()
 
@@ -232,8 +246,10 @@ class Monitor(hooks.PeriodicWriter):
         self.last_evaluation = done
         if self.best is None:
             return False
+        if self.best not in metrics:
+            logger.warning(f"The evaluation after iteration {done} has no {self.best}, so it counts as not better")
         value = metrics.get(self.best, math.nan)
-        is_better = math.isfinite(value) and (self.best_value is None or value > self.best_value)
+        is_better = math.isfinite(value) and (self.best_value is None or self._sign * (value - self.best_value) > 0)
         if is_better:
             self.best_value, self.best_iteration, self.num_without_better = value, done, 0
         else:

@@ -13,7 +13,7 @@ from detectron2.data.transforms import AugInput, Augmentation, AugmentationList,
 from omegaconf import DictConfig
 
 from ..prediction import Instances
-from .checks import dataset_meta_of, dataset_name_of
+from .checks import building, dataset_meta_of, dataset_name_of
 from .evaluation import load_model
 
 
@@ -65,7 +65,8 @@ class DetectionPredictor:
 
 def predictor(config: DictConfig, checkpoint: str | Path, device: torch.device) -> DetectionPredictor:
     """Load a trained model that computes raw results."""
-    return DetectionPredictor(config, checkpoint, device)
+    with building():
+        return DetectionPredictor(config, checkpoint, device)
 
 
 def _scaled(step: Augmentation, scale: float) -> Augmentation:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
@@ -14,6 +15,7 @@ from PIL import Image
 from ...data.coco import is_instance
 from ...data.coco_masks import decode_segmentation
 from ...data.drawing import draw_comparison
+from ...seeds import derived_seed
 
 _SCORE = 0.3  # threshold below which detections are not drawn
 
@@ -24,14 +26,18 @@ class SampleDrawer(DatasetEvaluator):
     Args:
         records: The data set in detectron2's standard format.
         classes: Class names in the order of the labels.
-        folder: Folder of the pictures, which are `iter_N/FILE.jpg` for an evaluation after N iterations.
-        count: Number of images, which are evenly spaced in the data set.
+        folder: Folder of the pictures, which are `iter_N/NUMBER_FILE.jpg` for an evaluation after N iterations.
+        count: Number of images, which are the same at each evaluation.
+        seed: Seed of the run, which chooses the images.
     """
 
-    def __init__(self, records: Sequence[Mapping[str, Any]], classes: list[str], folder: Path, count: int) -> None:
-        count = min(count, len(records))
-        chosen = [records[i * len(records) // count] for i in range(count)]
-        self.records = {record["image_id"]: record for record in chosen}
+    def __init__(
+        self, records: Sequence[Mapping[str, Any]], classes: list[str], folder: Path, count: int, seed: int
+    ) -> None:
+        generator = torch.Generator().manual_seed(derived_seed(seed))
+        indices = torch.randperm(len(records), generator=generator)[:count].sort().values.tolist()
+        self.records = {records[index]["image_id"]: records[index] for index in indices}
+        self.numbers = {image_id: number for number, image_id in enumerate(self.records, 1)}
         self.classes = classes
         self.folder = folder
         self.iteration = 0
@@ -48,9 +54,10 @@ class SampleDrawer(DatasetEvaluator):
             prediction["masks"] = found.pred_masks
         folder = self.folder / f"iter_{self.iteration}"
         folder.mkdir(parents=True, exist_ok=True)
+        name = f"{self.numbers[record['image_id']]}_{Path(record['file_name']).stem}.jpg"
         image = read_image(record["file_name"], "RGB")
         picture = draw_comparison(image, _truth(record, with_masks="masks" in prediction), prediction, self.classes)
-        Image.fromarray(picture).save(folder / f"{Path(record['file_name']).stem}.jpg", quality=90)
+        Image.fromarray(picture).save(folder / name, quality=90)
 
 
 def _truth(record: Mapping[str, Any], *, with_masks: bool) -> dict[str, Any]:

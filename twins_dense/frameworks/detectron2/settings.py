@@ -18,7 +18,8 @@ from .. import recipes
 from ..checks import check_training_options
 from ..options import TrainingOptions
 from .backbone import optimizer_params
-from .config import apply_overrides, datasets_of, is_cfg, overridden_cfg_keys, read_dump
+from .cfg_node import is_cfg, read_dump
+from .config import apply_overrides, datasets_of, overridden_cfg_keys
 from .data import TrainingFacts, training_facts
 
 # The settings below have one name in a LazyConfig and another one in a CfgNode, which a YAML file becomes.
@@ -144,7 +145,7 @@ def _num_epochs(config: DictConfig) -> int | None:
     """Return the number of epochs of a config, or `None` if it is not a whole number or not known."""
     settings = config.train
     iterations = settings.get("iterations_per_epoch")
-    if not iterations or settings.max_iter % iterations:
+    if not iterations or type(settings.max_iter) is not int or settings.max_iter % iterations:
         return None
     return settings.max_iter // iterations
 
@@ -295,7 +296,9 @@ def _backbone_weights(config: DictConfig) -> bool:
 
 def _set_backbone(config: DictConfig, name: str, value: Any) -> None:
     """Set an argument of `build_net`."""
-    if is_cfg(config):
+    if is_cfg(config) and name == "weights":
+        config.model.weights = value
+    elif is_cfg(config):
         _set_yaml(config, {f"MODEL.TWINS.{name.upper()}": value})
     else:
         net = OmegaConf.select(config, _NET)

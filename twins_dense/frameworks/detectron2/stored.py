@@ -8,20 +8,21 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import detectron2.data
 import detectron2.evaluation
 import detectron2.modeling
 import detectron2.solver  # noqa: F401  (stored configs name classes of these packages)
 from detectron2.config.instantiate import dump_dataclass
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.utils.registry import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf, SCMode
 from torch import nn
 
 from ...errors import TwinsError
 from ..stored_config import KEY, check_plain, make_record
-from . import backbone
-from . import config as _config  # noqa: F401  (stored configs name their functions)
-from . import data as _data  # noqa: F401
+from .backbone import D2Twins, build_net, logger, optimizer_params
+from .cfg_node import build_yaml_mapper, build_yaml_model
+from .data import build_train_loader, coco_dataset
+from .solver import multi_step_lr
 
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
 # Modules whose classes may be built. `detectron2.modeling.mmdet_wrapper` is not among them: it imports what it is told.
@@ -42,19 +43,19 @@ _CLASS_MODULES = (
     "fvcore.common.param_scheduler",
     "torch.nn.modules",
     "torch.optim",
-    "twins_dense.frameworks.detectron2.backbone",
-    "twins_dense.frameworks.detectron2.data",
 )
-_FUNCTIONS = (
-    "detectron2.data.build.build_detection_test_loader",
-    "detectron2.data.build.build_detection_train_loader",
-    "twins_dense.frameworks.detectron2.backbone.build_net",
-    "twins_dense.frameworks.detectron2.backbone.optimizer_params",
-    "twins_dense.frameworks.detectron2.config.build_yaml_mapper",
-    "twins_dense.frameworks.detectron2.config.build_yaml_model",
-    "twins_dense.frameworks.detectron2.config.multi_step_lr",
-    "twins_dense.frameworks.detectron2.data.build_train_loader",
-    "twins_dense.frameworks.detectron2.data.coco_dataset",
+# Other classes and functions that may be called.
+_CALLABLES = (
+    D2Twins,
+    build_detection_test_loader,
+    build_detection_train_loader,
+    build_net,
+    build_train_loader,
+    build_yaml_mapper,
+    build_yaml_model,
+    coco_dataset,
+    multi_step_lr,
+    optimizer_params,
 )
 
 
@@ -77,7 +78,7 @@ def stored_record(config: DictConfig) -> dict[str, Any]:
     try:
         return {KEY: make_record("detectron2", to_data(config))}
     except TwinsError as error:
-        backbone.logger.warning(f"Checkpoints will not contain the config ({error}): keep the config file")
+        logger.warning(f"Checkpoints will not contain the config ({error}): keep the config file")
         return {}
 
 
@@ -95,6 +96,7 @@ def from_data(data: Mapping[str, Any]) -> DictConfig:
     _check(dict(data), "")
     config = DictConfig(dict(data), flags={"allow_objects": True})
     config.train.init_checkpoint = ""
+    config.train.pop("init", None)
     net = OmegaConf.select(config, "model.backbone.bottom_up.net")
     for node in (config.model, net):  # the first for a YAML file, the second for a LazyConfig
         if isinstance(node, DictConfig) and node.get("weights"):
@@ -140,6 +142,5 @@ def _is_known(name: Any) -> bool:
     found = getattr(sys.modules.get(module), attribute, None)
     # The object itself decides, because modules also contain what they import.
     full = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-    if inspect.isclass(found):
-        return any(full.startswith(f"{module}.") for module in _CLASS_MODULES)
-    return inspect.isfunction(found) and full in _FUNCTIONS
+    in_modules = inspect.isclass(found) and any(full.startswith(f"{module}.") for module in _CLASS_MODULES)
+    return in_modules or any(found is known for known in _CALLABLES)

@@ -122,8 +122,8 @@ def _train(config: DictConfig, resume: bool) -> None:
     checkpointer.resume_or_load(settings.init_checkpoint, resume=resume)
     start = trainer.iter + 1 if resume else 0
     try:
-        # After a few calls, TorchScript optimises RetinaNet's focal loss, which changes its last bits. Do without this
-        # on the CPU, so that a resumed run has the same bits.
+        # After a few calls, TorchScript optimises RetinaNet's focal loss, which changes its last bits. Prevent this on
+        # the CPU, so that a resumed run has the same bits.
         with torch.jit.optimized_execution(settings.device != "cpu"):
             trainer.train(start, settings.max_iter)
     except EarlyStop:

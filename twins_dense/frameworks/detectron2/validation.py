@@ -48,7 +48,7 @@ class Validation:
         if num_samples and name in DatasetCatalog:
             classes = dataset_meta_of(name)["classes"]
             folder = Path(config.train.output_dir) / "samples"
-            self.sampler = SampleDrawer(DatasetCatalog.get(name), classes, folder, num_samples)
+            self.sampler = SampleDrawer(DatasetCatalog.get(name), classes, folder, num_samples, self.seed)
 
     @property
     def size(self) -> int:
@@ -71,7 +71,7 @@ class Validation:
 
 
 def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, float]:
-    """Return the mean losses of the images of a loader in all processes, as `val/NAME`, and their sum.
+    """Return the mean losses of the images of a loader in all processes, as `val/NAME`, and their sum as `val/loss`.
 
     The losses are those of training, but without dropout, stochastic depth and updates of running statistics. The
     proposals that are sampled for an image depend only on the seed. The modes of the modules, torch's random state and
@@ -83,7 +83,8 @@ def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, fl
         seed: Seed of the run.
     """
     modes = {module: module.training for module in model.modules()}
-    normalizer = getattr(model, "loss_normalizer", None)  # RetinaNet's running mean of the number of positive anchors
+    # RetinaNet's running mean of the number of positive anchors, which it creates in its first iteration.
+    normalizer = {name: value for name, value in vars(model).items() if name == "loss_normalizer"}
     sums: Counter[str] = Counter()
     try:
         model.train()
@@ -93,15 +94,15 @@ def mean_losses(model: nn.Module, loader: DataLoader, seed: int) -> dict[str, fl
         with torch.random.fork_rng(), torch.no_grad(), EventStorage():
             for batch in loader:
                 torch.manual_seed(derived_seed(seed, zlib.crc32(str(batch[0]["image_id"]).encode())))
-                if normalizer is not None:
-                    model.loss_normalizer = normalizer
+                vars(model).pop("loss_normalizer", None)
+                vars(model).update(normalizer)
                 losses = {f"val/{name}": value.item() for name, value in model(batch).items()}
-                sums.update({**losses, "val/total_loss": sum(losses.values()), "images": 1})
+                sums.update({**losses, "val/loss": sum(losses.values()), "images": 1})
     finally:
         for module, training in modes.items():
             module.training = training
-        if normalizer is not None:
-            model.loss_normalizer = normalizer
+        vars(model).pop("loss_normalizer", None)
+        vars(model).update(normalizer)
     totals: Counter[str] = Counter()
     for part in comm.all_gather(sums):
         totals.update(part)

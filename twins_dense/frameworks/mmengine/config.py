@@ -18,6 +18,8 @@ from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
 from ..checks import config_errors
 
+# The names of `max_dets` in torchvision's Mask R-CNN and RetinaNet.
+OWN_MAX_DETS = ("box_detections_per_img", "detections_per_img")
 _DATALOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 # Top-level keys that MMEngine reads in addition to the arguments of Runner.
 _OTHER_KEYS = {
@@ -79,8 +81,10 @@ def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> N
 def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
     """Write a config as a Python file with comments at its start, and return its path, `stem` with a suffix."""
     path = stem.with_suffix(".py")
+    # Names with an underscore are variables of the original file.
+    content = Config({key: value for key, value in config.items() if not key.startswith("_")})
     text = "".join(f"# {line}".rstrip() + "\n" for line in comment)
-    write_atomically(path, f"{text}\n{config.pretty_text}".encode())
+    write_atomically(path, f"{text}\n{content.pretty_text}".encode())
     return path
 
 
@@ -161,8 +165,7 @@ def num_detections(max_dets: int | None, options: Mapping[str, Any] | None) -> i
     Raises:
         TwinsError: if the number is not a positive whole number, or `options` contains a different one.
     """
-    names = ("box_detections_per_img", "detections_per_img")
-    own = {name: value for name, value in (options or {}).items() if name in names}
+    own = {name: value for name, value in (options or {}).items() if name in OWN_MAX_DETS}
     for name, value in own.items():
         if max_dets is not None and value != max_dets:
             raise TwinsError(f"model.options.{name}={value!r}, but model.max_dets={max_dets!r}: set only max_dets")

@@ -16,8 +16,9 @@ from ..console import ForwardHandler, Progress, duration, evaluation_table, logg
 from .hooks import as_fractions, by_iterations
 
 _WINDOW = 20  # iterations over which the loss is averaged
-# MMEngine warns of these in ordinary runs; our loop does not even read the data that it says it skips.
-_ORDINARY = ("The prefix is not set in metric class", "Advance dataloader ")
+# MMEngine warns of these in ordinary runs: metrics have no prefix, our loop resumes without reading the data that it
+# says it skips, and a process runs a segmentor after a detector.
+_ORDINARY = ("The prefix is not set in metric class", "Advance dataloader ", "The current default scope ")
 
 
 class LogFileRunner(Runner):
@@ -49,11 +50,11 @@ class ConsoleHook(Hook):
         loop, loader = runner.train_loop, runner.train_dataloader
         batch_size = loader.batch_size * get_world_size()
         if by_iterations(runner):
-            length = f"{loop.max_iters} iterations"
+            length = _count(loop.max_iters, "iteration")
         else:
-            length = f"{loop.max_epochs} epochs of {len(loader)} iterations"
+            length = f"{_count(loop.max_epochs, 'epoch')} of {_count(len(loader), 'iteration')}"
         where = f", resumed after iteration {runner.iter}" if runner.iter else ""
-        logger.info(f"training on {len(loader.dataset)} images: {length}, batch size {batch_size}{where}")
+        logger.info(f"training on {_count(len(loader.dataset), 'image')}: {length}, batch size {batch_size}{where}")
         logger.info(f"log file: {short_path(runner.logger.log_file)}")
         self.progress = Progress(loop.max_iters, runner.iter)
         self.best = runner.message_hub.runtime_info.get("best_ckpt")
@@ -68,8 +69,9 @@ class ConsoleHook(Hook):
             )
 
         def values() -> dict[str, float]:
-            loss = runner.message_hub.get_scalar("train/loss").mean(_WINDOW)
-            return {"loss": float(loss), "lr": runner.optim_wrapper.get_lr()["lr"][0]}
+            hub = runner.message_hub  # the optimiser has the learning rate of the next iteration by now
+            loss, rate = hub.get_scalar("train/loss").mean(_WINDOW), hub.get_scalar("train/lr").current()
+            return {"loss": float(loss), "lr": float(rate)}
 
         self.progress.update(runner.iter + 1, position, values)
 
@@ -113,7 +115,11 @@ class ConsoleHook(Hook):
         self.evaluation = Progress(num_batches, last_line=False)
 
     def _size_of(self, loader: Any) -> str:
-        return f"{len(loader.dataset)} images in {duration(time.monotonic() - self._started)}"
+        return f"{_count(len(loader.dataset), 'image')} in {duration(time.monotonic() - self._started)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _describe_best(runner: Runner) -> str:

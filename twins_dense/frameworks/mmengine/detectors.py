@@ -186,8 +186,9 @@ def _check_sizes(min_size: int | Sequence[int], max_size: int) -> None:
 
 def _checked_anchor_sizes(sizes: Any, num_levels: int) -> list[float]:
     numbers = list(sizes) if isinstance(sizes, (list, tuple)) else []
-    if len(numbers) != num_levels or not all(type(size) in (int, float) and 0 < size < math.inf for size in numbers):
-        raise TwinsError(f"model.anchor_sizes={sizes!r}: give {num_levels} positive numbers, one for each level")
+    # torchvision rounds half sides to whole pixels, so smaller anchors would have no area.
+    if len(numbers) != num_levels or not all(type(size) in (int, float) and 2 <= size < math.inf for size in numbers):
+        raise TwinsError(f"model.anchor_sizes={sizes!r}: give {num_levels} numbers, 2 or more, one for each level")
     return numbers
 
 

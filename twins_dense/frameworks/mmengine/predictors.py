@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from ..prediction import Instances
-from .config import test_part
+from .config import building, test_part
 from .runner import load_model
 
 
@@ -76,13 +75,15 @@ class SegmentationPredictor:
         self.classes = tuple(meta["classes"])
         self.palette = tuple(tuple(color) for color in meta["palette"])
         self.first_value = 1 if meta["reduce_zero_label"] else 0
+        self._pipelines: dict[float, Compose] = {}  # by scale
         self._steps = [step for step in dataset.pipeline if not step["type"].startswith("Load")]
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray], *, scale: float = 1.0) -> list[Tensor]:
         """Return the logits of images of one size (see `Segmentor`)."""
         # mmseg's pipelines expect BGR.
-        samples = [self._prepare(scale)({"img": np.ascontiguousarray(image[:, :, ::-1])}) for image in images]
+        prepare = self._pipeline(scale)
+        samples = [prepare({"img": np.ascontiguousarray(image[:, :, ::-1])}) for image in images]
         batch = {key: [sample[key] for sample in samples] for key in ("inputs", "data_samples")}
         model: Any = self.model
         logits = [found.seg_logits.data.float() for found in model.test_step(batch)]
@@ -90,14 +91,16 @@ class SegmentationPredictor:
         threshold = getattr(model.decode_head, "threshold", None) or 0.5
         return [_two_classes(x, threshold) if len(x) == 1 else x for x in logits]
 
-    @functools.lru_cache(maxsize=8)  # noqa: B019  (predictors live as long as the program)
-    def _prepare(self, scale: float) -> Compose:
-        steps = [dict(step) for step in self._steps]
-        for step in steps:
-            if "scale" in step and step["type"] == "Resize":
-                sides = step["scale"] if isinstance(step["scale"], tuple) else (step["scale"],) * 2
-                step["scale"] = tuple(round(side * scale) for side in sides)
-        return Compose([{"type": "LoadImageFromNDArray"}, *steps])
+    def _pipeline(self, scale: float) -> Compose:
+        """Return the test pipeline of the config for arrays, with its sizes multiplied by a factor."""
+        if scale not in self._pipelines:
+            steps = [dict(step) for step in self._steps]
+            for step in steps:
+                if step["type"] == "Resize" and "scale" in step:
+                    sides = step["scale"] if isinstance(step["scale"], tuple) else (step["scale"],) * 2
+                    step["scale"] = tuple(round(side * scale) for side in sides)
+            self._pipelines[scale] = Compose([{"type": "LoadImageFromNDArray"}, *steps])
+        return self._pipelines[scale]
 
 
 def predictor(
@@ -105,7 +108,8 @@ def predictor(
 ) -> TorchvisionPredictor | SegmentationPredictor:
     """Load a trained model that computes raw results."""
     kind = SegmentationPredictor if config.get("default_scope") == "mmseg" else TorchvisionPredictor
-    return kind(config, checkpoint, device)
+    with building(config):
+        return kind(config, checkpoint, device)
 
 
 @contextmanager

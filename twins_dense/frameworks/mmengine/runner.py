@@ -160,7 +160,9 @@ def evaluate(
     return metrics
 
 
-def load_model(config: Config, checkpoint: str | Path, device: torch.device) -> tuple[nn.Module, Mapping[str, Any]]:
+def load_model(
+    config: Config, checkpoint: str | Path, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, Mapping[str, Any]]:
     """Load the model of a config with the weights of a checkpoint, in eval mode, on a device.
 
     Returns:
@@ -214,7 +216,9 @@ def _prepare(config: Config) -> None:
         loader = config.get(f"{split}_dataloader")
         if loader is not None and not loader.get("num_workers"):
             loader.pop("persistent_workers", None)  # torch rejects it if there are no workers
-    checkpoint_hook = config.setdefault("default_hooks", {}).setdefault("checkpoint", {"type": "CheckpointHook"})
+    # By assignment: `setdefault` of MMEngine's configs returns a dict that is not the one in the config.
+    config.default_hooks = {"checkpoint": {"type": "CheckpointHook"}, **config.get("default_hooks", {})}
+    checkpoint_hook = config.default_hooks.checkpoint
     if checkpoint_hook is not None:
         checkpoint_hook.setdefault("backend_args", {"backend": "atomic"})
         if checkpoint_hook["type"] == "CheckpointHook":

@@ -12,12 +12,7 @@ from mmengine.config import Config
 
 from ...data.coco import is_instance
 from ...errors import TwinsError, one_line
-
-# The warm-up takes at most this share of a run.
-WARM_UP_SHARE = 0.1
-# In a run whose length is set by the user, this many evaluations are enough, unless that many iterations lie between.
-_NUM_EVALUATIONS, _ITERATIONS_BETWEEN = 10, 1000
-_NUM_LOG_LINES = 100
+from .. import recipes
 
 
 def world_size() -> int:
@@ -42,6 +37,14 @@ def num_iterations(config: Config) -> int:
     return config.train_cfg.max_epochs * iterations_per_epoch(config)
 
 
+def shorten_warm_up(config: Config) -> None:
+    """Limit the warm-up of a config to a tenth of its run, for data sets that are smaller than the published one."""
+    total = num_iterations(config)
+    for scheduler in config.get("param_scheduler") or []:
+        if scheduler.type == "LinearLR" and not scheduler.get("by_epoch", True):
+            scheduler.end = recipes.warmup_iterations(scheduler.end, total)
+
+
 def set_epochs(config: Config, epochs: int) -> None:
     """Make a run take a number of passes over the training images; warm-up and decay change with it.
 
@@ -61,7 +64,7 @@ def set_epochs(config: Config, epochs: int) -> None:
 
     def moved(position: int, length: int) -> int:
         if position == warm_up and length == before:
-            return min(position, warm_up_iterations(total))
+            return recipes.warmup_iterations(position, total)
         return max(1, round(position / length * total))
 
     for scheduler in schedulers:
@@ -73,11 +76,6 @@ def set_epochs(config: Config, epochs: int) -> None:
             scheduler.milestones = [moved(milestone, length) for milestone in scheduler.milestones]
         scheduler.by_epoch = False
     _set_intervals(config, per_epoch)
-
-
-def warm_up_iterations(total: int) -> int:
-    """Return the largest sensible number of warm-up iterations for a run of `total` iterations."""
-    return max(1, round(total * WARM_UP_SHARE))
 
 
 def num_training_images(config: Config) -> int:
@@ -119,12 +117,10 @@ def _set_intervals(config: Config, per_epoch: int) -> None:
     """Evaluate and save about ten times per run, or more often in long runs, and log about a hundred times."""
     epochs, hooks = config.train_cfg.get("max_epochs"), config.get("default_hooks", {})
     total = epochs * per_epoch if epochs else config.train_cfg.max_iters
-    interval = math.ceil((epochs or total) / _NUM_EVALUATIONS)
-    if epochs:
-        interval = min(interval, math.ceil(_ITERATIONS_BETWEEN / per_epoch))
+    interval = recipes.evaluation_interval(epochs, per_epoch) if epochs else math.ceil(total / recipes.NUM_EVALUATIONS)
     config.train_cfg.val_interval = interval
     checkpoint, logger = hooks.get("checkpoint"), hooks.get("logger")
     if checkpoint:
         checkpoint.interval = interval if checkpoint.get("by_epoch", True) or not epochs else interval * per_epoch
     if logger:
-        logger.interval = max(1, min(logger.get("interval", 10), total // _NUM_LOG_LINES))
+        logger.interval = recipes.log_interval(logger.get("interval", 10), total)

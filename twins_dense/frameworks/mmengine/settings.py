@@ -10,11 +10,12 @@ from mmengine.config import Config
 
 from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
+from .. import recipes
 from ..checks import check_training_options
 from ..options import TrainingOptions
-from .config import is_segmentor, model_of, settings_called
+from .config import OWN_MAX_DETS, apply_overrides, is_segmentor, model_of, settings_called
 from .recipes import apply_small_data_recipe
-from .schedules import set_epochs, world_size
+from .schedules import set_epochs, shorten_warm_up, world_size
 
 # The long side is limited in the proportion of the published size, 800 to 1333 pixels.
 _LONG_SIDE = 1333 / 800
@@ -22,6 +23,8 @@ _LONG_SIDE = 1333 / 800
 
 def set_data(config: Config, data: DataFolder) -> None:
     """Make a config use a recognised data folder, with its classes, for training and evaluation.
+
+    Overrides that the config was loaded with are applied once more at the end.
 
     Raises:
         TwinsError: if the folder is for another task, has no masks for Mask R-CNN, or lacks a split.
@@ -54,10 +57,13 @@ def set_data(config: Config, data: DataFolder) -> None:
         if config.get(key) is not None:
             config[key].iou_types = ("bbox", "segm") if with_masks else ("bbox",)
     _set_everywhere(config.model, "num_classes", len(data.classes))
+    apply_overrides(config)
 
 
 def set_training(config: Config, options: TrainingOptions) -> None:
     """Change how a config trains, as `TrainingOptions` describes.
+
+    Overrides that the config was loaded with are applied once more at the end.
 
     Raises:
         TwinsError: for a value that is out of range or does not suit the config, or if the number of training images is
@@ -67,29 +73,38 @@ def set_training(config: Config, options: TrainingOptions) -> None:
     model = model_of(config)
     if options.size is not None:
         (_set_crop_size if is_segmentor(config) else _set_short_side)(config, options.size)
-    if options.batch is not None:
-        if options.batch % world_size():
-            raise TwinsError(f"batch={options.batch} does not divide among {world_size()} processes: choose a multiple")
-        config.train_dataloader.batch_size = options.batch // world_size()
+    small_data = options.recipe == "small-data"
+    batch = options.batch or (recipes.BATCH_SIZE if small_data else None)
+    if batch is not None:
+        if batch % world_size():
+            raise TwinsError(f"batch={batch} does not divide among {world_size()} processes: choose a multiple of them")
+        config.train_dataloader.batch_size = batch // world_size()
     for name in ("max_dets", "anchor_sizes"):
         value = getattr(options, name)
         if value is not None and is_segmentor(config):
             raise TwinsError(f"{name}={value}: config {str(config.filename)!r} is for segmentation; leave it out")
         if value is not None:
             model[name] = value
+    if options.max_dets is not None:  # it takes the place of torchvision's own setting
+        for name in OWN_MAX_DETS:
+            (model.get("options") or {}).pop(name, None)
     if options.weights is not None:
         model.backbone.weights = options.weights
     if options.epochs is not None:
         set_epochs(config, options.epochs)
-    if options.recipe == "small-data":
-        apply_small_data_recipe(config)
+    if small_data:
+        pretrained = options.init is not None or model.backbone.get("weights") is not None
+        apply_small_data_recipe(config, pretrained=pretrained)
+    elif options.recipe is not None:
+        shorten_warm_up(config)
     if options.lr is not None:
         config.optim_wrapper.optimizer.lr = options.lr
         config.auto_scale_lr = {"enable": False}
     if options.init is not None:
         config.init = str(options.init)
     if options.freeze is not None:
-        model.backbone.freeze = options.freeze
+        model.backbone["freeze"] = options.freeze  # as an attribute, it is a method of ConfigDict
+    apply_overrides(config)
 
 
 def _with_retinanet(config: str) -> str:

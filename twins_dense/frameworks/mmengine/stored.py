@@ -37,16 +37,20 @@ _INNER = {
     "worker_init_fn": registries.FUNCTIONS,
     "optimizer": registries.OPTIMIZERS,
 }
-# Where types may come from. Others, such as mmseg's backbones, can load pickled files that their arguments name.
-_MODULES = (
+# Where types may come from: modules, or single classes. Others can load pickled files that their arguments name, for
+# example mmseg's backbones and MMEngine's BaseDataset.
+_KNOWN = (
     "twins_dense",
-    "mmengine.dataset",
+    "mmengine.dataset.sampler",
+    "mmengine.dataset.utils",
     "mmengine.model",
     "mmengine.optim",
     "mmengine.runner",
     "mmcv.cnn",
     "mmcv.transforms",
-    "mmseg.datasets.transforms",
+    "mmseg.datasets.transforms.formatting",
+    "mmseg.datasets.transforms.loading.LoadAnnotations",
+    "mmseg.datasets.transforms.transforms",
     "mmseg.evaluation.metrics.iou_metric",
     "mmseg.models.data_preprocessor",
     *(f"mmseg.models.decode_heads.{head}_head" for head in ("aspp", "fcn", "fpn", "psp", "segformer", "uper")),
@@ -97,8 +101,9 @@ def from_data(data: Mapping[str, Any]) -> Config:
     else:
         raise TwinsError(f"the stored config has default_scope={scope!r}")
     checked = {key: _checked(value, _PARTS[key], key, scope) for key, value in data.items()}
-    if checked["model"].get("backbone", {}).get("weights") is not None:
-        checked["model"]["backbone"]["weights"] = None
+    backbone = checked["model"].get("backbone")
+    if isinstance(backbone, dict) and "weights" in backbone:
+        backbone["weights"] = None
     checked["custom_imports"] = {"imports": [ours.__name__], "allow_failed_imports": False}
     # MMEngine names files after the config, and reads the file unless it is given a text.
     return Config(checked, cfg_text="\n", filename="stored_config.py")
@@ -130,16 +135,15 @@ def _checked(node: Any, registry: Registry | None, path: str, scope: str) -> Any
 
 
 def _check_type(name: Any, registry: Registry | None, path: str, scope: str) -> None:
-    """Raise `TwinsError` unless a type is already registered, and comes from one of `_MODULES`.
+    """Raise `TwinsError` unless a type is already registered, and comes from one of `_KNOWN`.
 
     `Registry.get` is not asked, because it imports modules that the name mentions.
     """
-    known = isinstance(name, str) and any(
-        found.__module__ == module or found.__module__.startswith(f"{module}.")
-        for found in (_transforms(name) if registry is None else _registered(name, registry, scope))
-        for module in _MODULES
-    )
-    if not known:
+    found: Iterator[Any] = iter(())
+    if isinstance(name, str):
+        found = _transforms(name) if registry is None else _registered(name, registry, scope)
+    names = [f"{one.__module__}.{one.__qualname__}" for one in found]
+    if not any(full.startswith(f"{known}.") or full == known for full in names for known in _KNOWN):
         raise TwinsError(f"the stored config has {path}={name!r}, which is not a known type")
 
 
