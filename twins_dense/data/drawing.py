@@ -44,8 +44,8 @@ def draw_instances(
         class_names: Names of the classes.
         scores: (N,) in 0..1, drawn after the names.
         masks: N masks, each (H, W), bool or uint8.
-        show_labels: "auto" draws the names that fit into the boxes of their objects and cover no other name, "all"
-            draws every name, and "none" draws no name.
+        show_labels: "auto" draws the names that need at most a quarter of the boxes of their objects and cover no other
+            name, "all" draws every name, and "none" draws no name.
 
     Returns:
         uint8 RGB (H, W, 3).
@@ -161,7 +161,7 @@ def _draw_names(
         for size in range(largest, smallest - 1, -max(1, largest // 12)):
             font = _font(size)
             w, h = math.ceil(font.getlength(names[i])) + size // 2, sum(font.getmetrics())
-            fits = w <= right - left and h <= (bottom - top) / 2
+            fits = w <= right - left and h <= (bottom - top) / 2 and 4 * w * h <= (right - left) * (bottom - top)
             if fits:
                 break
         if not (fits or everyone):
