@@ -27,13 +27,13 @@ PUBLISHED_ANCHORS: tuple[int, ...] = (32, 64, 128, 256, 512)
 _ORDINARY_SIDE = 400  # pixels; COCO's images have a median short side of 430 to 480
 _LARGEST_SIZE = 1200
 _SIZE_STEP = 32  # stride of the coarsest level of the backbone
-_FEW_CELLS, _SMALL_CELLS = 4, 6  # of the finest level, whose stride is 4 pixels
+_FEW_CELLS, _SMALL_CELLS = 4, 5  # of the finest level, whose stride is 4 pixels
 _FINEST_STRIDE = 4
 _SMALLEST_ANCHOR = 8
 _ANCHOR_RATIO = 1.5  # between the sizes of an anchor and an object that it can still find
 _SMALL_DATA = 5000  # training images
 _TINY_DATA = 100  # training images
-_MIN_EPOCHS, _MIN_ITERATIONS = 12, 600
+_MIN_EPOCHS, _MIN_ITERATIONS = 12, 500
 _FEW_OBJECTS = 10
 _NUM_LISTED = 12
 
@@ -240,14 +240,14 @@ def suggest(train: ObjectStatistics, *others: ObjectStatistics, size: int | None
     The rules, which give the published settings for data like COCO:
 
     * `size`: 800 for images with a short side of 400 pixels or more. Smaller images are enlarged, at most twice, until
-      the median object covers 6 × 6 cells of the finest level (stride 4). If the median object covers less than 4 × 4
+      the median object covers 5 × 5 cells of the finest level (stride 4). If the median object covers less than 4 × 4
       cells at 800, the size grows up to 1200 or the size of the images.
     * `anchor_sizes`: the published sizes, halved until the smallest anchor is at most 1.5 times the 10th percentile of
       the object sizes, as long as the largest anchor is at least 2/3 of their 95th percentile.
     * `max_dets`: 100 if no image has more objects; otherwise 1.2 times the largest number, rounded up to tens.
     * `recipe`: "small-data" below 5,000 training images.
     * `epochs` and `batch` for small data: 2 images per iteration below 100 training images and 4 otherwise; 12 epochs,
-      or as many as 600 iterations need.
+      or as many as 500 iterations need.
     """
     reasons: dict[str, str] = {}
     size = size or _suggest_size(train, reasons)
@@ -299,7 +299,7 @@ def _suggest_size(train: ObjectStatistics, reasons: dict[str, str]) -> int:
     images = f"the median image has a short side of {side:.0f} pixels"
     if side < _ORDINARY_SIDE:
         scale = min(max(_SMALL_CELLS * _FINEST_STRIDE / median, 1), 2)
-        size = math.ceil(side * scale / _SIZE_STEP) * _SIZE_STEP
+        size = max(round(side * scale / _SIZE_STEP), 1) * _SIZE_STEP
         reasons["size"] = f"The median object measures {median:.0f} pixels, and {images}."
         return size
     at_published = float(np.median(train.object_sizes(PUBLISHED_SIZE, PUBLISHED_MAX_SIZE)))

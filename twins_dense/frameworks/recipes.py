@@ -14,13 +14,13 @@ CLIP_NORM = 1.0  # largest norm of the gradient of all parameters together
 WEIGHT_DECAY = 0.05
 NO_DECAY = ("pos_block", "norm")  # parameters without weight decay: positional encodings and norms, as published
 # By whether the backbone starts from trained weights.
-LEARNING_RATE = {True: 2e-4, False: 4e-4}  # of AdamW at a batch size of 16
+LEARNING_RATE = {True: 2e-4, False: 6e-4}  # of AdamW at a batch size of 16
 DROP_PATH_RATE = {True: 0.1, False: 0.0}
 WARMUP_ITERATIONS = 500
 WARMUP_SHARE = 0.1  # the warm-up takes at most this share of a run
 WARMUP_FACTOR = 0.001  # the warm-up starts at this multiple of the learning rate
 FINAL_FACTOR = 0.01  # the cosine ends at this multiple of the learning rate
-ROI_BATCH = 128  # proposals per image in the losses of Mask R-CNN's heads
+ROI_BATCH = 64  # proposals per image in the losses of Mask R-CNN's heads
 PRE_NMS_TOPK = 1000  # candidates per level and image for proposals
 MIN_PROPOSALS = 500  # per image
 
