@@ -162,17 +162,17 @@ class TestSuggest:
             statistics(num_images=39, image_size=(256, 256), object_size=15.5, small_size=8.4, most=125),
             statistics(num_images=10, most=151),
         )
-        assert (found.recipe, found.batch, found.epochs) == ("small-data", 2, 31)
-        assert (found.size, found.max_size, found.max_dets) == (416, 693, 190)
-        assert found.anchor_sizes == (16, 32, 64, 128, 256)
+        assert (found.recipe, found.batch, found.epochs) == ("small-data", 2, 26)
+        assert (found.size, found.max_size, found.max_dets) == (320, 533, 190)
+        assert found.anchor_sizes == (8, 16, 32, 64, 128)
 
     @pytest.mark.parametrize(
         ("image_size", "object_size", "size"),
         [
             ((128, 128), 40, 128),  # large objects: not enlarged
-            ((128, 128), 16, 192),  # 24 pixels
+            ((128, 128), 16, 160),  # 20 pixels
             ((128, 128), 3, 256),  # at most twice
-            ((399, 640), 50, 416),
+            ((399, 640), 50, 384),
             ((400, 640), 50, 800),
             ((4000, 3000), 300, 800),
             ((4000, 3000), 45, 1088),  # 12 pixels at 800; 16 at 1067
@@ -200,7 +200,7 @@ class TestSuggest:
         assert suggest(statistics(), statistics(most=most)).max_dets == max_dets
 
     @pytest.mark.parametrize(
-        ("num_images", "batch", "epochs"), [(2, 2, 600), (99, 2, 13), (100, 4, 24), (200, 4, 12), (4999, 4, 12)]
+        ("num_images", "batch", "epochs"), [(2, 2, 500), (50, 2, 20), (99, 2, 12), (100, 4, 20), (4999, 4, 12)]
     )
     def test_schedule(self, num_images: int, batch: int, epochs: int) -> None:
         found = suggest(statistics(num_images=num_images))

@@ -92,3 +92,10 @@ def test_bad_limit(max_dets: Any) -> None:
         with pytest.raises(TwinsError, match=rf"max_dets={max_dets!r}") as caught:
             evaluate()
         assert "\n" not in str(caught.value)
+
+
+def test_class_names_are_not_formats() -> None:
+    """A name with braces is only a name."""
+    truth, detections = many_objects()
+    truth["categories"][0]["name"] = "{cell} {}"
+    assert evaluate_coco(truth, detections, iou_types=("bbox",), max_dets=200)["bbox_AP-{cell} {}"] >= 0

@@ -13,7 +13,6 @@ from pycocotools import mask as mask_api
 from ..errors import TwinsError
 
 Backend = Literal["faster-coco-eval", "pycocotools"]
-_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR{}", "ARs", "ARm", "ARl")
 
 
 def evaluate_coco(
@@ -66,18 +65,18 @@ def evaluate_coco(
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
-            values = dict(zip(_NAMES, map(float, evaluation.stats[:12]), strict=True))
+            values = dict(zip(_names(max_dets), map(float, evaluation.stats[:12]), strict=True))
             precisions = evaluation.eval["precision"][..., 0, -1]  # thresholds, recalls, classes; all object sizes
             values["AP"] = _average_precision(precisions)
             for index, category in enumerate(evaluation.params.catIds):
                 values[f"AP-{names[category]}"] = _average_precision(precisions[:, :, index])
-            metrics.update({f"{iou_type}_{name.format(max_dets)}": value for name, value in values.items()})
+            metrics.update({f"{iou_type}_{name}": value for name, value in values.items()})
     return metrics
 
 
 def metric_names(iou_types: Sequence[str], max_dets: int = 100) -> list[str]:
     """Return the names of the metrics of all classes together, in the order of `evaluate_coco`."""
-    return [f"{iou_type}_{name.format(max_dets)}" for iou_type in iou_types for name in _NAMES]
+    return [f"{iou_type}_{name}" for iou_type in iou_types for name in _names(max_dets)]
 
 
 def check_coco_options(iou_types: Sequence[str], backend: str, max_dets: int = 100) -> None:
@@ -156,6 +155,11 @@ def _average_precision(precision: np.ndarray) -> float:
     """
     known = precision[precision > -1]
     return float(known.mean()) if known.size else -1.0
+
+
+def _names(max_dets: int) -> tuple[str, ...]:
+    """Return COCO's names of its twelve metrics, in their order."""
+    return ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", f"AR{max_dets}", "ARs", "ARm", "ARl")
 
 
 def _other_type(iou_type: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ _WINDOW = 20  # iterations over which the loss is averaged
 # MMEngine warns of these in ordinary runs: metrics have no prefix, our loop resumes without reading the data that it
 # says it skips, and a process runs a segmentor after a detector.
 _ORDINARY = ("The prefix is not set in metric class", "Advance dataloader ", "The current default scope ")
+_FROZEN = "is skipped since its requires_grad=False"  # one warning per parameter that the user has frozen
 
 
 class LogFileRunner(Runner):
@@ -36,8 +37,13 @@ def only_warnings_on_console(log: MMLogger) -> None:
     for index, handler in enumerate(log.handlers):
         if type(handler) is logging.StreamHandler:
             forward = ForwardHandler(max(handler.level, logging.WARNING))  # MMEngine's level is higher in other ranks
-            forward.filters = [*handler.filters, lambda record: not str(record.msg).startswith(_ORDINARY)]
+            forward.filters = [*handler.filters, _is_unusual]
             log.handlers[index] = forward
+
+
+def _is_unusual(record: logging.LogRecord) -> bool:
+    message = str(record.msg)
+    return not message.startswith(_ORDINARY) and _FROZEN not in message
 
 
 @HOOKS.register_module()

@@ -108,11 +108,14 @@ def train(
     )
     for dataset in datasets.values():
         _check_categories(dataset, train_set.metainfo, "the training data")
+    report = None
     if config.get("init") and not resume:
         initial, report = read_for_transfer(config, config.init, train_set.metainfo)
-        logger.info(f"start from {report}")
     with building(config):
         runner = _build_runner(config, datasets)
+        if report is not None:
+            for log in (logger, runner.logger):  # the console and the log file
+                log.info(f"start from {report}")
         if initial is not None:
             runner.register_hook(InitialStateHook(initial))
         _rehearse(runner)
