@@ -41,7 +41,7 @@ def test_a_folder_of_objects(toy: Path) -> None:
         "suggested settings",
         "checks",
     ]
-    assert any(line.split()[:2] == ["--epochs", "40"] for line in lines)
+    assert any(line.split()[:2] == ["--epochs", "34"] for line in lines)
     assert lines[-2:] == ["  train: checked 30 images", "  val: checked 3 images"]
 
 
@@ -121,8 +121,8 @@ def test_options_of_configs(toy: Path, arguments: tuple[str, ...], words: str) -
     assert_error(twins("check-data", toy, *arguments), words, "is a folder")
 
 
-def test_strict_needs_a_folder() -> None:
-    assert_error(twins("check-data", "torchvision/mask_rcnn_svt_small_1x", "--strict"), "strict=True")
+def test_strict_is_about_boxes() -> None:
+    assert_error(twins("check-data", "mmseg/semantic_fpn_svt_small_80k", "--strict"), "--strict", "segmentation")
 
 
 def test_an_unknown_folder(tmp_path: Path) -> None:

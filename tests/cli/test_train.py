@@ -102,7 +102,8 @@ def test_train_on_bad_data(case: Case, name: str) -> None:
 
 def test_strict_data_refuses_boxes_of_no_width(case: Case) -> None:
     change_annotation(bbox=[3, 3, 0, 5])(case)
-    assert_error(case.train("train_dataloader.dataset.strict=True"), "[3, 3, 0, 5]", "no area")
+    for option in ("train_dataloader.dataset.strict=True", "--strict"):
+        assert_error(case.train(option), "[3, 3, 0, 5]", "no area")
     case.assert_nothing_changed()
 
 

@@ -16,7 +16,6 @@ from .options import data_options
 @click.argument("source", metavar="DIR|CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @data_options
-@click.option("--strict", is_flag=True, help="Refuse boxes without area in a folder, instead of leaving them out.")
 def command(source: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
     """Check all images and annotations of a folder or a config, as `train` does before it starts.
 
@@ -61,9 +60,7 @@ def _check_folder(folder: str, skip_bad: bool, strict: bool) -> None:
 def _check_config(config: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
     from ..frameworks import open_config
 
-    if strict:
-        raise TwinsError("--strict is for folders; set `strict=True` in the data sets of a config")
-    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
     for line in engine.check_data(loaded):
         click.echo(line)
 

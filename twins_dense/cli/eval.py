@@ -28,6 +28,7 @@ def command(
     data_dir: str | None,
     data_root: str | None,
     skip_bad: bool,
+    strict: bool,
     **launch: Any,
 ) -> None:
     """Evaluate MODEL on the test data of its config, or on the validation images of a folder with --data.
@@ -60,6 +61,8 @@ def command(
         engine.set_data_root(config, data_root)
     if skip_bad:
         engine.set_skip_bad(config)
+    if strict:
+        engine.set_strict(config)
     if tta:
         engine.set_tta(config)
     if work_dir is None:

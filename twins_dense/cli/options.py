@@ -46,6 +46,7 @@ own_data_option = click.option(
 data_options = _together(
     click.option("--data-root", help="Folder of the data set; relative paths in the config start here."),
     click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them."),
+    click.option("--strict", is_flag=True, help="Refuse boxes without area instead of leaving them out with a note."),
 )
 
 

@@ -40,6 +40,7 @@ def command(
     data_dir: str | None,
     data_root: str | None,
     skip_bad: bool,
+    strict: bool,
     **options: Any,
 ) -> None:
     """Train the model of CONFIG; KEY=VALUE arguments override settings of the config.
@@ -72,7 +73,7 @@ def command(
     monitoring = MonitoringOptions(**take_options(MonitoringOptions, options))
     if data_dir is not None and data_root is not None:
         raise click.UsageError("--data and --data-root exclude each other: --data finds all files of your data itself.")
-    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad)
+    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     if data_dir is not None:
         for_training(work_dir, resume)  # before annotations of an earlier run could be replaced

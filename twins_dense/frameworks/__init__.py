@@ -47,6 +47,9 @@ class Engine(Protocol):
     def set_skip_bad(self, config: Any) -> None:
         """Skip unusable images and annotations instead of raising an error."""
 
+    def set_strict(self, config: Any) -> None:
+        """Refuse boxes of no width or height, instead of leaving them out."""
+
     def set_data(self, config: Any, data: DataFolder) -> None:
         """Use the splits of a recognised data folder, and as many classes in the model as it has."""
 
@@ -111,6 +114,7 @@ def open_config(
     *,
     data_root: str | Path | None = None,
     skip_bad: bool = False,
+    strict: bool = False,
 ) -> tuple[Engine, Any]:
     """Find the engine that a config is written for, and load the config with it.
 
@@ -119,6 +123,7 @@ def open_config(
         overrides: Overrides of the form `key=value`.
         data_root: Root folder to use for every data set of the config.
         skip_bad: Whether to skip unusable images and annotations instead of raising an error.
+        strict: Whether to refuse boxes of no width or height instead of leaving them out.
 
     Returns:
         The engine and the loaded config.
@@ -133,6 +138,8 @@ def open_config(
         engine.set_data_root(loaded, data_root)
     if skip_bad:
         engine.set_skip_bad(loaded)
+    if strict:
+        engine.set_strict(loaded)
     return engine, loaded
 
 

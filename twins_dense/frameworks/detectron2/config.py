@@ -132,6 +132,12 @@ def set_skip_bad(config: DictConfig) -> None:
         dataset.skip_bad = True
 
 
+def set_strict(config: DictConfig) -> None:
+    """Make both data sets of a config refuse boxes of no width or height, instead of leaving them out."""
+    for dataset in datasets_of(config, "strict"):
+        dataset.strict = True
+
+
 def set_amp(config: DictConfig) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.train.amp = {"enabled": True, "dtype": "bfloat16"}

@@ -19,6 +19,7 @@ from .config import (
     set_amp,
     set_data_root,
     set_skip_bad,
+    set_strict,
     set_tta,
     write_config,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "set_data_root",
     "set_monitoring",
     "set_skip_bad",
+    "set_strict",
     "set_training",
     "set_tta",
     "to_data",

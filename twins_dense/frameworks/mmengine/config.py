@@ -105,6 +105,18 @@ def set_skip_bad(config: Config) -> None:
         dataset.skip_bad = True
 
 
+def set_strict(config: Config) -> None:
+    """Make every data set of a config refuse boxes of no width or height, instead of leaving them out.
+
+    Raises:
+        TwinsError: if the config is for segmentation.
+    """
+    if is_segmentor(config):
+        raise TwinsError(f"--strict is about boxes, but config {str(config.filename)!r} is for segmentation; omit it")
+    for dataset in datasets_of(config):
+        dataset.strict = True
+
+
 def set_amp(config: Config) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}

@@ -7,6 +7,7 @@ from .config import (
     set_amp,
     set_data_root,
     set_skip_bad,
+    set_strict,
     set_tta,
     write_config,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "set_data_root",
     "set_monitoring",
     "set_skip_bad",
+    "set_strict",
     "set_training",
     "set_tta",
     "to_data",
