@@ -240,7 +240,7 @@ def suggest(train: ObjectStatistics, *others: ObjectStatistics, size: int | None
     The rules, which give the published settings for data like COCO:
 
     * `size`: 800 for images with a short side of 400 pixels or more. Smaller images are enlarged, at most twice, until
-      the median object covers 5 × 5 cells of the finest level (stride 4). If the median object covers less than 4 × 4
+      the median object covers about 5 × 5 cells of the finest level (stride 4). If the median object covers less than 4 × 4
       cells at 800, the size grows up to 1200 or the size of the images.
     * `anchor_sizes`: the published sizes, halved until the smallest anchor is at most 1.5 times the 10th percentile of
       the object sizes, as long as the largest anchor is at least 2/3 of their 95th percentile.
@@ -299,7 +299,7 @@ def _suggest_size(train: ObjectStatistics, reasons: dict[str, str]) -> int:
     images = f"the median image has a short side of {side:.0f} pixels"
     if side < _ORDINARY_SIDE:
         scale = min(max(_SMALL_CELLS * _FINEST_STRIDE / median, 1), 2)
-        size = max(round(side * scale / _SIZE_STEP), 1) * _SIZE_STEP
+        size = max(int(side * scale) // _SIZE_STEP, 1) * _SIZE_STEP
         reasons["size"] = f"The median object measures {median:.0f} pixels, and {images}."
         return size
     at_published = float(np.median(train.object_sizes(PUBLISHED_SIZE, PUBLISHED_MAX_SIZE)))
