@@ -25,8 +25,10 @@ class TestEval:
         found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]
         expected = json.loads((tiny_run.work_dir / "metrics.json").read_text())["metrics"]
         assert found == pytest.approx(expected, abs=1e-6)
-        shown = dict(re.findall(r"^ *(coco/\w+)  (-?\d\.\d{4})$", result.out, re.MULTILINE))
-        assert shown == {name: f"{value:.4f}" for name, value in found.items()}
+        for title, kind in (("box", "bbox"), ("mask", "segm")):
+            (row,) = re.findall(rf"^{title} .*$", result.out, re.MULTILINE)
+            values = [found[f"coco/{kind}_{name}"] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")]
+            assert row.split()[1:] == [f"{value:.3f}" if value >= 0 else "–" for value in values]
         assert result.out.splitlines()[-1].startswith(str(tmp_path / "out" / "metrics.json"))
 
     def test_default_folder_and_pycocotools(
@@ -35,9 +37,11 @@ class TestEval:
         monkeypatch.chdir(tmp_path)
         config = named(tiny_run, "eval_default", tmp_path)
         config.write_text(config.read_text() + "\ntest_evaluator.update(backend='faster-coco-eval')\n")
-        result = twins("eval", config, tiny_run.checkpoint, "test_evaluator.backend=pycocotools")
+        (tmp_path / "run").mkdir()
+        checkpoint = shutil.copy(tiny_run.checkpoint, tmp_path / "run")
+        result = twins("eval", config, checkpoint, "test_evaluator.backend=pycocotools")
         assert result.code == 0, result.err
-        (path,) = tmp_path.glob("work_dirs/eval_default_eval/*/metrics.json")
+        (path,) = tmp_path.glob("run_eval/*/metrics.json")  # beside the run
         expected = json.loads((tiny_run.work_dir / "metrics.json").read_text())["metrics"]
         assert json.loads(path.read_text())["metrics"] == pytest.approx(expected, abs=1e-6)
 

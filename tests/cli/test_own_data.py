@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from cli_fixtures import assert_error, snapshot, twins
 from detection_fixtures import TINY_SVT, write_config
 from mmengine.config import Config
+
+from twins_dense.cli.options import RECIPES
+from twins_dense.frameworks.options import Recipe
 
 TINY_BACKBONE = f"model.backbone.variant={TINY_SVT!r}"
 SHIPPED = "torchvision/mask_rcnn_svt_small_1x"
@@ -96,6 +99,9 @@ class TestTrain:
     def test_options_out_of_range(self, options: list[str]) -> None:
         result = twins("train", SHIPPED, *options)
         assert result.code == 2 and options[0] in result.err
+
+    def test_recipes(self) -> None:
+        assert get_args(Recipe) == RECIPES
 
     def test_two_roots(self, own_data: Path) -> None:
         result = twins("train", SHIPPED, "--data", own_data, "--data-root", own_data)

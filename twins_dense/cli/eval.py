@@ -78,7 +78,5 @@ def command(
     metrics = engine.evaluate(config, checkpoint, work_dir, launch={k: v for k, v in launch.items() if v is not None})
     if not is_first_process() or launch["machine_rank"]:
         return
-    for name, value in metrics.items():
-        if not console.is_of_class(name):
-            click.echo(f"{name:>20}  {value:.4f}")
-    click.echo(f"{Path(work_dir) / 'metrics.json'} contains these values")
+    click.echo(console.evaluation_table(metrics))
+    click.echo(f"{Path(work_dir) / 'metrics.json'} contains all scores")

@@ -13,8 +13,9 @@ import click
 
 from ..distributed import is_first_process
 from ..errors import TwinsError, did_you_mean
-from ..frameworks.options import Recipe
 from ..models.spec import get_spec
+
+RECIPES = ("published", "small-data")  # those of `frameworks.options.Recipe`, whose package would make `--help` slow
 
 
 def _together(*options: Callable) -> Callable:
@@ -69,7 +70,7 @@ training_options = _together(
     click.option("--anchor-sizes", callback=_anchor_sizes, help="One per level, in pixels: 8,16,32,64,128."),
     click.option(
         "--recipe",
-        type=click.Choice(get_args(Recipe)),
+        type=click.Choice(RECIPES),
         help="Schedule and settings: as published for COCO or ADE20K, or for small data sets.",
     ),
     click.option("--weights", help="ImageNet weights of the backbone: a file, or a name from `weights list`."),

@@ -240,8 +240,8 @@ def suggest(train: ObjectStatistics, *others: ObjectStatistics, size: int | None
     The rules, which give the published settings for data like COCO:
 
     * `size`: 800 for images with a short side of 400 pixels or more. Smaller images are enlarged, at most twice, until
-      the median object covers about 5 × 5 cells of the finest level (stride 4). If the median object covers less than 4 × 4
-      cells at 800, the size grows up to 1200 or the size of the images.
+      the median object covers about 5 × 5 cells of the finest level (stride 4). If the median object covers less than
+      4 × 4 cells at 800, the size grows up to 1200 or the size of the images.
     * `anchor_sizes`: the published sizes, halved until the smallest anchor is at most 1.5 times the 10th percentile of
       the object sizes, as long as the largest anchor is at least 2/3 of their 95th percentile.
     * `max_dets`: 100 if no image has more objects; otherwise 1.2 times the largest number, rounded up to tens.
