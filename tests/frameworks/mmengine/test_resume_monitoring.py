@@ -19,7 +19,7 @@ from twins_dense.frameworks.mmengine import engine
 from twins_dense.frameworks.options import MonitoringOptions
 
 # Early stopping counts evaluations, but does not stop these runs.
-OPTIONS = MonitoringOptions(ema=True, patience=3, val_loss=True, samples=2)
+OPTIONS = MonitoringOptions(ema=True, patience=3, val_loss=True)
 HALTING = 'custom_imports["imports"].append("halt_hook")\n'
 _TIMES = ("time", "data_time", "eta")
 _OF_THIS_START = ("cfg", "config", "experiment_name", "mmengine_version")
