@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+import yapf  # noqa: F401  (MMEngine's first import of it writes a cache, for which parallel processes would collide)
 from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite(
