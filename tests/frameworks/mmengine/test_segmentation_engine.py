@@ -96,7 +96,9 @@ class TestRun:
         found = json.loads((tmp_path / "out" / "metrics.json").read_text())
         expected = json.loads((segmentation_run.work_dir / "metrics.json").read_text())
         assert found["metrics"] == expected["metrics"] and found["iter"] == 8
-        assert f"mIoU  {expected['metrics']['mIoU']:.4f}" in result.out
+        *_, names, values, _ = result.out.splitlines()
+        assert names.split() == ["mIoU", "mAcc", "aAcc"]
+        assert values.split() == [f"{expected['metrics'][name]:.3f}" for name in names.split()]
 
     def test_validation_settings_serve_for_the_same_test_data(self, segmentation_run: Run) -> None:
         path = segmentation_run.config
