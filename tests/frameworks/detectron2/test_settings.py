@@ -326,7 +326,7 @@ class TestSmallData:
         batch_size = config.dataloader.train.total_batch_size
         assert batch_size == recipes.BATCH_SIZE and config.train.max_iter == 10 * math.ceil(NUM_TRAIN / batch_size)
         assert config.train.clip_norm == recipes.CLIP_NORM and not config.train.auto_scale_lr.enabled
-        assert config.optimizer.lr == {True: 7.1e-5, False: 1.4e-4}[pretrained]
+        assert config.optimizer.lr == {True: 7.1e-5, False: 2.1e-4}[pretrained]
         schedule = instantiate(config.lr_multiplier)
         assert schedule(0.0) == recipes.WARMUP_FACTOR and schedule(0.1) == 1.0
         assert schedule(0.55) == pytest.approx((1 + recipes.FINAL_FACTOR) / 2)  # half of the cosine
@@ -345,7 +345,7 @@ class TestSmallData:
     def test_options_come_first(self, name: str, folder: DataFolder) -> None:
         config = trained(name, folder, recipe="small-data", batch=8, lr=5e-4, epochs=3)
         assert (config.dataloader.train.total_batch_size, config.optimizer.lr, config.train.max_iter) == (8, 5e-4, 3)
-        assert trained(name, folder, recipe="small-data", batch=16).optimizer.lr == 4e-4
+        assert trained(name, folder, recipe="small-data", batch=16).optimizer.lr == 6e-4
         assert trained(name, folder, recipe="small-data", batch=4, init="a.pth").optimizer.lr == 1e-4
 
 
