@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from ..errors import TwinsError
-from .options import data_options
+from .options import data_options, print_sections
 
 
 @click.command("check-data", short_help="Check a folder of data, or the data of a config.")
@@ -50,11 +49,15 @@ def _check_folder(folder: str, skip_bad: bool, strict: bool) -> None:
 
     with tempfile.TemporaryDirectory(prefix="twins_dense-") as out:
         data = recognise(folder, out=out, skip_bad=skip_bad)
-        _print("data", describe_folder(data))
+        print_sections([("data", describe_folder(data))])
         lines, suggestion = describe_contents(data)
-        _print("training images", lines)
-        _print("suggested settings", describe_suggestion(suggestion))
-        _print("checks", check_folder(data, skip_bad=skip_bad, strict=strict))
+        print_sections(
+            [
+                ("training images", lines),
+                ("suggested settings", describe_suggestion(suggestion)),
+                ("checks", check_folder(data, skip_bad=skip_bad, strict=strict)),
+            ]
+        )
 
 
 def _check_config(config: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
@@ -63,9 +66,3 @@ def _check_config(config: str, overrides: tuple[str, ...], data_root: str | None
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
     for line in engine.check_data(loaded):
         click.echo(line)
-
-
-def _print(title: str, lines: Iterable[str]) -> None:
-    click.secho(title, bold=True)
-    for line in lines:
-        click.echo(f"  {line}")

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..distributed import is_first_process
-from .options import data_options, launch_options, own_data_option, parse_source
+from .options import check_data_options, data_options, launch_options, own_data_option, parse_source
 
 
 @click.command("eval", short_help="Evaluate a checkpoint.")
@@ -46,7 +46,7 @@ def command(
       twins-dense eval CONFIG CHECKPOINT val_evaluator.backend=pycocotools
       twins-dense eval detectron2/mask_rcnn_svt_small_1x work_dirs/a/model_final.pth --data-root data/coco
     """
-    from ..frameworks import console
+    from ..frameworks import adapt_data, console
     from ..inference.load import open_source
 
     if is_first_process():
@@ -54,15 +54,9 @@ def command(
     source, rest, overrides = parse_source(arguments)
     if rest:
         raise click.UsageError(f"Got unexpected extra argument ({rest[0]})")
-    if data_dir is not None and data_root is not None:
-        raise click.UsageError("--data and --data-root exclude each other: --data finds all files of your data itself.")
+    check_data_options(data_dir, data_root)
     engine, config, checkpoint = open_source(source, overrides)
-    if data_root is not None:
-        engine.set_data_root(config, data_root)
-    if skip_bad:
-        engine.set_skip_bad(config)
-    if strict:
-        engine.set_strict(config)
+    adapt_data(engine, config, data_root=data_root, skip_bad=skip_bad, strict=strict)
     if tta:
         engine.set_tta(config)
     if work_dir is None:

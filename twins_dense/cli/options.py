@@ -151,6 +151,12 @@ def find_device(name: str | None) -> Any:
     return device
 
 
+def check_data_options(data_dir: str | None, data_root: str | None) -> None:
+    """Raise `UsageError` if both --data and --data-root are given."""
+    if data_dir is not None and data_root is not None:
+        raise click.UsageError("--data and --data-root exclude each other: --data finds all files of your data itself.")
+
+
 def take_options(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     """Remove the options with the names of a dataclass's fields from a dictionary, and return them."""
     return {field.name: options.pop(field.name) for field in dataclasses.fields(kind) if field.name in options}

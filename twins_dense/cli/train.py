@@ -10,6 +10,7 @@ import click
 
 from ..distributed import is_first_process
 from .options import (
+    check_data_options,
     data_options,
     launch_options,
     monitoring_options,
@@ -71,8 +72,7 @@ def command(
         console.show_on(sys.stdout)
     training = TrainingOptions(**take_options(TrainingOptions, options))
     monitoring = MonitoringOptions(**take_options(MonitoringOptions, options))
-    if data_dir is not None and data_root is not None:
-        raise click.UsageError("--data and --data-root exclude each other: --data finds all files of your data itself.")
+    check_data_options(data_dir, data_root)
     engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     if data_dir is not None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
+
+from .coco import is_instance
+from .coco_masks import decode_segmentation
 
 ShowLabels = Literal["auto", "none", "all"]
 
@@ -69,6 +72,33 @@ def draw_instances(
     if scores is not None:
         names = [f"{name} {score:.2f}" for name, score in zip(names, np.asarray(scores).tolist(), strict=True)]
     return _draw_names(picture, boxes, names, order[::-1], everyone=show_labels == "all")
+
+
+def coco_truth(
+    annotations: Iterable[Mapping[str, Any]],
+    category_ids: Sequence[int],
+    height: int,
+    width: int,
+    *,
+    with_masks: bool,
+) -> dict[str, Any]:
+    """Return the instances among COCO annotations of an image, without crowd regions, as `draw_comparison` takes them.
+
+    Args:
+        annotations: Entries of a COCO annotation file.
+        category_ids: Category id of each label.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        with_masks: Whether to decode the masks; they are left out if an instance has none.
+    """
+    instances = [annotation for annotation in annotations if is_instance(annotation)]
+    corners = np.array([annotation["bbox"] for annotation in instances], dtype=np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]  # COCO stores boxes as x, y, width, height
+    label_of = {category: label for label, category in enumerate(category_ids)}
+    truth = {"boxes": corners, "labels": [label_of[annotation["category_id"]] for annotation in instances]}
+    if with_masks and all(annotation.get("segmentation") for annotation in instances):
+        truth["masks"] = [decode_segmentation(annotation["segmentation"], height, width) for annotation in instances]
+    return truth
 
 
 def draw_comparison(

@@ -134,13 +134,20 @@ def open_config(
     path = find_config(config)
     engine = engine_of(path)
     loaded = engine.load_config(path, overrides)
-    if data_root is not None:
-        engine.set_data_root(loaded, data_root)
-    if skip_bad:
-        engine.set_skip_bad(loaded)
-    if strict:
-        engine.set_strict(loaded)
+    adapt_data(engine, loaded, data_root=data_root, skip_bad=skip_bad, strict=strict)
     return engine, loaded
+
+
+def adapt_data(
+    engine: Engine, config: Any, *, data_root: str | Path | None = None, skip_bad: bool = False, strict: bool = False
+) -> None:
+    """Apply options that concern the data sets of a loaded config (see `open_config`)."""
+    if data_root is not None:
+        engine.set_data_root(config, data_root)
+    if skip_bad:
+        engine.set_skip_bad(config)
+    if strict:
+        engine.set_strict(config)
 
 
 def open_checkpoint(

@@ -41,7 +41,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class MonitoringOptions:
-    """What to watch and keep during a run.
+    """Monitoring of a run: the metrics, pictures and checkpoints that it records.
 
     Attributes:
         best: Metric whose best checkpoint is kept, such as `coco/segm_AP` or `mIoU`; `None` chooses mask AP, box AP or

@@ -10,6 +10,9 @@ from ..data.check import describe_contents, describe_folder, describe_suggestion
 from ..data.layouts import DataFolder, recognise
 from .options import TrainingOptions
 
+# Options that the data suggests; `TrainingOptions` and `Suggestion` have these names in common.
+_SUGGESTED = ("recipe", "epochs", "batch", "size", "max_dets", "anchor_sizes")
+
 
 class Section(NamedTuple):
     """Lines for the user, with a title."""
@@ -48,22 +51,10 @@ def plan_run(folder: str | Path, given: TrainingOptions, *, out: str | Path, ski
     contents, suggestion = describe_contents(data, size=given.size)
     if given.recipe == "published":  # its number of epochs and batch size are in the config
         suggestion = dataclasses.replace(suggestion, epochs=None, batch=None)
-    chosen = {
-        name: value
-        for name in ("recipe", "epochs", "batch", "size", "max_dets", "anchor_sizes")
-        if (value := getattr(given, name)) is not None
-    }
+    chosen = {name: value for name in _SUGGESTED if (value := getattr(given, name)) is not None}
     reasons = {**suggestion.reasons, **dict.fromkeys(chosen, "As you chose.")}
     suggestion = dataclasses.replace(suggestion, **chosen, reasons=reasons)
-    options = dataclasses.replace(
-        given,
-        recipe=suggestion.recipe,
-        epochs=suggestion.epochs,
-        batch=suggestion.batch,
-        size=suggestion.size,
-        max_dets=suggestion.max_dets,
-        anchor_sizes=suggestion.anchor_sizes,
-    )
+    options = dataclasses.replace(given, **{name: getattr(suggestion, name) for name in _SUGGESTED})
     sections = (
         Section("data", list(describe_folder(data))),
         Section("training images", contents),

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..data.coco import load_coco
-from ..data.coco_masks import decode_segmentation
-from ..data.drawing import draw_comparison, side_by_side
+from ..data.drawing import coco_truth, draw_comparison, side_by_side
 from ..data.toy import make_toy_coco
 from ..errors import TwinsError
 from ..frameworks import metrics_file, open_config
@@ -180,14 +179,7 @@ def draw_predictions(model: Model, data: Path, path: Path) -> None:
     pictures = []
     found = model.predict([image.path for image in coco.images], score=_MIN_SCORE)
     for image, detections in zip(coco.images, found, strict=True):
-        boxes = np.array([annotation["bbox"] for annotation in image.annotations]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]  # COCO stores boxes as x, y, width, height
-        size = image.height, image.width
-        truth = {
-            "boxes": boxes,
-            "labels": [coco.category_ids.index(annotation["category_id"]) for annotation in image.annotations],
-            "masks": [decode_segmentation(annotation["segmentation"], *size) for annotation in image.annotations],
-        }
+        truth = coco_truth(image.annotations, coco.category_ids, image.height, image.width, with_masks=True)
         pictures.append(draw_comparison(detections.image, truth, vars(detections.instances), model.classes))
     rows = [side_by_side(*pictures[i : i + 2]) for i in range(0, len(pictures), 2)]
     Image.fromarray(np.concatenate(rows)).save(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -184,8 +185,10 @@ class DetectionModel(_TrainedModel):
         if options.tile is None:
             found = detect(arrays)
         else:
-            sizes = {"tile": options.tile, "overlap": options.overlap, "batch_size": options.batch_size}
-            found = [detect_tiles(detect, array, **sizes) for array in arrays]  # type: ignore[arg-type]
+            tiles = functools.partial(
+                detect_tiles, detect, tile=options.tile, overlap=options.overlap, batch_size=options.batch_size
+            )
+            found = list(map(tiles, arrays))
         return [
             Detections(image.array, instances, self.classes, self.category_ids, image.path)
             for image, instances in zip(images, found, strict=True)
@@ -212,8 +215,10 @@ class SegmentationModel(_TrainedModel):
         if options.tile is None:
             bands: Iterable[Iterable[torch.Tensor]] = ([logits] for logits in segment(arrays))
         else:
-            sizes = {"tile": options.tile, "overlap": options.overlap, "batch_size": options.batch_size}
-            bands = (segment_tiles(segment, array, **sizes) for array in arrays)  # type: ignore[arg-type]
+            tiles = functools.partial(
+                segment_tiles, segment, tile=options.tile, overlap=options.overlap, batch_size=options.batch_size
+            )
+            bands = map(tiles, arrays)
         return [self._result(image, parts, options.confidence) for image, parts in zip(images, bands, strict=True)]
 
     def _result(self, image: SourceImage, bands: Iterable[torch.Tensor], confidence: bool) -> Segmentation:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
@@ -15,9 +14,7 @@ from PIL import Image
 from ...data.coco import is_instance
 from ...data.coco_masks import decode_segmentation
 from ...data.drawing import draw_comparison
-from ...seeds import derived_seed
-
-_SCORE = 0.3  # threshold below which detections are not drawn
+from ..samples import MIN_SCORE, choose_samples
 
 
 class SampleDrawer(DatasetEvaluator):
@@ -34,8 +31,7 @@ class SampleDrawer(DatasetEvaluator):
     def __init__(
         self, records: Sequence[Mapping[str, Any]], classes: list[str], folder: Path, count: int, seed: int
     ) -> None:
-        generator = torch.Generator().manual_seed(derived_seed(seed))
-        indices = torch.randperm(len(records), generator=generator)[:count].sort().values.tolist()
+        indices = choose_samples(len(records), count, seed)
         self.records = {records[index]["image_id"]: records[index] for index in indices}
         self.numbers = {image_id: number for number, image_id in enumerate(self.records, 1)}
         self.classes = classes
@@ -48,7 +44,7 @@ class SampleDrawer(DatasetEvaluator):
                 self._draw(self.records[entry["image_id"]], output["instances"].to("cpu"))
 
     def _draw(self, record: Mapping[str, Any], found: Any) -> None:
-        found = found[found.scores >= _SCORE]
+        found = found[found.scores >= MIN_SCORE]
         prediction = {"boxes": found.pred_boxes.tensor, "labels": found.pred_classes, "scores": found.scores}
         if found.has("pred_masks"):
             prediction["masks"] = found.pred_masks

@@ -1,4 +1,4 @@
-"""What a run of MMEngine watches and keeps: best checkpoint, averaged weights, early stopping, TensorBoard, samples."""
+"""Settings for monitoring MMEngine runs: best checkpoint, averaged weights, early stopping, TensorBoard, samples."""
 
 from __future__ import annotations
 

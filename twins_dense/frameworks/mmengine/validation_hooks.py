@@ -17,15 +17,13 @@ from mmengine.structures import BaseDataElement
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data.coco import is_instance
-from ...data.coco_masks import decode_segmentation
-from ...data.drawing import draw_classes, draw_comparison, side_by_side
+from ...data.drawing import coco_truth, draw_classes, draw_comparison, side_by_side
 from ...data.image_files import read_image
 from ...seeds import derived_seed, seeded
+from ..samples import MIN_SCORE, choose_samples
 from .checkpoints import unwrapped
 from .hooks import by_iterations
 
-_SCORE = 0.3  # detections with a lower score are not drawn
 _COUNT = "number of images"
 
 
@@ -46,9 +44,7 @@ class SamplePicturesHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         dataset = runner.val_dataloader.dataset
-        generator = torch.Generator().manual_seed(derived_seed(runner.seed))
-        indices = torch.randperm(len(dataset), generator=generator)[: self.num_images].sort().values.tolist()
-        infos = [dataset.get_data_info(index) for index in indices]
+        infos = [dataset.get_data_info(index) for index in choose_samples(len(dataset), self.num_images, runner.seed)]
         self.chosen = {str(info.get("path", info.get("img_path"))): number for number, info in enumerate(infos, 1)}
 
     def after_val_iter(
@@ -134,14 +130,8 @@ def _draw(sample: Any, image: np.ndarray, metainfo: Mapping[str, Any]) -> np.nda
     if hasattr(sample, "pred_sem_seg"):
         maps = (field.data[0].cpu().numpy() for field in (sample.gt_sem_seg, sample.pred_sem_seg))
         return side_by_side(*(draw_classes(image, classes, metainfo["palette"]) for classes in maps))
-    instances = [annotation for annotation in sample.metainfo["annotations"] if is_instance(annotation)]
-    corners = np.array([annotation["bbox"] for annotation in instances], dtype=np.float64).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    label_of = {category: label for label, category in enumerate(metainfo["category_ids"])}
-    truth = {"boxes": corners, "labels": [label_of[annotation["category_id"]] for annotation in instances]}
-    if "masks" in sample and all(annotation.get("segmentation") for annotation in instances):
-        size = image.shape[:2]
-        truth["masks"] = [decode_segmentation(annotation["segmentation"], *size) for annotation in instances]
-    kept = sample.scores >= _SCORE
+    annotations, size = sample.metainfo["annotations"], image.shape[:2]
+    truth = coco_truth(annotations, metainfo["category_ids"], *size, with_masks="masks" in sample)
+    kept = sample.scores >= MIN_SCORE
     prediction = {name: value[kept].cpu().numpy() for name, value in sample.items()}
     return draw_comparison(image, truth, prediction, metainfo["classes"])
