@@ -17,14 +17,13 @@ CORE = [
     "tqdm>=4.66",
     "filelock>=3.13",
 ]
+REPORT = ["hotcoco>=1.3", "jinja2>=3.1", "matplotlib>=3.8", "opencv-python>=4.9", "pycocotools>=2.0.8"]
 IMAGENET = ["torchvision>=0.23"]
 DETECTION = [
     *IMAGENET,
+    *REPORT,
     "mmengine>=0.10.7,<0.11",
-    "pycocotools>=2.0.8",
     "faster-coco-eval>=1.6.5",
-    "opencv-python>=4.9",
-    "matplotlib>=3.8",
 ]
 SEGMENTATION = [
     *DETECTION,
@@ -38,7 +37,7 @@ FEATURES = ["zarr>=3.1.3; python_version >= '3.11'", "pyarrow>=17"]  # zarr 3 ne
 EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
 HUB = ["huggingface-hub>=0.23"]
 ALL = [*SEGMENTATION, *FEATURES, *EXPORT, *HUB]
-TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", *ALL]
+TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", "selenium>=4.30", *ALL]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
 
 # The configs are at the top of the repository, but are installed inside the package.
@@ -59,10 +58,15 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["twins_dense", "twins_dense.*"]), *CONFIG_PACKAGES],
     package_dir={"twins_dense.configs": "configs"},
-    package_data={"twins_dense": ["py.typed"], "twins_dense.configs.detectron2": ["*.yaml"]},
+    package_data={
+        "twins_dense": ["py.typed"],
+        "twins_dense.evaluation.report": ["templates/*"],
+        "twins_dense.configs.detectron2": ["*.yaml"],
+    },
     include_package_data=False,
     install_requires=CORE,
     extras_require={
+        "report": REPORT,
         "imagenet": IMAGENET,
         "detection": DETECTION,
         "segmentation": SEGMENTATION,

@@ -26,7 +26,7 @@ from pathlib import Path
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.events import JSONWriter, get_event_storage
 
-from twins_dense.frameworks import metrics_file
+from twins_dense.evaluation import metrics_file
 
 JSONWriter.__init__.__defaults__ = (1,)  # log the value of each iteration to metrics.jsonl, not the median over 20
 log = JSONWriter.write

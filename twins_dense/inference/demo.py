@@ -17,7 +17,8 @@ from ..data.coco import load_coco
 from ..data.drawing import coco_truth, draw_comparison, side_by_side
 from ..data.toy import make_toy_coco
 from ..errors import TwinsError
-from ..frameworks import metrics_file, open_config
+from ..evaluation import metrics_file
+from ..frameworks import open_config
 from .load import load_model
 from .model import Model
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 import twins_dense as td
 from twins_dense.errors import TwinsError
+from twins_dense.evaluation.metrics_file import read_metrics
 from twins_dense.frameworks.detectron2.stored import from_data, to_data
-from twins_dense.frameworks.metrics_file import read_metrics
 from twins_dense.inference import Detections
 from twins_dense.weights.read import read_checkpoint
 

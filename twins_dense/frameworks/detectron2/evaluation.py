@@ -18,7 +18,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
-from .. import checks, metrics_file
+from ...evaluation import metrics_file
+from .. import checks
 from ..console import Progress, duration, logger
 from ..work_dir import for_evaluation
 from .checks import building, categories_of, check_classes, dataset_name_of, read_detector

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ...errors import TwinsError, did_you_mean
-from .. import metrics_file
+from ...evaluation import metrics_file
 from ..console import duration, evaluation_table
 from ..console import logger as console
 from ..options import MonitoringOptions

@@ -13,8 +13,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from ...evaluation import metrics_file
 from ...seeds import derived_seed
-from .. import metrics_file
 from ..divergence import check_finite
 from .checkpoints import unwrapped
 

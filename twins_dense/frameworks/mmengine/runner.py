@@ -22,7 +22,8 @@ from torch import nn
 
 from ...atomic import write_atomically
 from ...errors import TwinsError
-from .. import checks, metrics_file
+from ...evaluation import metrics_file
+from .. import checks
 from ..console import logger
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations

@@ -1,0 +1,177 @@
+"""The record of an evaluation: what a model predicted for each image, beside the ground truth.
+
+An evaluation appends one line per image to the folder `record/`, so that an interrupted evaluation can be resumed, and
+so that a report can be made later without the model.
+
+    record/about.json        `About`
+    record/images-RANK.jsonl one entry per image, written by the process RANK
+    record/maps/             for segmentation, the predicted label maps and confidences as PNG files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from ..atomic import write_atomically
+from ..errors import TwinsError, one_line
+
+NAME = "record"
+
+Task = Literal["detection", "segmentation", "classification"]
+
+
+@dataclass(frozen=True)
+class About:
+    """Description of an evaluation.
+
+    Attributes:
+        task: "detection", "segmentation" or "classification".
+        classes: Names of the classes, in the order of the labels.
+        num_images: Number of images of the whole evaluation.
+        identity: `identity_of` the checkpoint and the config; an evaluation is only resumed with the same one.
+        checkpoint: Path or catalog name of the checkpoint.
+        dataset: Path or name of the data set.
+        settings: Settings of the task. Detection: `category_ids`, `iou_types`, `max_dets`. Segmentation: `palette` (one
+            (R, G, B) in 0..255 per class), `first_value` (value of the first class in the label maps on disk, 0 or 1),
+            `ignore_index`. Classification: `wnids`, `protocol`.
+        config: The resolved config as plain data, if there is one.
+        engine: "mmengine" or "detectron2"; empty for classification.
+        command: The command line.
+        started: Local time at which the evaluation started, as in "2026-03-01 14:05:00".
+        versions: Versions of the packages that matter, by name.
+        device: Name of the CPU or GPU.
+    """
+
+    task: Task
+    classes: Sequence[str]
+    num_images: int
+    identity: str
+    checkpoint: str
+    dataset: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = ""
+    command: str = field(default_factory=lambda: " ".join(sys.argv))
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
+    versions: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that was read from disk.
+
+    Entries have an `index`, the position of the image in the data set, and the `file` of the image (absolute). The
+    others depend on the task:
+
+    * Detection: `image` (`id`, `height`, `width`), `annotations` (the ground truth as in a COCO annotation file) and
+      `detections` (entries of a COCO results file).
+    * Segmentation: `height`, `width`, `labels` (path of the true label map, absolute), `prediction` (path of a PNG
+      with the predicted class indices 0..K-1, relative to the folder) and `confidence` (path of a PNG with the
+      probability of the predicted class in 0..255, at the size of the image or smaller, relative to the folder).
+    * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`.
+
+    Attributes:
+        folder: The folder `record/`.
+        about: Description of the evaluation.
+        entries: One entry per image, in the order of the data set.
+    """
+
+    folder: Path
+    about: About
+    entries: Sequence[Mapping[str, Any]]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every image of the evaluation has an entry."""
+        return len(self.entries) == self.about.num_images
+
+
+class RecordWriter:
+    """Writer of the entries of one process. Use it as a context manager.
+
+    Args:
+        folder: Folder of the evaluation; the record is its subfolder `record/`.
+        about: Description of the evaluation.
+        rank: Number of this process; process 0 writes `about.json`.
+
+    Attributes:
+        finished: The entries of an interrupted evaluation that is resumed, of all processes; empty at a fresh start.
+
+    Raises:
+        TwinsError: If the folder has a record of another model, config or data set.
+    """
+
+    def __init__(self, folder: Path, about: About, *, rank: int = 0) -> None:
+        self.folder = folder / NAME
+        self.finished: Sequence[Mapping[str, Any]] = ()
+        if (self.folder / "about.json").is_file():
+            found = read_record(folder)
+            if (found.about.identity, found.about.num_images) != (about.identity, about.num_images):
+                raise TwinsError(
+                    f"{str(folder)!r} contains an evaluation of another checkpoint, config or data set "
+                    f"({found.about.checkpoint} on {found.about.dataset}): choose another --work-dir"
+                )
+            self.finished = found.entries
+        elif rank == 0:
+            write_atomically(self.folder / "about.json", json.dumps(asdict(about), indent=1).encode() + b"\n")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"images-{rank}.jsonl"
+        if path.is_file():  # drop a last line that a kill has cut
+            write_atomically(path, b"".join(line for line in path.read_bytes().splitlines(True) if line[-1:] == b"\n"))
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Append the entry of an image, which is complete on disk afterwards."""
+        self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> RecordWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read the record of an evaluation.
+
+    Args:
+        folder: Folder of the evaluation, which contains `record/`.
+
+    Raises:
+        TwinsError: If there is no record or it is broken.
+    """
+    path = Path(folder) / NAME
+    try:
+        content = json.loads((path / "about.json").read_bytes())
+        about = About(**{item.name: content[item.name] for item in fields(About)})
+        entries = {entry["index"]: entry for entry in _entries(path)}
+    except FileNotFoundError:
+        raise TwinsError(f"{str(folder)!r} contains no evaluation: run `twins-dense eval` first") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise TwinsError(f"{str(path)!r}: the record of the evaluation is broken ({one_line(error)})") from None
+    return Record(path, about, [entries[index] for index in sorted(entries)])
+
+
+def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
+    """Return a hash of the bytes of a checkpoint and of a config that consists of plain data."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    with Path(checkpoint).open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
+    for file in sorted(path.glob("images-*.jsonl")):
+        with file.open(encoding="utf-8") as lines:
+            # A kill can cut the last line.
+            yield from (json.loads(line) for line in lines if line.endswith("\n"))
