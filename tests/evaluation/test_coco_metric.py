@@ -163,9 +163,7 @@ class TestByHand:
 
     def test_no_detections(self, backend: Any) -> None:
         found = evaluate_coco(truth({"bbox": [10, 20, 50, 40]}), [], backend=backend)
-        assert set(found) == {
-            f"{kind}_{name}" for kind in ("bbox", "segm") for name in [*NAMES, *OF_CLASSES]
-        }
+        assert set(found) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in [*NAMES, *OF_CLASSES]}
         assert found["bbox_AP"] == found["segm_AP"] == found["bbox_AR100"] == found["bbox_APm"] == 0
 
     def test_no_ground_truth(self, backend: Any) -> None:
