@@ -24,7 +24,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "wrong_class": ("prediction", "wrong class"),
     "shifted": ("prediction", "wrong position"),
     "duplicate": ("prediction", "duplicate"),
-    "background": ("prediction", "nothing there"),
+    "background": ("prediction", "no object there"),
     "annotation": ("annotations", "annotation"),
 }
 _PLAIN = ("truth", "correct", "annotation")  # kinds that are drawn below the others, which are errors

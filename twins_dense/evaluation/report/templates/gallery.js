@@ -1,6 +1,4 @@
 // Galleries: switches, filters, labels, and a viewer that fills the window.
-"use strict";
-
 document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".gallery").forEach((root) => new Gallery(root));
 });
@@ -110,6 +108,9 @@ class Viewer {
     this.count.setAttribute("role", "status");
     this.controls = make("div", "viewer-controls");
     this.panes = make("div", "panes");
+    this.panes.tabIndex = 0;
+    this.panes.setAttribute("role", "group");
+    this.panes.setAttribute("aria-label", "Picture. Arrow keys show the next image, or move an enlarged picture; plus and minus zoom.");
     this.text = make("p", "viewer-text");
     const head = make("div", "viewer-head");
     const button = (text, label, action) => {
@@ -281,6 +282,8 @@ function labelWhenSized(picture) {
   resized.observe(picture);
 }
 
+const LABELLED = 0.15; // share of a picture that labels may cover, so that small pictures have few labels
+
 // Write labels beside the shapes that are shown, errors and large objects first, where they cover no other label.
 function placeLabels(picture) {
   picture.querySelectorAll(".label").forEach((label) => label.remove());
@@ -297,14 +300,16 @@ function placeLabels(picture) {
   picture.append(...labels.map(({ element }) => element));
   for (const label of labels) [label.width, label.height] = [label.element.offsetWidth, label.element.offsetHeight];
   const taken = [];
+  let unlabelled = LABELLED * width * height;
   for (const label of labels) {
     const [x1, y1, , y2] = label.box;
     const left = Math.max(0, Math.min(x1, width - label.width));
     const free = [y1 - label.height, y1, y2].find((top) => top >= 0 && top + label.height <= height && taken.every((other) => (
       left + label.width <= other.left || other.left + other.width <= left || top + label.height <= other.top || other.top + other.height <= top
     )));
-    if (free === undefined) label.element.remove();
+    if (free === undefined || label.width * label.height > unlabelled) label.element.remove();
     else {
+      unlabelled -= label.width * label.height;
       taken.push({ left, top: free, width: label.width, height: label.height });
       label.element.style.transform = `translate(${left}px, ${free}px)`;
     }
