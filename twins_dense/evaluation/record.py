@@ -162,7 +162,7 @@ def read_record(folder: str | Path) -> Record:
 
 
 def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
-    """Return the hash of a checkpoint (`checkpoint_hash`), "-", and the hash of a config that consists of plain data."""
+    """Return the `checkpoint_hash` of a checkpoint, "-", and the hash of a config that consists of plain data."""
     content = json.dumps(config, sort_keys=True, default=str).encode()
     return f"{checkpoint_hash(checkpoint)}-{hashlib.sha256(content).hexdigest()}"
 
