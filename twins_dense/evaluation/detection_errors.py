@@ -113,11 +113,8 @@ def error_costs(matches: Matches, kept: np.ndarray) -> list[ErrorCost]:
     result = []
     for name, kind in ERRORS.items():
         fixed = (kinds == kind) & corrected
-        label = (
-            np.where(fixed & (kind == WRONG_CLASS), matches.object_label[targets], matches.label)
-            if len(found)
-            else matches.label
-        )
+        label = matches.label.copy()
+        label[fixed] = matches.object_label[targets[fixed]]
         remaining = (kinds != IGNORED) & ((kinds != kind) | fixed)
         ap = _mean_ap(matches, (kinds == CORRECT) | fixed, remaining, label, matches.num_objects)
         result.append(ErrorCost(name, max(0.0, ap - base), int(((kinds == kind) & kept).sum())))
