@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .spec import StageSpec
 from .windows import merge_windows, partition_windows, window_key_mask
 
@@ -38,12 +39,13 @@ class Linear(nn.Linear):
     """An `nn.Linear` that adds its bias in place when it runs on a CPU.
 
     torch first copies the bias to every row of the output, and then adds the product to it. For the large maps and few
-    channels of the early stages, that copy takes up to half as long as the product.
+    channels of the early stages, that copy takes up to half as long as the product. Under autocast, the bias has
+    another type than the product, which makes the addition slower than the copy.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (…, C_in) to (…, C_out)."""
-        if input.device.type != "cpu" or torch.compiler.is_compiling():
+        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(input)
         return F.linear(input, self.weight).add_(self.bias)
 
@@ -118,7 +120,7 @@ class LocalAttention(nn.Module):
         mask = self._key_mask(height, width, x.device)
         if mask is not None:
             mask = mask.repeat(batch, 1, 1, 1)  # (B*N, 1, 1, S*S)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = attend(query, key, value, mask)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B*N, S*S, C)
         return merge_windows(out, self.window_size, (height, width))
 
@@ -158,7 +160,7 @@ class GlobalAttention(nn.Module):
         query = self.q(x).view(batch, -1, self.num_heads, head_dim).transpose(1, 2)  # (B, h, T, d)
         kv = self.kv(reduced).view(batch, -1, 2, self.num_heads, head_dim)  # (B, R, 2, h, d)
         key, value = kv.permute(2, 0, 3, 1, 4)  # each (B, h, R, d)
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = attend(query, key, value)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
 
