@@ -124,7 +124,7 @@ def test_planted_errors_are_counted_by_kind() -> None:
     assert np.bincount(analysis.fates).tolist() == [66, 0, 3, 4, 7]
     assert len(analysis.never_found) == 7
     # Of 40 cats, two are taken for dogs, two are found too far to the right, and four are missed. Twelve detections of
-    # cats have no object of their own: two are shifted, one is a cat beside a dog, three are duplicates, six are nothing.
+    # cats have no object of their own: two are shifted, one is beside a dog, three are duplicates, and six are nothing.
     assert analysis.confusion.tolist() == [[32, 2, 0, 6], [1, 34, 0, 5], [0, 0, 0, 0], [12, 5, 0, 0]]
 
 
