@@ -81,7 +81,7 @@ class Record:
       `detections` (entries of a COCO results file).
     * Segmentation: `height`, `width`, `labels` (path of the true label map, absolute), `prediction` (path of a PNG
       with the predicted class indices 0..K-1, relative to the folder) and `confidence` (path of a PNG with the
-      probability of the predicted class in 0..255, at the size of the image or smaller, relative to the folder).
+      probability of the predicted class in 0..255 of every nth row and column from the first, relative to the folder).
     * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`;
       for an image that cannot be read `label` and `error` (one line).
 
