@@ -55,12 +55,11 @@ def fill(contours: list[np.ndarray], height: int, width: int) -> np.ndarray:
     return inside
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "expected"), [(31, 47, (47, 31)), (600, 1100, (512, 279)), (1024, 5, (2, 512))]
-)
-def test_thumbnails_are_at_most_512_pixels_and_never_enlarged(
-    height: int, width: int, expected: tuple[int, int]
+@pytest.mark.parametrize(("size", "expected"), [((47, 31), (47, 31)), ((1100, 600), (512, 279)), ((5, 1024), (2, 512))])
+def test_thumbnails_have_at_most_512_pixels_and_are_never_enlarged(
+    size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
+    width, height = size
     picture = open_uri(thumbnail(np.full((height, width, 3), (200, 90, 30), np.uint8)))
     assert (picture.format, picture.size) == ("JPEG", expected)
     assert np.abs(np.asarray(picture).astype(int) - (200, 90, 30)).max() <= 3
@@ -94,9 +93,8 @@ def test_large_maps_are_reduced_without_new_values() -> None:
     indices[:, 768:] = 9
     picture = open_uri(palette_picture(indices, [(index, 0, 0) for index in range(10)]))
     assert picture.size == (512, 233)
-    np.testing.assert_array_equal(
-        np.asarray(picture.convert("RGB"))[..., 0], np.repeat([[0] * 256 + [9] * 256], 233, 0)
-    )
+    red = np.asarray(picture.convert("RGBA"))[..., 0]
+    np.testing.assert_array_equal(red, np.repeat([[0] * 256 + [9] * 256], 233, axis=0))
 
 
 def test_polygons_are_outlines_as_they_are() -> None:
@@ -227,13 +225,11 @@ def test_filters_count_images_and_leave_out_what_no_image_has(tmp_path: Path) ->
 def test_an_image_that_cannot_be_read_has_a_placeholder(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     shapes = [Shape((0, 0, 5, 5), "missed", "cat")]
-    cards = [Card(str(tmp_path / name), name, "2 missed", shapes=shapes) for name in ("broken.jpg", "gone.jpg")]
-    html = unescape(str(gallery("g", cards)))
+    names = ("broken.jpg", "gone.jpg")
+    html = unescape(str(gallery("g", [Card(str(tmp_path / name), name, "2 missed", shapes=shapes) for name in names])))
     placeholders = re.findall(r'<div class="placeholder">([^<]+)</div>', html)
     assert len(placeholders) == 2
-    assert all(
-        f"{name}: cannot be read" in text for name, text in zip(("broken.jpg", "gone.jpg"), placeholders, strict=True)
-    )
+    assert all(f"{name}: cannot be read" in text for name, text in zip(names, placeholders, strict=True))
     assert "2 missed" in html
 
 
@@ -244,30 +240,10 @@ def test_an_empty_gallery_is_a_gallery() -> None:
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_hostile_names_are_text(tmp_path: Path, name: str) -> None:
     path = str(write_image(tmp_path / "a.jpg", 0))
-    indices = np.zeros((2, 2), np.uint8)
-    card = Card(
-        path, name, name, [name], [Shape((0, 0, 9, 9), "missed", name)], [Layer(name, indices, [(1, 2, 3)], [name])]
-    )
+    layers = [Layer(name, np.zeros((2, 2), np.uint8), [(1, 2, 3)], [name])]
+    card = Card(path, name, name, [name], [Shape((0, 0, 9, 9), "missed", name)], layers)
     html = str(gallery("g", [card], filters=[(name, [name])]))
-    assert "<script" not in html
-    assert "<img src=x" not in html
-    assert set(re.findall(r"<(\w+)", html)) <= set(
-        [
-            "div",
-            "button",
-            "label",
-            "input",
-            "select",
-            "option",
-            "span",
-            "ul",
-            "li",
-            "p",
-            "img",
-            "svg",
-            "g",
-            "path",
-            "title",
-        ]
-    )
+    own = "button div g img input label li option p path select span svg title ul"
+    assert set(re.findall(r"<(\w+)", html)) <= set(own.split())
+    assert html.count("<img") == 2
     assert f"<title>{name}</title>" in unescape(html)
