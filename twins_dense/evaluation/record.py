@@ -70,7 +70,7 @@ class About:
     device: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
     """A record that was read from disk.
 

@@ -6,6 +6,7 @@ of any sample of the images follow from them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -137,8 +138,9 @@ class SegmentationScores:
         return [(int(row), int(column), int(wrong[row, column])) for row, column in zip(rows, columns, strict=True)]
 
 
+@functools.lru_cache(maxsize=2)
 def score_segmentation(record: Record, *, boundary_width: float = BOUNDARY_WIDTH) -> SegmentationScores:
-    """Compute the scores of the images of a record.
+    """Compute the scores of the images of a record. The last two results are kept in memory.
 
     Memory grows with the number of images times the number of classes, not with the number of pixels.
 
