@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .windows import is_recording
+
 # Number of scores per head up to which plain products are faster than torch's fused kernel in reduced precision: all
 # windows, and the global attention of the last two stages.
 _MAX_PLAIN_SCORES = 2**18
@@ -36,8 +38,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
 
 def _prefers_plain(query: Tensor, key: Tensor) -> bool:
-    # An export must not depend on sizes, and is for inference.
-    if query.device.type != "cpu" or not query.requires_grad or torch.compiler.is_exporting():
+    # A recording must not depend on sizes, and is for inference.
+    if query.device.type != "cpu" or not query.requires_grad or is_recording():
         return False
     is_reduced = query.dtype in (torch.bfloat16, torch.float16)
     return is_reduced and query.shape[-2] * key.shape[-2] <= _MAX_PLAIN_SCORES

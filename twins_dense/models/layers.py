@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .spec import StageSpec
-from .windows import merge_windows, partition_windows, window_key_mask
+from .windows import is_recording, merge_windows, partition_windows, window_key_mask
 
 WindowPadding = Literal["zeros", "mask", "upstream_mask"]
 PartialPatches = Literal["drop", "pad"]
@@ -71,8 +71,10 @@ class PatchEmbed(nn.Module):
         """Map (B, C_in, H, W) to (B, H / patch_size, W / patch_size, C), rounded down ("drop") or up ("pad")."""
         if self.partial_patches == "pad":
             (rows, columns), (height, width) = self.proj.kernel_size, x.shape[2:]
-            if height % rows or width % columns:
-                x = F.pad(x, (0, -width % columns, 0, -height % rows))
+            # Not -height % rows, whose sign differs in a trace.
+            bottom, right = (rows - height % rows) % rows, (columns - width % columns) % columns
+            if torch.jit.is_tracing() or bottom or right:
+                x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -181,7 +183,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to the same shape."""
-        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling() or is_recording():
             return self.fc2(F.gelu(self.fc1(x)))
         chunks = x.flatten(0, -2).split(max(1, self.CHUNK // self.fc1.out_features))
         return torch.cat([self.fc2(F.gelu(self.fc1(chunk))) for chunk in chunks]).view_as(x)

@@ -28,6 +28,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
     "annotation": ("annotations", "annotation"),
 }
 _PLAIN = ("truth", "correct", "annotation")  # kinds that are drawn below the others, which are errors
+_NUM_TINTS = 7  # colours of annotations in gallery.css, one per label
 _SHOWN = ("truth", "prediction", "annotations")  # switches that are on at first
 
 
@@ -103,11 +104,13 @@ def gallery(id: str, cards: Sequence[Card], *, filters: Sequence[tuple[str, Sequ
     kinds = [(kind, name) for kind, (_, name) in _KINDS.items() if kind in used]
     layers = [layer.name for card in cards for layer in card.layers]
     groups = list(dict.fromkeys([*(_KINDS[kind][0] for kind, _ in kinds), *layers]))
+    annotated = [shape.label for card in cards for shape in card.shapes if shape.kind == "annotation"]
+    tints = {label: index % _NUM_TINTS for index, label in enumerate(dict.fromkeys(annotated))}
     num_tagged = Counter(tag for card in cards for tag in set(card.tags))
     return render(
         "gallery.html.j2",
         id=id,
-        cards=[_card(card, groups) for card in cards],
+        cards=[_card(card, groups, tints) for card in cards],
         groups=[(name, name in _SHOWN or len(groups) == 1) for name in groups],
         kinds=kinds if len(kinds) > 1 else [],
         colors=_colors(cards),
@@ -116,7 +119,7 @@ def gallery(id: str, cards: Sequence[Card], *, filters: Sequence[tuple[str, Sequ
     )
 
 
-def _card(card: Card, groups: Sequence[str]) -> dict[str, Any]:
+def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[str, Any]:
     """Return the values of the template for a card."""
     values = {"title": card.title, "text": card.text, "tags": json.dumps(list(dict.fromkeys(card.tags)))}
     try:
@@ -126,8 +129,15 @@ def _card(card: Card, groups: Sequence[str]) -> dict[str, Any]:
     height, width = image.shape[:2]
     shapes: dict[int, list[dict[str, str]]] = {}
     for shape in _in_drawing_order(card.shapes):
-        shapes.setdefault(groups.index(_KINDS[shape.kind][0]), []).append(_shape(shape))
-    layers = [(groups.index(layer.name), palette_picture(layer.indices, layer.palette)) for layer in card.layers]
+        shapes.setdefault(groups.index(_KINDS[shape.kind][0]), []).append(_shape(shape, tints))
+    layers = [
+        {
+            "group": groups.index(layer.name),
+            "uri": palette_picture(layer.indices, layer.palette),
+            "is_named": bool(layer.names),
+        }
+        for layer in card.layers
+    ]
     picture = {"uri": thumbnail(image), "height": height, "width": width, "layers": layers, "shapes": shapes}
     return {**values, "problem": None, "picture": picture}
 
@@ -142,20 +152,21 @@ def _in_drawing_order(shapes: Iterable[Shape]) -> list[Shape]:
     return sorted((shape for shape in shapes if np.isfinite(shape.box).all()), key=key)
 
 
-def _shape(shape: Shape) -> dict[str, str]:
+def _shape(shape: Shape, tints: Mapping[str, int]) -> dict[str, str]:
     x1, y1, x2, y2 = shape.box
     # Outlines of one or two pixels have no area, and would not be seen.
     outlines = [outline for outline in shape.contours if len(outline) > 2]
     corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     box = " ".join(f"{value:.0f}" for value in shape.box)
-    return {"kind": shape.kind, "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
+    classes = f"kind-{shape.kind}" + (f" tint-{tints[shape.label]}" if shape.kind == "annotation" else "")
+    return {"classes": classes, "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
 
 
-def _colors(cards: Iterable[Card]) -> list[tuple[str, Sequence[int]]]:
-    """Return the name and the colour of each entry of the palettes that is seen, for the legend."""
-    found: dict[str, Sequence[int]] = {}
+def _colors(cards: Iterable[Card]) -> list[tuple[str, str]]:
+    """Return the name and the colour "r,g,b" of each entry of the palettes that is seen, for the legend."""
+    found: dict[str, str] = {}
     for layer in (layer for card in cards for layer in card.layers):
         for index in np.unique(layer.indices).tolist():
             if index < len(layer.names):
-                found[layer.names[index]] = layer.palette[index]
+                found[layer.names[index]] = ",".join(str(int(value)) for value in layer.palette[index])
     return list(found.items())

@@ -129,5 +129,6 @@ _ENVIRONMENT.filters |= {
     "percent": lambda value: f"{100 * value:.1f}",
     "headline_value": formatting.headline_value,
     "comparison": formatting.comparison,
+    "sentence": lambda text: text[:1].upper() + text[1:],
 }
 _ENVIRONMENT.globals["matrix_view"] = formatting.matrix_view

@@ -14,7 +14,6 @@ from ..segmentation import (
     SegmentationScores,
     read_confidence,
     read_maps,
-    sample_at,
     score_segmentation,
 )
 from .calibration import calibration_section
@@ -156,14 +155,13 @@ def _card(record: Record, scores: SegmentationScores, index: int, text: str, aga
         first, second = divmod(int(np.bincount(pairs).argmax()), len(names))
         share = wrong.sum() / known.sum()
         text += f"; {_percent(share)} of the pixels are wrong, most often {names[first]} as {names[second]}"
-    size = _thumbnail_size(*truth.shape)
     palette = record.about.settings["palette"]
     small = {"truth": truth, "prediction": prediction}
     if against is not None:
         small["other"] = read_maps(against, against.entries[index])[1]
-    layers = [Layer(name, sample_at(labels, *size), palette, names) for name, labels in small.items()]
+    layers = [Layer(name, _reduced(labels), palette, names) for name, labels in small.items()]
     errors = np.where(wrong, 0, np.where(known, IGNORED, 1)).astype(np.uint8)
-    layers.append(Layer("errors", sample_at(errors, *size), (_WRONG, _UNKNOWN), ("wrong pixels", "ignored pixels")))
+    layers.append(Layer("errors", _reduced(errors), (_WRONG, _UNKNOWN), ("wrong pixels", "ignored pixels")))
     confidence = read_confidence(record, entry)
     if confidence is not None:
         steps = np.digitize(confidence / 255, _CONFIDENCE_LIMITS).astype(np.uint8)
@@ -179,9 +177,10 @@ def _listed(scores: SegmentationScores) -> list[int]:
     return np.flatnonzero(areas.truth + areas.prediction).tolist()
 
 
-def _thumbnail_size(height: int, width: int) -> tuple[int, int]:
-    ratio = min(1, LONG_SIDE / max(height, width))
-    return max(1, round(height * ratio)), max(1, round(width * ratio))
+def _reduced(array: np.ndarray) -> np.ndarray:
+    """Reduce a map to about the size of a thumbnail, because the maps of many images are in memory at once."""
+    step = max(1, max(array.shape) // LONG_SIDE)
+    return np.ascontiguousarray(array[step // 2 :: step, step // 2 :: step])
 
 
 def _percent(value: float) -> str:

@@ -80,7 +80,7 @@ class Gallery {
 
   // Give the picture as many panes as there are views of it, and show in each what belongs to the view.
   arrange(panes) {
-    const pictures = [...panes.querySelectorAll(".picture")];
+    const pictures = [...panes.querySelectorAll(".picture:not(.blank)")];
     panes.replaceChildren(...this.views.map((buttons, i) => {
       const picture = pictures[i] ?? pictures[0].cloneNode(true);
       const groups = buttons.map((each) => each.dataset.group);
@@ -111,7 +111,10 @@ class Viewer {
     this.panes.tabIndex = 0;
     this.panes.setAttribute("role", "group");
     this.panes.setAttribute("aria-label", "Picture. Arrow keys show the next image, or move an enlarged picture; plus and minus zoom.");
-    this.text = make("p", "viewer-text");
+    this.text = make("p");
+    this.point = make("p", "viewer-point");
+    const foot = make("div", "viewer-foot");
+    foot.append(this.text, this.point);
     const head = make("div", "viewer-head");
     const button = (text, label, action) => {
       const made = make("button", "", text);
@@ -127,7 +130,7 @@ class Viewer {
       button("−", "Zoom out", () => this.zoomBy(1 / 1.5)), button("+", "Zoom in", () => this.zoomBy(1.5)),
       button("✕", "Close", () => this.dialog.close()),
     );
-    this.dialog.append(head, this.controls, this.panes, this.text);
+    this.dialog.append(head, this.controls, this.panes, foot);
     document.body.append(this.dialog);
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.dialog.addEventListener("close", () => {
@@ -139,6 +142,8 @@ class Viewer {
       this.zoomBy(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.002)), event);
     }, { passive: false });
     this.panes.addEventListener("dblclick", (event) => this.zoomBy(this.zoom > 1 ? 1 / this.zoom : 3, event));
+    this.panes.addEventListener("pointermove", (event) => { this.point.textContent = this.namesAt(event); });
+    this.panes.addEventListener("pointerleave", () => { this.point.textContent = ""; });
     this.panes.addEventListener("pointerdown", (event) => this.drag(event));
     this.panes.addEventListener("scroll", (event) => this.follow(event.target), true);
     new ResizeObserver(() => { if (this.dialog.open) this.fit(); }).observe(this.panes);
@@ -147,14 +152,14 @@ class Viewer {
   open(gallery, card) {
     if (this.gallery !== gallery) {
       this.gallery = gallery;
-      const copies = [...gallery.root.querySelectorAll(".gallery-switches, .gallery-legend")].map((each) => each.cloneNode(true));
-      const holder = make("div", "viewer-controls");
-      holder.append(...copies);
-      gallery.listen(holder);
-      this.controls.replaceWith(holder);
-      this.controls = holder;
-      this.dialog.style.setProperty("--opacity", gallery.root.style.getPropertyValue("--opacity") || "");
-      gallery.controls().forEach((each) => each.querySelectorAll("input[type=range]").forEach((input) => { input.value = gallery.root.querySelector("input[type=range]").value; }));
+      const controls = make("div", "viewer-controls");
+      for (const part of gallery.root.querySelectorAll(".gallery-switches, .gallery-legend, .gallery-colors")) controls.append(part.cloneNode(true));
+      gallery.listen(controls);
+      this.controls.replaceWith(controls);
+      this.controls = controls;
+      const opacity = gallery.root.querySelector("input[type=range]");
+      if (opacity) gallery.fade(opacity.value);
+      this.names = new Map([...gallery.root.querySelectorAll(".gallery-colors li")].map((item) => [item.dataset.color, item.textContent]));
     }
     this.dialog.showModal();
     this.load(card);
@@ -168,8 +173,8 @@ class Viewer {
     this.title.textContent = card.querySelector(".card-title").textContent;
     this.text.textContent = card.querySelector(".card-text").textContent;
     this.count.textContent = `${cards.indexOf(card) + 1} of ${cards.length}`;
-    const picture = card.querySelector(".picture").cloneNode(true);
-    this.panes.replaceChildren(picture);
+    this.point.textContent = "";
+    this.panes.replaceChildren(card.querySelector(".picture").cloneNode(true));
     this.show();
   }
 
@@ -201,8 +206,9 @@ class Viewer {
     const { clientWidth: width, clientHeight: height } = this.panes;
     const count = this.scrollers.length;
     const gap = 4 * (count - 1);
-    const inRow = Math.min((width - gap) / count, height * ratio);
-    const inColumn = Math.min(width, (height - gap) / count * ratio);
+    const name = this.panes.querySelector(".pane-name")?.offsetHeight ?? 0;
+    const inRow = Math.min((width - gap) / count, (height - name) * ratio);
+    const inColumn = Math.min(width, ((height - gap) / count - name) * ratio);
     this.panes.classList.toggle("column", inColumn > inRow);
     this.panes.style.setProperty("--width", `${Math.max(inRow, inColumn) * this.zoom}px`);
     for (const scroller of this.scrollers) scroller.classList.toggle("zoomed", this.zoom > 1);
@@ -229,6 +235,19 @@ class Viewer {
     for (const other of this.scrollers) {
       if (other !== scroller) other.scrollTo(scroller.scrollLeft, scroller.scrollTop);
     }
+  }
+
+  // Return what the maps say at the pointer, such as "Truth: road, Prediction: pavement".
+  namesAt(event) {
+    const picture = event.target.closest(".picture");
+    if (!picture) return "";
+    const bounds = picture.getBoundingClientRect();
+    const [x, y] = [(event.clientX - bounds.left) / bounds.width, (event.clientY - bounds.top) / bounds.height];
+    const found = [...picture.querySelectorAll("[data-named]")].map((layer) => {
+      const name = this.names.get(colorAt(layer, x, y)) ?? "unknown";
+      return `${this.controls.querySelector(`[data-group="${layer.dataset.group}"]`).textContent}: ${name}`;
+    });
+    return found.join(", ");
   }
 
   // Fingers scroll by themselves.
@@ -263,6 +282,17 @@ function make(tag, className = "", text = "") {
   return element;
 }
 
+const pixel = make("canvas").getContext("2d", { willReadFrequently: true });
+
+// Return the colour "r,g,b" of a picture at a place in 0..1; transparent black is "".
+function colorAt(image, x, y) {
+  pixel.clearRect(0, 0, 1, 1);
+  pixel.imageSmoothingEnabled = false;
+  pixel.drawImage(image, Math.floor(x * image.naturalWidth), Math.floor(y * image.naturalHeight), 1, 1, 0, 0, 1, 1);
+  const [red, green, blue, alpha] = pixel.getImageData(0, 0, 1, 1).data;
+  return alpha ? `${red},${green},${blue}` : "";
+}
+
 function kindOf(shape) { return [...shape.classList].find((name) => name.startsWith("kind-")).slice("kind-".length); }
 
 // A dark outline around each line, so that it is seen on every photo.
@@ -294,8 +324,8 @@ function placeLabels(picture) {
   const shapes = [...svg.querySelectorAll("g:not([hidden]) > .shape:not([hidden])")];
   const isPlain = (shape) => Number(PLAIN_KINDS.includes(kindOf(shape)));
   const labels = shapes.sort((a, b) => isPlain(a) - isPlain(b)).map((shape) => {
-    const kind = `kind-${kindOf(shape)}`;
-    return { box: shape.dataset.box.split(" ").map((value) => value * scale), element: make("span", `label ${kind}`, shape.querySelector("title").textContent) };
+    const element = make("span", shape.getAttribute("class").replace("shape", "label"), shape.querySelector("title").textContent);
+    return { box: shape.dataset.box.split(" ").map((value) => value * scale), element };
   }).filter(({ element }) => element.textContent);
   picture.append(...labels.map(({ element }) => element));
   for (const label of labels) [label.width, label.height] = [label.element.offsetWidth, label.element.offsetHeight];
