@@ -26,11 +26,8 @@ from .matching import Matches, ground_truth, match_record
 from .record import Record
 from .thresholds import Thresholds, main_iou_type, recommend
 
-SIZES: Mapping[str, str] = {
-    "small": "less than 32² pixels",
-    "medium": "32² to 96² pixels",
-    "large": "more than 96² pixels",
-}
+SIZES: Mapping[str, str] = {"small": "< 32²", "medium": "32² to 96²", "large": "≥ 96²"}
+"""COCO's sizes of objects and their areas in pixels."""
 CALIBRATION_FLOOR = 0.05
 """Detections with lower scores are left out of the calibration: they claim almost nothing, and there are many."""
 

@@ -24,12 +24,12 @@ _EXPLANATIONS: Mapping[str, str] = {
 }
 _RECALL = "Share of the objects that are found at the recommended score thresholds, with an IoU of at least 0.5."
 _ERRORS: Mapping[str, tuple[str, str]] = {
-    "Cls": ("wrong class", "An object is found at the right place, but with the wrong class."),
+    "Cls": ("wrong class", "An object is found at the right place (IoU of 0.5 or more), but with the wrong class."),
     "Loc": ("wrong position", "The class is right, but the overlap with the object is too small (IoU 0.1 to 0.5)."),
-    "Both": ("wrong class and position", "The class is wrong, and the overlap is too small."),
+    "Both": ("wrong in both", "The class is wrong, and the overlap is too small (IoU 0.1 to 0.5)."),
     "Dupe": ("duplicate", "The object was found already by a detection with a higher score."),
     "Bkg": ("no object there", "Something is detected where there is no object (IoU below 0.1)."),
-    "Miss": ("missed object", "The object is not found, and none of the errors above explains it."),
+    "Miss": ("missed object", "The object is not found, not even with a wrong class or a wrong position."),
 }
 _PAIRS = 20  # rows of the table of confused classes
 
@@ -75,9 +75,9 @@ def sections(record: Record, against: Record | None = None, *, num_images: int =
         _objects(analysis),
     ]
     if analysis.calibration is not None:
-        found.append(
-            calibration_section(analysis.calibration, f"detections with a score of {CALIBRATION_FLOOR} or more")
-        )
+        section = calibration_section(analysis.calibration, "detections")
+        note = render("detection_calibration.html.j2", floor=CALIBRATION_FLOOR)
+        found.append(replace(section, html=section.html + note))
     return [*found, suspects_section(analysis), *image_sections(analysis, other, num_images)]
 
 
@@ -119,11 +119,10 @@ def _threshold(analysis: DetectionAnalysis, curves: Sequence[ThresholdCurve]) ->
     position = int(np.searchsorted(GRID, best))
     chart = None
     if np.nanmax(overall.f1, initial=0) > 0:
-        lines = [Line("all", GRID.tolist(), overall.f1.tolist(), strong=True)]
-        listed = _listed(analysis)
+        lines = [Line("all", GRID.tolist(), _until_last_score(overall), strong=True)]
         lines += [
-            Line(analysis.record.about.classes[label], GRID.tolist(), curves[label].f1.tolist(), key=f"class-{label}")
-            for label in listed
+            Line(name, GRID.tolist(), _until_last_score(curves[label]), key=key)
+            for label, (key, name) in zip(_listed(analysis), _keys(analysis), strict=True)
         ]
         chart = line_chart(
             lines,
@@ -151,18 +150,16 @@ def _threshold(analysis: DetectionAnalysis, curves: Sequence[ThresholdCurve]) ->
 
 def _curves(analysis: DetectionAnalysis) -> Section:
     recalls = np.linspace(0, 1, analysis.precision.shape[1]).tolist()
-    listed = _listed(analysis)
     panels: list[tuple[str, Markup]] = []
     for index, iou in ((0, 0.5), (5, 0.75)):
         known = np.flatnonzero(np.isfinite(analysis.precision[index]).all(axis=0))
         if not known.size:
             break
-        # From the last recall that is reached on, COCO's precision is 0.
-        precision = np.where(analysis.precision[index] > 0, analysis.precision[index], np.nan)
-        lines = [Line("mean", recalls, analysis.precision[index][:, known].mean(axis=1).tolist(), strong=True)]
+        precision = analysis.precision[index]
+        lines = [Line("mean", recalls, _until_zero(precision[:, known].mean(axis=1)), strong=True)]
         lines += [
-            Line(analysis.record.about.classes[label], recalls, precision[:, label].tolist(), key=f"class-{label}")
-            for label in listed
+            Line(name, recalls, _until_zero(precision[:, label]), key=key)
+            for label, (key, name) in zip(_listed(analysis), _keys(analysis), strict=True)
         ]
         chart = line_chart(
             lines,
@@ -220,7 +217,12 @@ def _objects(analysis: DetectionAnalysis) -> Section:
         return [len(known), *np.bincount(known, minlength=NEVER + 1).tolist()]
 
     sizes = [
-        [name, text, analysis.ap_by_size[index], analysis.ap50_by_size[index], *fates(analysis.size_groups == index)]
+        [
+            f"{name} ({text})",
+            analysis.ap_by_size[index],
+            analysis.ap50_by_size[index],
+            *fates(analysis.size_groups == index),
+        ]
         for index, (name, text) in enumerate(SIZES.items())
     ]
     labels = _listed(analysis) or [0]
@@ -234,6 +236,16 @@ def _objects(analysis: DetectionAnalysis) -> Section:
         totals=fates(np.ones(len(analysis.fates), dtype=bool)),
     )
     return Section("objects", "What became of the objects", html)
+
+
+def _until_last_score(curve: ThresholdCurve) -> list[float]:
+    """Return F1 without the thresholds that no score reaches."""
+    return np.where(np.isfinite(curve.precision), curve.f1, np.nan).tolist()
+
+
+def _until_zero(precision: np.ndarray) -> list[float]:
+    """Return precision without the recalls that are not reached, for which COCO's precision is 0."""
+    return np.where(precision > 0, precision, np.nan).tolist()
 
 
 def _listed(analysis: DetectionAnalysis) -> list[int]:

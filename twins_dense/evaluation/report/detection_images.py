@@ -21,7 +21,7 @@ _KINDS: Mapping[int, tuple[str, str]] = {
     CORRECT: ("correct", "correct"),
     WRONG_CLASS: ("wrong_class", "wrong class"),
     SHIFTED: ("shifted", "wrong position"),
-    BOTH: ("wrong_class", "wrong class and position"),
+    BOTH: ("wrong_class", "wrong in both"),
     DUPLICATE: ("duplicate", "duplicate"),
     BACKGROUND: ("background", "no object there"),
 }
