@@ -63,8 +63,9 @@ class Browser:
 
     def texts(self, selector: str) -> list[str]:
         """Return the texts of the elements that a CSS selector finds and that are shown."""
-        found = self.driver.find_elements("css selector", selector)
-        return [element.text for element in found if element.is_displayed()]
+        # In one step, because the page may replace elements at any time.
+        found = "[...document.querySelectorAll(arguments[0])].filter((element) => element.checkVisibility())"
+        return self.run(f"return {found}.map((element) => element.innerText.trim())", selector)
 
     def click(self, selector: str) -> None:
         """Scroll to an element and click on its middle with the mouse."""

@@ -164,7 +164,8 @@ def drawn(browser: Browser, card: str = "#objects .card:nth-child(4)") -> list[l
     script = """
         const panes = [...document.querySelectorAll(arguments[0] + " .pane")];
         const isShown = (shape) => shape.getClientRects().length;
-        return panes.map((pane) => [...pane.querySelectorAll(".shape")].filter(isShown).map((each) => each.classList[1]));
+        const shapes = panes.map((pane) => [...pane.querySelectorAll(".shape")].filter(isShown));
+        return shapes.map((found) => found.map((shape) => shape.classList[1]));
     """
     return browser.run(script, card)
 
