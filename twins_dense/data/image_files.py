@@ -92,6 +92,11 @@ def check_proportions(image: Image.Image, short_side: int) -> None:
         )
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path stays in a folder when its `..` are resolved. Symbolic links in it may lead elsewhere."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
 def check_image(path: Path) -> tuple[int, int]:
     """Check that an image file is complete, and return its (width, height) in pixels.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ def _unpack(archive: Path, folder: Path) -> None:
 
 
 def _problem(image: Path, label: Path, allowed: np.ndarray) -> Problem | None:
-    if not label.is_file():
+    if not os.path.isfile(label):
         return Problem("image without its label", str(image), f"no {label}")
     try:
         check_image(image)

@@ -98,7 +98,7 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
         if path is None:
             continue
         files = [ann_dir / f"{name}.xml" for name in dict.fromkeys(read_lines(path))]
-        if not any(file.is_file() for file in files):
+        if not any(map(os.path.isfile, files)):
             notes.append(f"{split} is ignored: no image of {path.name} has an annotation.")
             continue
         pairs[split] = _pairs(files, image_dir)

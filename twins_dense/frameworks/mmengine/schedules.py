@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...data.coco import is_instance
+from ...data.coco import read_instances
 from ...errors import TwinsError, one_line
 from .. import recipes
 
@@ -92,6 +91,8 @@ def num_training_images(config: Config) -> int:
     dataset = config.train_dataloader.dataset
     try:
         count = _num_pairs(dataset) if "data_prefix" in dataset else _num_annotated_images(dataset)
+    except TwinsError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TwinsError(
             f"cannot count the training images, on which the schedule depends: {type(error).__name__}: "
@@ -104,10 +105,8 @@ def num_training_images(config: Config) -> int:
 
 
 def _num_annotated_images(dataset: Any) -> int:
-    content = json.loads((Path(dataset.get("data_root") or "") / dataset.ann_file).read_text(encoding="utf-8"))
-    if not dataset.get("filter_empty", True):
-        return len(content["images"])
-    return len({annotation["image_id"] for annotation in content["annotations"] if is_instance(annotation)})
+    instances = read_instances(Path(dataset.get("data_root") or "") / dataset.ann_file)
+    return sum(map(bool, instances.values())) if dataset.get("filter_empty", True) else len(instances)
 
 
 def _num_pairs(dataset: Any) -> int:
