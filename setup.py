@@ -23,7 +23,6 @@ DETECTION = [
     *IMAGENET,
     *REPORT,
     "mmengine>=0.10.7,<0.11",
-    "faster-coco-eval>=1.6.5",
 ]
 SEGMENTATION = [
     *DETECTION,

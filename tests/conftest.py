@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "feature_fixtures",
     "golden_files",
     "loading_fixtures",
+    "report_fixtures",
     "run_fixtures",
 )
 

@@ -36,7 +36,7 @@ class TestEval:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         config = named(tiny_run, "eval_default", tmp_path)
-        config.write_text(config.read_text() + "\ntest_evaluator.update(backend='faster-coco-eval')\n")
+        config.write_text(config.read_text() + "\ntest_evaluator.update(backend='hotcoco')\n")
         (tmp_path / "run").mkdir()
         checkpoint = shutil.copy(tiny_run.checkpoint, tmp_path / "run")
         result = twins("eval", config, checkpoint, "test_evaluator.backend=pycocotools")

@@ -22,7 +22,7 @@ sys.argv = ["twins-dense", *arguments]
 from twins_dense.cli import main
 main()
 """
-DETECTION = "torchvision mmengine mmcv mmseg pycocotools faster_coco_eval cv2 matplotlib ftfy regex"
+DETECTION = "torchvision mmengine mmcv mmseg pycocotools hotcoco cv2 matplotlib ftfy regex"
 
 
 def test_help_is_light() -> None:

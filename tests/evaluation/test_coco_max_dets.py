@@ -12,7 +12,7 @@ from twins_dense.evaluation.coco import evaluate_coco
 from twins_dense.frameworks.mmengine.coco_metric import CocoMetric
 
 Entry = dict[str, Any]
-BOTH = pytest.mark.parametrize("backend", ["faster-coco-eval", "pycocotools"])
+BOTH = pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 NUM_OBJECTS = 130
 
 

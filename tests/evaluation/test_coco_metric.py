@@ -25,7 +25,8 @@ HEIGHT, WIDTH = 211, 241
 NAMES = [f"AP{kind}" for kind in ("", "50", "75", "s", "m", "l")] + [
     f"AR{kind}" for kind in ("1", "10", "100", "s", "m", "l")
 ]
-BOTH = pytest.mark.parametrize("backend", ["faster-coco-eval", "pycocotools"])
+OF_CLASSES = [f"{metric}-{name}" for metric in ("AP", "AP50") for name in ("three", "eight")]
+BOTH = pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
 
 
 def truth(*annotations: Entry, num_images: int = 1) -> Entry:
@@ -63,7 +64,7 @@ def triangle_code(box: tuple[int, int, int, int]) -> Entry:
 
 def boxes_only(ground_truth: Entry, detections: list[Entry], backend: Any) -> dict[str, float]:
     found = evaluate_coco(ground_truth, detections, iou_types=("bbox",), backend=backend)
-    assert list(found) == [f"bbox_{name}" for name in [*NAMES, "AP-three", "AP-eight"]]
+    assert list(found) == [f"bbox_{name}" for name in [*NAMES, *OF_CLASSES]]
     return {name.removeprefix("bbox_"): value for name, value in found.items()}
 
 
@@ -76,7 +77,7 @@ class TestByHand:
         assert found == pytest.approx(
             {"AP": 1, "AP50": 1, "AP75": 1, "APs": -1, "APm": 1, "APl": -1}
             | {"AR1": 1, "AR10": 1, "AR100": 1, "ARs": -1, "ARm": 1, "ARl": -1}
-            | {"AP-three": 1, "AP-eight": -1}
+            | {"AP-three": 1, "AP-eight": -1, "AP50-three": 1, "AP50-eight": -1}
         )
 
     def test_one_hit_one_miss_one_false(self, backend: Any) -> None:
@@ -162,9 +163,7 @@ class TestByHand:
 
     def test_no_detections(self, backend: Any) -> None:
         found = evaluate_coco(truth({"bbox": [10, 20, 50, 40]}), [], backend=backend)
-        assert set(found) == {
-            f"{kind}_{name}" for kind in ("bbox", "segm") for name in [*NAMES, "AP-three", "AP-eight"]
-        }
+        assert set(found) == {f"{kind}_{name}" for kind in ("bbox", "segm") for name in [*NAMES, *OF_CLASSES]}
         assert found["bbox_AP"] == found["segm_AP"] == found["bbox_AR100"] == found["bbox_APm"] == 0
 
     def test_no_ground_truth(self, backend: Any) -> None:
@@ -225,7 +224,7 @@ def random_data(seed: int) -> tuple[Entry, list[Entry]]:
 def test_backends_agree(seed: int) -> None:
     ground_truth, detections = random_data(seed)
     assert any(annotation["iscrowd"] for annotation in ground_truth["annotations"])
-    fast = evaluate_coco(ground_truth, detections, backend="faster-coco-eval")
+    fast = evaluate_coco(ground_truth, detections, backend="hotcoco")
     slow = evaluate_coco(ground_truth, detections, backend="pycocotools")
     assert fast == pytest.approx(slow, abs=1e-6)
     for name in ("bbox_AP", "bbox_APs", "bbox_APm", "bbox_APl", "segm_AP", "segm_ARl"):
@@ -320,7 +319,7 @@ class TestMetric:
             evaluator.process(list(ELEMENTS))
             results.append(evaluator.evaluate(3))
         assert results[0] == results[1]
-        assert set(results[0]) == {f"coco/bbox_{name}" for name in [*NAMES, "AP-three", "AP-eight"]}
+        assert set(results[0]) == {f"coco/bbox_{name}" for name in [*NAMES, *OF_CLASSES]}
 
     def test_toy_ground_truth_is_perfect(self, toy_data: Path) -> None:
         """The targets of the data set have the labels, corners and masks of the annotations."""

@@ -1,4 +1,4 @@
-"""Compute COCO's average precision with faster-coco-eval or pycocotools."""
+"""Compute COCO's average precision with hotcoco or pycocotools."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pycocotools import mask as mask_api
 
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line
 
-Backend = Literal["faster-coco-eval", "pycocotools"]
+Backend = Literal["hotcoco", "pycocotools"]
 
 
 def evaluate_coco(
@@ -20,7 +20,7 @@ def evaluate_coco(
     detections: Sequence[Mapping[str, Any]],
     *,
     iou_types: Sequence[str] = ("bbox", "segm"),
-    backend: Backend = "faster-coco-eval",
+    backend: Backend = "hotcoco",
     max_dets: int = 100,
 ) -> dict[str, float]:
     """Compute the average precision and recall of detections as COCO defines them.
@@ -35,43 +35,89 @@ def evaluate_coco(
             COCO's own value is 100.
 
     Returns:
-        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1, and the AP of each class as `bbox_AP-NAME`; a metric
-        without ground truth is -1. The recall `bbox_AR100` has `max_dets` in its name.
+        The metrics `bbox_AP`, `bbox_AP50`, …, `segm_ARl` in 0..1, and those of each class as `bbox_AP-NAME` and
+        `bbox_AP50-NAME`; a metric without ground truth is -1. The recall `bbox_AR100` has `max_dets` in its name.
 
     Raises:
-        TwinsError: If an option is unknown, or if "segm" is requested and a detection has no mask.
+        TwinsError: If an option is unknown, if "segm" is requested and a detection has no mask, or if a detection has
+            an unknown image or category, or a score that is not a number.
     """
     check_coco_options(iou_types, backend, max_dets)
-    coco_class, evaluation_class = _backend_classes(backend)
-    metrics: dict[str, float] = {}
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        truth = coco_class()
-        truth.dataset = complete_ground_truth(ground_truth)
-        truth.createIndex()
-        for iou_type in iou_types:
-            if iou_type == "segm" and any("segmentation" not in detection for detection in detections):
-                raise TwinsError("iou_types has 'segm', but the detections have no masks: use iou_types=('bbox',)")
-            if detections:
-                found = truth.loadRes(
-                    [{key: value for key, value in d.items() if key not in _other_type(iou_type)} for d in detections]
-                )
-            else:  # loadRes needs at least one entry
-                found = coco_class()
-                found.dataset = {**truth.dataset, "annotations": []}
-                found.createIndex()
-            evaluation = evaluation_class(truth, found, iou_type)
-            evaluation.params.maxDets = [1, 10, max_dets]
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-            values = dict(zip(_names(max_dets), map(float, evaluation.stats[:12]), strict=True))
-            precisions = evaluation.eval["precision"][..., 0, -1]  # thresholds, recalls, classes; all object sizes
-            values["AP"] = _average_precision(precisions)
-            for index, category in enumerate(evaluation.params.catIds):
-                values[f"AP-{names[category]}"] = _average_precision(precisions[:, :, index])
-            metrics.update({f"{iou_type}_{name}": value for name, value in values.items()})
+    metrics: dict[str, float] = {}
+    for iou_type in iou_types:
+        result = coco_evaluation(ground_truth, detections, iou_type, backend=backend, max_dets=max_dets).eval
+        precision, recall = result["precision"], result["recall"]  # dimensions: see `_summary`
+        values = dict(zip(_names(max_dets), _summary(precision, recall), strict=True))
+        for name, thresholds in (("AP", slice(None)), ("AP50", slice(1))):
+            for index, category in enumerate(sorted(names)):
+                values[f"{name}-{names[category]}"] = _mean(precision[thresholds, :, index, 0, -1])
+        metrics.update({f"{iou_type}_{name}": value for name, value in values.items()})
     return metrics
+
+
+def coco_evaluation(
+    ground_truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    iou_type: str,
+    *,
+    backend: Backend = "hotcoco",
+    max_dets: int = 100,
+) -> Any:
+    """Match detections to ground truth with a `COCOeval` of a library, and return it, evaluated and accumulated.
+
+    In it, an image or category has the position of its id among the sorted ids, because hotcoco accepts only ids that
+    are not negative, and an annotation has its position plus 1.
+
+    Args:
+        ground_truth: Content of a COCO annotation file.
+        detections: Entries of a COCO results file (see `evaluate_coco`).
+        iou_type: "bbox" or "segm".
+        backend: Library that computes the metrics.
+        max_dets: Number of detections that count per image and class.
+    """
+    if iou_type == "segm" and any("segmentation" not in detection for detection in detections):
+        raise TwinsError("iou_types has 'segm', but the detections have no masks: use iou_types=('bbox',)")
+    truth_content = complete_ground_truth(ground_truth)
+    images, categories = (_positions(truth_content[key]) for key in ("images", "categories"))
+    # loadRes would take the area of a mask from its box, and the area decides whether an object is small or large.
+    shape = "bbox" if iou_type == "bbox" else "segmentation"
+
+    def numbered(entry: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+        ids = {"image_id": images[entry["image_id"]], "category_id": categories[entry["category_id"]]}
+        return {**ids, **{key: entry[key] for key in keys}}
+
+    truth, found = (_coco_class(backend)() for _ in range(2))
+    try:
+        truth.dataset = {
+            "images": [
+                {"id": images[image["id"]], "height": image["height"], "width": image["width"]}
+                for image in truth_content["images"]
+            ],
+            "annotations": [
+                numbered(annotation, "id", "bbox", "area", "iscrowd", "segmentation")
+                for annotation in truth_content["annotations"]
+            ],
+            "categories": [{"id": position, "name": str(position)} for position in categories.values()],
+        }
+        results = [numbered(detection, "score", shape) for detection in detections]
+    except KeyError as error:
+        raise TwinsError(f"detections or annotations: {error} is missing or unknown; check their ids") from None
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        truth.createIndex()
+        if results:
+            try:
+                found = truth.loadRes(results)
+            except ValueError as error:  # hotcoco refuses scores that are NaN
+                raise TwinsError(f"detections: {one_line(error)}") from None
+        else:  # pycocotools' loadRes needs at least one entry
+            found.dataset = {**truth.dataset, "annotations": []}
+            found.createIndex()
+        evaluation = _evaluation_class(backend)(truth, found, iou_type)
+        evaluation.params.maxDets = [1, 10, max_dets]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
 
 def metric_names(iou_types: Sequence[str], max_dets: int = 100) -> list[str]:
@@ -85,7 +131,7 @@ def check_coco_options(iou_types: Sequence[str], backend: str, max_dets: int = 1
     if unknown:
         raise TwinsError(f"iou_types has {sorted(unknown)}: choose from 'bbox' and 'segm'")
     if backend not in get_args(Backend):
-        raise TwinsError(f"backend={backend!r}: choose 'faster-coco-eval' or 'pycocotools'")
+        raise TwinsError(f"backend={backend!r}: choose 'hotcoco' or 'pycocotools'")
     if type(max_dets) is not int or max_dets <= 10:
         raise TwinsError(f"max_dets={max_dets!r}: choose a whole number above 10")
 
@@ -149,13 +195,33 @@ def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     return {**ground_truth, "annotations": annotations}
 
 
-def _average_precision(precision: np.ndarray) -> float:
-    """Return the mean of a part of the precisions that COCO's evaluation computes; -1 if there is no ground truth.
+def _positions(entries: Sequence[Mapping[str, Any]]) -> dict[Any, int]:
+    """Return the position of each id among the sorted ids."""
+    return {key: position for position, key in enumerate(sorted(entry["id"] for entry in entries))}
 
-    pycocotools' own summary of all of them looks for 100 detections per image, and finds nothing if another number
-    counts.
+
+def _summary(precision: np.ndarray, recall: np.ndarray) -> list[float]:
+    """Return COCO's twelve metrics, in the order of `_names`.
+
+    The libraries' own summaries expect that 100 detections count: pycocotools has no AP otherwise.
+
+    Args:
+        precision: (IoU thresholds, recalls, classes, object sizes, maximum numbers of detections); -1 if there is no
+            ground truth.
+        recall: The same dimensions without the recalls.
     """
-    known = precision[precision > -1]
+    all_sizes, *sizes = range(4)
+    return [
+        *(_mean(precision[thresholds, ..., all_sizes, -1]) for thresholds in (slice(None), slice(1), slice(5, 6))),
+        *(_mean(precision[..., size, -1]) for size in sizes),
+        *(_mean(recall[..., all_sizes, limit]) for limit in range(3)),
+        *(_mean(recall[..., size, -1]) for size in sizes),
+    ]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of precisions or recalls; -1 if there is no ground truth."""
+    known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
@@ -164,17 +230,21 @@ def _names(max_dets: int) -> tuple[str, ...]:
     return ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", f"AR{max_dets}", "ARs", "ARm", "ARl")
 
 
-def _other_type(iou_type: str) -> tuple[str, ...]:
-    # loadRes would take the area of a mask from its box, and the area decides whether an object is small or large.
-    return ("segmentation",) if iou_type == "bbox" else ("bbox",)
+def _coco_class(backend: Backend) -> Any:
+    if backend == "hotcoco":
+        import hotcoco
+
+        return hotcoco.COCO
+    from pycocotools.coco import COCO
+
+    return COCO
 
 
-def _backend_classes(backend: Backend) -> tuple[Any, Any]:
-    """Return the data class and the evaluation class of a backend."""
-    if backend == "faster-coco-eval":
-        import faster_coco_eval
+def _evaluation_class(backend: Backend) -> Any:
+    if backend == "hotcoco":
+        import hotcoco
 
-        return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
-    from pycocotools import coco, cocoeval
+        return hotcoco.COCOeval
+    from pycocotools.cocoeval import COCOeval
 
-    return coco.COCO, cocoeval.COCOeval
+    return COCOeval

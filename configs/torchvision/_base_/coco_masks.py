@@ -36,5 +36,5 @@ val_dataloader = dict(
         indices=None,
     ),
 )
-val_evaluator = dict(type="CocoMetric", iou_types=("bbox", "segm"), backend="faster-coco-eval")
+val_evaluator = dict(type="CocoMetric", iou_types=("bbox", "segm"), backend="hotcoco")
 val_cfg = dict()

@@ -36,11 +36,13 @@ class Layer:
         name: Name of the switch that shows it, such as "prediction".
         indices: uint8 (H, W), indices into `palette`; other values are transparent.
         palette: One (R, G, B) in 0..255 per index.
+        names: Names of the indices for the legend, such as the names of the classes; empty for no legend.
     """
 
     name: str
     indices: np.ndarray
     palette: Sequence[Sequence[int]]
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

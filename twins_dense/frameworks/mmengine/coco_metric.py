@@ -31,7 +31,7 @@ class CocoMetric(BaseMetric):
     def __init__(
         self,
         iou_types: Sequence[str] = ("bbox",),
-        backend: Backend = "faster-coco-eval",
+        backend: Backend = "hotcoco",
         max_dets: int = 100,
     ) -> None:
         # "gpu" gathers results through the process group, even with gloo; "cpu" would use a folder on disk.

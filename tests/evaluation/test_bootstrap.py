@@ -1,0 +1,42 @@
+"""Confidence intervals by the bootstrap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from twins_dense.evaluation.bootstrap import bootstrap_interval, bootstrap_weights, interval_of, paired_interval
+
+VALUES = np.random.default_rng(5).normal(10, 2, 400)
+
+
+def mean(weights: np.ndarray) -> float:
+    return float((VALUES * weights).sum() / weights.sum())
+
+
+def test_weights_are_draws_with_replacement() -> None:
+    weights = np.stack(list(bootstrap_weights(7, samples=500)))
+    assert weights.shape == (500, 7) and (weights.sum(axis=1) == 7).all()
+    assert weights.mean() == 1 and 0.3 < (weights == 0).mean() < 0.37  # (6 / 7) ** 7 = 0.340
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution() -> None:
+    low, high = bootstrap_interval(mean, len(VALUES), samples=2000)
+    error = VALUES.std() / len(VALUES) ** 0.5
+    np.testing.assert_allclose([low, high], [VALUES.mean() - 1.96 * error, VALUES.mean() + 1.96 * error], atol=0.02)
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    assert bootstrap_interval(mean, 400) == bootstrap_interval(mean, 400)
+    assert bootstrap_interval(mean, 400) != bootstrap_interval(mean, 400, seed=1)
+
+
+def test_a_paired_difference_has_no_variance_from_difficult_images() -> None:
+    low, high = paired_interval(lambda weights: mean(weights) + 0.5, mean, 400)
+    assert low == pytest.approx(0.5) and high == pytest.approx(0.5)
+
+
+def test_undefined_samples_are_left_out() -> None:
+    assert bootstrap_interval(mean, 1) is None
+    assert bootstrap_interval(lambda weights: float("nan"), 5) is None
+    assert interval_of([float("nan"), 1.0, 3.0], level=1.0) == (1.0, 3.0)
