@@ -9,6 +9,7 @@ reads VOC in the same way. Boxes from tools that write other coordinates, such a
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...data.coco import read_instances
+from ...data.coco import is_instance, read_annotation_file
 from ...errors import TwinsError, one_line
 from .. import recipes
 
@@ -91,12 +91,11 @@ def num_training_images(config: Config) -> int:
     dataset = config.train_dataloader.dataset
     try:
         count = _num_pairs(dataset) if "data_prefix" in dataset else _num_annotated_images(dataset)
-    except TwinsError:
-        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = one_line(error) if isinstance(error, TwinsError) else f"{type(error).__name__}: {one_line(error)}"
         raise TwinsError(
-            f"cannot count the training images, on which the schedule depends: {type(error).__name__}: "
-            f"{one_line(error)}; check --data, --data-root and train_dataloader.dataset"
+            f"cannot count the training images, on which the schedule depends: {reason}; check --data, "
+            "--data-root and train_dataloader.dataset"
         ) from None
     count = min(count, dataset.get("indices") or count)
     if not count:
@@ -105,8 +104,11 @@ def num_training_images(config: Config) -> int:
 
 
 def _num_annotated_images(dataset: Any) -> int:
-    instances = read_instances(Path(dataset.get("data_root") or "") / dataset.ann_file)
-    return sum(map(bool, instances.values())) if dataset.get("filter_empty", True) else len(instances)
+    path = Path(dataset.get("data_root") or "") / dataset.ann_file
+    content = read_annotation_file(path, ("images", "annotations"))
+    if not dataset.get("filter_empty", True):
+        return len(content["images"])
+    return len({annotation["image_id"] for annotation in filter(is_instance, content["annotations"])})
 
 
 def _num_pairs(dataset: Any) -> int:
