@@ -10,14 +10,20 @@ so that a report can be made later without the model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
+import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from ..atomic import write_atomically
 from ..errors import TwinsError, one_line
@@ -64,7 +70,7 @@ class About:
     device: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
     """A record that was read from disk.
 
@@ -75,8 +81,9 @@ class Record:
       `detections` (entries of a COCO results file).
     * Segmentation: `height`, `width`, `labels` (path of the true label map, absolute), `prediction` (path of a PNG
       with the predicted class indices 0..K-1, relative to the folder) and `confidence` (path of a PNG with the
-      probability of the predicted class in 0..255, at the size of the image or smaller, relative to the folder).
-    * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`.
+      probability of the predicted class in 0..255 of every nth row and column from the first, relative to the folder).
+    * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`;
+      for an image that cannot be read `label` and `error` (one line).
 
     Attributes:
         folder: The folder `record/`.
@@ -162,12 +169,43 @@ def read_record(folder: str | Path) -> Record:
 
 
 def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
-    """Return a hash of the bytes of a checkpoint and of a config that consists of plain data."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    """Return the `checkpoint_hash` of a checkpoint, "-", and the hash of a config that consists of plain data."""
+    content = json.dumps(config, sort_keys=True, default=str).encode()
+    return f"{checkpoint_hash(checkpoint)}-{hashlib.sha256(content).hexdigest()}"
+
+
+def checkpoint_hash(checkpoint: str | Path) -> str:
+    """Return the SHA-256 of the bytes of a checkpoint; the `identity` of its evaluations starts with it."""
+    digest = hashlib.sha256()
     with Path(checkpoint).open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Return the versions of twins-dense, torch and other packages by name, without those that are not installed.
+
+    Args:
+        names: Names of packages on PyPI, such as "mmsegmentation".
+    """
+    found = {}
+    for name in ("twins-dense", "torch", *names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device_name(device: str | torch.device) -> str:
+    """Return the name of the model of a GPU or, for "cpu", of the processor."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):  # this file exists only on Linux, and has a model name only on x86
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _entries(path: Path) -> Iterator[Mapping[str, Any]]:
