@@ -70,22 +70,26 @@ def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:
         yield f"{option:<{width}}  {suggestion.reasons[name]}"
 
 
-def check_folder(data: DataFolder, *, skip_bad: bool = False, strict: bool = False) -> Iterator[str]:
+def check_folder(
+    data: DataFolder, *, skip_bad: bool = False, strict: bool = False, allow_outside: bool = False
+) -> Iterator[str]:
     """Check all images and annotations, and yield one line per split, and one per image or annotation left out.
 
     Raises:
         DataError: For the first split with problems, unless `skip_bad` is true.
     """
     for name, split in data.splits.items():
-        problems = _check_split(data, split, skip_bad, strict)
+        problems = _check_split(data, split, skip_bad, strict, allow_outside)
         left_out = f", left out {len(problems)}:" if problems else ""
         yield f"{name}: checked {split.num_images:,} images{left_out}"
         yield from DataError("", problems).first_problems()
 
 
-def _check_split(data: DataFolder, split: Split, skip_bad: bool, strict: bool) -> tuple[str, ...]:
+def _check_split(data: DataFolder, split: Split, skip_bad: bool, strict: bool, allow_outside: bool) -> tuple[str, ...]:
     if split.ann_file is not None:
-        return load_coco(split.ann_file, split.image_dir, skip_bad=skip_bad, strict=strict).problems
+        return load_coco(
+            split.ann_file, split.image_dir, skip_bad=skip_bad, strict=strict, allow_outside=allow_outside
+        ).problems
     images = [split.image_dir / f"{name}{split.image_suffix}" for name in split.image_names()]
     pairs = [(str(image), str(label)) for image, label in zip(images, split.label_paths(), strict=True)]
     num_values = len(data.classes) + data.reduce_zero_label

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from ..errors import TwinsError
-from .coco import entries_by_id, is_instance, read_annotation_file
-from .coco_masks import are_finite_numbers
+from .coco import is_instance, read_annotation_file
+from .coco_checks import box_problem, entries_by_id, is_flag
 from .layouts import DataFolder
 
 # The published detectors resize the short side to 800 pixels and the long side to at most 1333; segmentors crop.
@@ -103,8 +103,10 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
             known.get(entry[key]) if type(entry.get(key)) is int else None
             for key, known in (("image_id", index_of), ("category_id", label_of))
         )
-        is_box = isinstance(box, list) and len(box) == 4 and are_finite_numbers(box) and min(box[2:]) > 0
-        if index is not None and label is not None and is_box and is_instance(entry):
+        if index is None or label is None or not is_flag(entry.get("iscrowd", 0)):
+            continue
+        image = images[entry["image_id"]]
+        if is_instance(entry) and box_problem(box, image["width"], image["height"]) is None:
             image_indices.append(index)
             labels.append(label)
             boxes.append(box[2:])

@@ -169,8 +169,14 @@ def read_record(folder: str | Path) -> Record:
 
 
 def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
-    """Return a hash of the bytes of a checkpoint and of a config that consists of plain data."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    """Return the `checkpoint_hash` of a checkpoint, "-", and the hash of a config that consists of plain data."""
+    content = json.dumps(config, sort_keys=True, default=str).encode()
+    return f"{checkpoint_hash(checkpoint)}-{hashlib.sha256(content).hexdigest()}"
+
+
+def checkpoint_hash(checkpoint: str | Path) -> str:
+    """Return the SHA-256 of the bytes of a checkpoint; the `identity` of its evaluations starts with it."""
+    digest = hashlib.sha256()
     with Path(checkpoint).open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)

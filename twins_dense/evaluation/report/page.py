@@ -15,6 +15,8 @@ from markupsafe import Markup
 
 from . import formatting
 
+GENERATOR = "twins-dense report"  # by this name, a file is recognised as a report
+
 
 @dataclass(frozen=True)
 class Section:
@@ -97,6 +99,7 @@ def render_page(
         headlines=headlines,
         sections=sections,
         policy=policy,
+        generator=GENERATOR,
         style=Markup(style),
         script=Markup(script),
     )

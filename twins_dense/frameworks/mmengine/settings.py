@@ -112,7 +112,7 @@ def _with_retinanet(config: str) -> str:
 
 
 def _kept(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("pipeline", "skip_bad", "indices", "test_mode")
+    names = ("pipeline", "skip_bad", "allow_outside", "indices", "test_mode")
     return {name: dataset[name] for name in names if name in dataset}
 
 
