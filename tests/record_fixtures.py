@@ -55,7 +55,7 @@ def classification_record(
     *,
     unreadable: Sequence[str] = (),
 ) -> Record:
-    """Write an image of noise and a record of predictions of it, and of images that could not be read; read the record."""
+    """Write an image of noise and a record of its predictions and of images that could not be read; read it."""
     image = folder / "image.png"
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(0).integers(256, size=(23, 31, 3), dtype=np.uint8)).save(image)
