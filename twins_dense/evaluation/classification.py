@@ -80,8 +80,8 @@ class ClassificationScores:
         """Return the 95 % bootstrap intervals of the differences of top-1 and top-5, over the images of both."""
         _, mine, theirs = np.intersect1d(self.indices, against.indices, return_indices=True)
         changes = self.hits[mine].astype(np.float64) - against.hits[theirs]
-        samples = np.array([weights @ changes for weights in bootstrap_weights(len(changes))])
-        return [interval_of(column / len(changes)) for column in samples.T]
+        samples = np.array([weights @ changes for weights in bootstrap_weights(len(changes))]) / len(changes)
+        return [interval_of(samples[:, i], value) for i, value in enumerate(changes.mean(0).tolist())]
 
 
 @functools.lru_cache(maxsize=2)
