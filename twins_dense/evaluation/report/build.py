@@ -31,9 +31,9 @@ def write_report(source: str | Path, out: str | Path | None = None, *, against: 
         TwinsError: If there is no finished evaluation, the two cannot be compared, or `out` is a folder or a file that
             is not a report.
     """
+    record = finished_record(source)
     path = Path(source) / REPORT_NAME if out is None else Path(out)
     check_out(path)
-    record = finished_record(source)
     other = None if against is None else _comparable(record, finished_record(against), str(source), str(against))
     task = _task_module(record)
     run = find_run(record)
