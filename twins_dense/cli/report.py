@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -55,8 +54,7 @@ def _report_data(folder: str, out: Path, skip_bad: bool) -> Path:
 
     with requires_extra("report"):
         from ..evaluation.report.build import check_out, write_page
-
-        data_page = importlib.import_module("twins_dense.evaluation.report.data").data_page
+        from ..evaluation.report.data import data_page
     check_out(out)
     with tempfile.TemporaryDirectory(prefix="twins_dense-") as converted:
         write_page(out, data_page(recognise(folder, out=converted, skip_bad=skip_bad)))

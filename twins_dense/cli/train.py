@@ -46,6 +46,7 @@ def command(
     data_root: str | None,
     skip_bad: bool,
     strict: bool,
+    allow_outside: bool,
     **options: Any,
 ) -> None:
     """Train the model of CONFIG; KEY=VALUE arguments override settings of the config.
@@ -78,7 +79,9 @@ def command(
     training = TrainingOptions(**take_options(TrainingOptions, options))
     monitoring = MonitoringOptions(**take_options(MonitoringOptions, options))
     check_data_options(data_dir, data_root)
-    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
+    engine, loaded = open_config(
+        config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict, allow_outside=allow_outside
+    )
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     if data_dir is not None:
         for_training(work_dir, resume)  # before annotations of an earlier run could be replaced

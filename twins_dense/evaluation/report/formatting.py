@@ -64,7 +64,7 @@ def comparison(headline: Headline) -> str:
     assert headline.other is not None
     if not (is_known(headline.value) and is_known(headline.other)):
         return "No comparison: one of the two values is unknown."
-    unit = " points" if headline.percent else ""
+    unit, sign = (" points", "\u00a0%") if headline.percent else ("", "")
 
     def signed(value: float) -> str:
         text = headline_value(abs(value), headline.percent)
@@ -72,7 +72,7 @@ def comparison(headline: Headline) -> str:
 
     text = (
         f"{signed(headline.value - headline.other)}{unit} compared with "
-        f"{headline_value(headline.other, headline.percent)}{'\u00a0%' if headline.percent else ''}"
+        f"{headline_value(headline.other, headline.percent)}{sign}"
     )
     if headline.difference is None:
         return f"{text}."
