@@ -22,6 +22,7 @@ from ..stored_config import KEY, StoredConfigError, check_plain, make_record
 from .backbone import D2Twins, build_net, logger, optimizer_params
 from .cfg_node import build_yaml_mapper, build_yaml_model
 from .data import build_train_loader, coco_dataset
+from .detection_evaluator import DetectionEvaluator
 from .solver import multi_step_lr
 
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -47,6 +48,7 @@ _CLASS_MODULES = (
 # Other classes and functions that may be called.
 _CALLABLES = (
     D2Twins,
+    DetectionEvaluator,
     build_detection_test_loader,
     build_detection_train_loader,
     build_net,
