@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class DetectionEvaluator(DatasetEvaluator):
             self.max_dets = _MAX_DETS
         check_coco_options((), backend, self.max_dets)
         self.backend: Backend = backend
+        self.dataset_name = dataset_name
         self.meta = dataset_meta_of(dataset_name)
         self.truth = _ground_truth(dataset_name)
         self.indices = {image_id: index for index, image_id in enumerate(self.truth)}
@@ -69,6 +70,11 @@ class DetectionEvaluator(DatasetEvaluator):
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping[str, Any]]) -> None:
         for entry, output in zip(inputs, outputs, strict=True):
+            if entry["image_id"] not in self.truth:
+                raise TwinsError(
+                    f"image {entry['image_id']!r} is not in data set {self.dataset_name!r}, which dataloader.evaluator "
+                    "names: name the data set of dataloader.test"
+                )
             found = output["instances"].to("cpu")
             sample = {
                 "image_id": entry["image_id"],
@@ -90,12 +96,11 @@ class DetectionEvaluator(DatasetEvaluator):
         entries = [entry for part in parts for entry in part]
         if self.writer is not None:
             entries += self.writer.finished
-        with_masks = self.with_masks or any("segmentation" in found for one in entries for found in one["detections"])
         return coco_results(
             entries,
             self.meta["classes"],
             self.meta["category_ids"],
-            iou_types=("bbox", "segm") if with_masks else ("bbox",),
+            with_masks=self.with_masks,
             max_dets=self.max_dets,
             backend=self.backend,
         )
@@ -107,11 +112,11 @@ class DetectionEvaluator(DatasetEvaluator):
 
 
 def coco_results(
-    entries: Iterable[Mapping[str, Any]],
+    entries: Sequence[Mapping[str, Any]],
     classes: Sequence[str],
     category_ids: Sequence[int],
     *,
-    iou_types: Sequence[str],
+    with_masks: bool,
     max_dets: int,
     backend: Backend = "hotcoco",
 ) -> dict[str, dict[str, float]]:
@@ -121,17 +126,19 @@ def coco_results(
         entries: Entries of `DetectionEvaluator` or of a record.
         classes: Names of the classes, in the order of the labels.
         category_ids: Category id of each label.
-        iou_types: "bbox", "segm" or both.
+        with_masks: Whether masks are evaluated even if no detection has one.
         max_dets: Number of detections per image and class that count.
         backend: Library that computes the metrics (see `evaluate_coco`).
     """
-    entries = list(entries)
     ground_truth = {
         "images": [entry["image"] for entry in entries],
         "annotations": [annotation for entry in entries for annotation in entry["annotations"]],
         "categories": [{"id": category, "name": name} for category, name in zip(category_ids, classes, strict=True)],
     }
     detections = [detection for entry in entries for detection in entry["detections"]]
+    iou_types = ["bbox"]
+    if with_masks or any("segmentation" in detection for detection in detections):
+        iou_types.append("segm")
     metrics = evaluate_coco(ground_truth, detections, iou_types=iou_types, backend=backend, max_dets=max_dets)
     names = [*METRICS, *(f"AP-{name}" for name in classes if len(classes) > 1)]
     results = {}

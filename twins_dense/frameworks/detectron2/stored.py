@@ -67,12 +67,16 @@ def to_data(config: DictConfig) -> dict[str, Any]:
     Raises:
         StoredConfigError: if the config holds anything that `from_data` would refuse, such as functions of your own.
     """
-    parts = OmegaConf.masked_copy(config, list(_PARTS))
-    content = OmegaConf.to_container(parts, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
-    data = _plain(content)
+    data = plain_data(config)
     check_plain(data)
     from_data(data)
     return data
+
+
+def plain_data(config: DictConfig) -> dict[str, Any]:
+    """Return a config as data, as `to_data` does, but do not check that all of it is plain."""
+    parts = OmegaConf.masked_copy(config, list(_PARTS))
+    return _plain(OmegaConf.to_container(parts, resolve=True, structured_config_mode=SCMode.INSTANTIATE))
 
 
 def stored_record(config: DictConfig) -> dict[str, Any]:
