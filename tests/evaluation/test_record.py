@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from twins_dense.errors import TwinsError
-from twins_dense.evaluation.record import About, RecordWriter, identity_of, read_record
+from twins_dense.evaluation.record import (
+    About,
+    RecordWriter,
+    device_name,
+    identity_of,
+    package_versions,
+    read_record,
+)
 
 
 def about(**changes: Any) -> About:
@@ -80,3 +88,10 @@ def test_identity_depends_on_the_bytes_and_the_config(tmp_path: Path) -> None:
     found = {identity_of(path, config) for path in (first, second) for config in ({"a": 1}, {"a": 2}, {})}
     assert len(found) == 6
     assert identity_of(first, json.loads('{"b": 1, "a": 2}')) == identity_of(first, {"a": 2, "b": 1})
+
+
+def test_versions_and_device() -> None:
+    found = package_versions("hotcoco", "no-such-package")
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert "hotcoco" in found and "no-such-package" not in found
+    assert device_name("cpu")

@@ -143,6 +143,7 @@ class TestEvaluationTable:
         names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR300", "ARs", "ARm", "ARl")
         metrics = {f"coco/bbox_{name}": number / 100 for number, name in enumerate(names)}
         metrics |= {"coco/segm_AP": 0.5, "coco/segm_APs": -1.0, "coco/segm_AP50": math.nan, "coco/segm_AP-cat": 0.25}
+        metrics |= {"coco/segm_AP50-cat": 0.5}
         assert evaluation_table(metrics).splitlines() == [
             "         AP   AP50   AP75  small  medium  large     AR",
             "box   0.000  0.010  0.020  0.030   0.040  0.050  0.080",

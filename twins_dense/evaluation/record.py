@@ -10,14 +10,20 @@ so that a report can be made later without the model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import json
+import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+import torch
 
 from ..atomic import write_atomically
 from ..errors import TwinsError, one_line
@@ -168,6 +174,31 @@ def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def package_versions(*names: str) -> dict[str, str]:
+    """Return the versions of twins-dense, torch and other packages by name, without those that are not installed.
+
+    Args:
+        names: Names of packages on PyPI, such as "mmsegmentation".
+    """
+    found = {}
+    for name in ("twins-dense", "torch", *names):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def device_name(device: str | torch.device) -> str:
+    """Return the name of the model of a GPU or, for "cpu", of the processor."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):  # this file exists only on Linux, and has a model name only on x86
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _entries(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -186,7 +186,7 @@ def evaluation_table(metrics: Mapping[str, float]) -> str:
     COCO's metrics have one row for boxes and one for masks, and the columns AP, AP50, AP75, the AP of small, medium and
     large objects, and the AR with the largest number of detections. The metrics of segmentation have one row with mIoU,
     mAcc and aAcc. Other metrics are listed below by name, but scores of single classes (`coco/bbox_AP-NAME`,
-    `IoU/NAME`) and parts of the validation loss are left out.
+    `IoU/NAME`, …) and parts of the validation loss are left out.
 
     Args:
         metrics: Metrics with the names and units of `metrics.json`.
@@ -207,7 +207,7 @@ def evaluation_table(metrics: Mapping[str, float]) -> str:
 
 def is_of_class(name: str) -> bool:
     """Return whether a metric is the score of a single class."""
-    return re.match(r"coco/(bbox|segm)_AP-|IoU/|Acc/", name) is not None
+    return re.match(r"coco/(bbox|segm)_AP(50)?-|IoU/|Acc/", name) is not None
 
 
 def _is_part(name: str) -> bool:

@@ -268,8 +268,9 @@ class TestSegmentation:
 
     def test_scores_of_classes(self, segmentor: tuple[Path, Any]) -> None:
         metrics = metrics_of(segmentor[0])
-        scores = [metrics[f"IoU/{name}"] for name in CLASSES]
-        assert sum(scores) / len(scores) == pytest.approx(metrics["mIoU"], abs=1e-4)
+        for kind in ("IoU", "Acc"):
+            scores = [metrics[f"{kind}/{name}"] for name in CLASSES]
+            assert sum(scores) / len(scores) == pytest.approx(metrics[f"m{kind}"], abs=1e-4)
 
     def test_validation_loss(self, segmentor: tuple[Path, Any]) -> None:
         """It is the mean cross-entropy over all pixels, of which those to ignore count as 0."""

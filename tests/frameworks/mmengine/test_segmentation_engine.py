@@ -79,7 +79,8 @@ class TestRun:
         content = json.loads((segmentation_run.work_dir / "metrics.json").read_text())
         assert content["iter"] == 8 and "epoch" not in content
         assert content["losses"].keys() == {"loss", "decode.loss_ce"}
-        assert content["metrics"].keys() == {"aAcc", "mIoU", "mAcc", *(f"IoU/{name}" for name in CLASSES)}
+        of_classes = {f"{kind}/{name}" for kind in ("IoU", "Acc") for name in CLASSES}
+        assert content["metrics"].keys() == {"aAcc", "mIoU", "mAcc", *of_classes}
         checkpoint = torch.load(segmentation_run.checkpoint, weights_only=True)
         meta = checkpoint["meta"]["dataset_meta"]
         assert (meta["classes"], meta["reduce_zero_label"]) == (CLASSES, True)

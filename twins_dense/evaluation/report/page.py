@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+
+from . import formatting
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,24 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(**values))
 
 
+def json_script(id: str, value: Any) -> Markup:
+    """Return data as a script element of type `application/json`, which the page's own script can read.
+
+    Text such as `</script>` in the data cannot end the element, because `<` is escaped.
+    """
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup('<script type="application/json" id="{}">{}</script>').format(id, Markup(text))
+
+
 def render_page(
     title: str, facts: Sequence[tuple[str, str]], headlines: Sequence[Headline], sections: Sequence[Section]
 ) -> str:
     """Return the whole page as HTML that needs no other file.
+
+    All style sheets and scripts of the folder `templates/` become part of the page. Its content security policy allows
+    only this script and no connection to anywhere.
 
     Args:
         title: Title of the page.
@@ -64,7 +84,33 @@ def render_page(
         headlines: The numbers that matter most.
         sections: The sections, in order.
     """
-    return render("page.html.j2", title=title, facts=facts, headlines=headlines, sections=sections)
+    style, script = _joined(".css"), _joined(".js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return render(
+        "page.html.j2",
+        title=title,
+        facts=facts,
+        headlines=headlines,
+        sections=sections,
+        policy=policy,
+        style=Markup(style),
+        script=Markup(script),
+    )
+
+
+def _joined(suffix: str) -> str:
+    """Return the files of a kind in the folder `templates/`, the page's own first."""
+    folder = Path(__file__).parent / "templates"
+    found = sorted(folder.glob(f"*{suffix}"), key=_page_first)
+    return "\n".join(item.read_text(encoding="utf-8") for item in found)
+
+
+def _page_first(item: Path) -> tuple[bool, str]:
+    return not item.name.startswith("page."), item.name
 
 
 _ENVIRONMENT = Environment(
@@ -74,3 +120,11 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_ENVIRONMENT.filters |= {
+    "cell": formatting.cell,
+    "sort_value": formatting.sort_value,
+    "percent": lambda value: f"{100 * value:.1f}",
+    "headline_value": formatting.headline_value,
+    "comparison": formatting.comparison,
+}
+_ENVIRONMENT.globals["matrix_view"] = formatting.matrix_view

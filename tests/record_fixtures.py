@@ -1,0 +1,69 @@
+"""Records of evaluations of segmentors and classifiers, written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from twins_dense.evaluation.record import About, Record, RecordWriter, read_record
+
+
+def segmentation_record(
+    folder: Path,
+    truths: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+    classes: Sequence[str],
+    *,
+    confidences: Sequence[np.ndarray] | None = None,
+    first_value: int = 0,
+) -> Record:
+    """Write images of noise, label maps with their values on disk, and a record of predictions 0..K-1; read it."""
+    random = np.random.default_rng(0)
+    palette = random.integers(256, size=(len(classes), 3)).tolist()
+    settings = {"palette": palette, "first_value": first_value, "ignore_index": 255}
+    about = About("segmentation", list(classes), len(truths), "abc", "a.pth", "streets", settings, engine="mmengine")
+    for name in ("images", "labels", "record/maps"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with RecordWriter(folder, about) as writer:
+        for index, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
+            height, width = truth.shape
+            image, labels = folder / "images" / f"{index}.png", folder / "labels" / f"{index}.png"
+            Image.fromarray(random.integers(256, size=(height, width, 3), dtype=np.uint8)).save(image)
+            Image.fromarray(truth.astype(np.uint8)).save(labels)
+            Image.fromarray(prediction.astype(np.uint8)).save(folder / "record" / "maps" / f"{index}.png")
+            entry: dict[str, Any] = {"index": index, "file": str(image), "height": height, "width": width}
+            entry |= {"labels": str(labels), "prediction": f"maps/{index}.png"}
+            if confidences is not None:
+                Image.fromarray(confidences[index]).save(folder / "record" / "maps" / f"{index}-confidence.png")
+                entry["confidence"] = f"maps/{index}-confidence.png"
+            writer.add(entry)
+    return read_record(folder)
+
+
+def classification_record(
+    folder: Path,
+    labels: Sequence[int],
+    tops: Sequence[Sequence[int]],
+    probabilities: Sequence[Sequence[float]],
+    classes: Sequence[str],
+    *,
+    unreadable: Sequence[str] = (),
+) -> Record:
+    """Write images of noise and a record of predictions, and of images that could not be read; read the record."""
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    settings = {"wnids": [f"n{index:08}" for index in range(len(classes))], "protocol": "official"}
+    about = About("classification", list(classes), len(labels) + len(unreadable), "abc", "a.pth", "photos", settings)
+    with RecordWriter(folder, about) as writer:
+        for index, (label, top, values) in enumerate(zip(labels, tops, probabilities, strict=True)):
+            image = folder / "images" / f"{index}.png"
+            Image.fromarray(random.integers(256, size=(23, 31, 3), dtype=np.uint8)).save(image)
+            entry = {"index": index, "file": str(image), "label": label, "top": list(top)}
+            writer.add({**entry, "probabilities": list(values), "loss": 1.0})
+        for index, error in enumerate(unreadable, len(labels)):
+            writer.add({"index": index, "file": f"{index}.png", "label": 0, "error": error})
+    return read_record(folder)
