@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +19,8 @@ from imagenet_fixtures import IMAGENET_MINI, noise, save
 from PIL import Image
 
 import twins_dense as td
-from twins_dense.imagenet.classes import WNIDS
+from twins_dense.evaluation.record import Record, read_record
+from twins_dense.imagenet.classes import WNIDS, class_names
 from twins_dense.imagenet.folders import read_samples
 from twins_dense.imagenet.scoring import score
 from twins_dense.imagenet.transforms import VALIDATION_PROTOCOLS
@@ -63,6 +67,26 @@ def expected_metrics(weights: Path, tree: Path, protocol: str) -> dict[str, floa
     return {"images": len(rows), "top1": 100 * top1, "top5": 100 * top5, "loss": loss}
 
 
+def assert_record(record: Record, metrics: dict[str, Any], tree: Path) -> None:
+    """Check that the record has every image once, the unreadable ones too, and leads to the same scores."""
+    about = record.about
+    assert (about.task, about.classes, about.num_images) == ("classification", list(class_names()), 9)
+    assert about.settings == {"wnids": list(WNIDS), "protocol": metrics["protocol"]} and record.is_complete
+    assert [Path(entry["file"]) for entry in record.entries] == [path for path, _ in read_samples(tree, subset=True)]
+    readable = [entry for entry in record.entries if "error" not in entry]
+    assert [Path(entry["file"]).name for entry in record.entries if "error" in entry] == ["cut.JPEG", "empty.JPEG"]
+    assert len(readable) == metrics["images"]
+    for entry in readable:
+        assert Path(entry["file"]).parent.name == WNIDS[entry["label"]]
+        assert len(entry["top"]) == 5 and entry["probabilities"] == sorted(entry["probabilities"], reverse=True)
+        if entry["label"] in entry["top"]:
+            probability = entry["probabilities"][entry["top"].index(entry["label"])]
+            assert probability == pytest.approx(math.exp(-entry["loss"]), rel=1e-4)
+    assert 100 * np.mean([entry["top"][0] == entry["label"] for entry in readable]) == metrics["top1"]
+    assert 100 * np.mean([entry["label"] in entry["top"] for entry in readable]) == metrics["top5"]
+    assert np.mean([entry["loss"] for entry in readable]) == pytest.approx(metrics["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize("protocol", ["official", "timm"])
 def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -73,6 +97,7 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     expected = expected_metrics(weights, tree, protocol)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert_record(read_record(out / "svt_small"), metrics, tree)
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
     assert "7 images of 4 classes, 2 unreadable images left out" in result.out
@@ -93,6 +118,14 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     assert result.stdout.count("top-1") == result.stdout.count("parameters loaded") == 1
     by_class = [(tmp_path / out / "svt_small.csv").read_text() for out in ("one", "two")]
     assert by_class[0] == by_class[1]
+    for rank, count in enumerate((5, 4)):
+        lines = (tmp_path / "two" / "svt_small" / "record" / f"images-{rank}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["index"] for line in lines] == [2 * number + rank for number in range(count)]
+    single, shared = (read_record(tmp_path / out / "svt_small") for out in ("one", "two"))
+    assert shared.about.identity == single.about.identity and shared.is_complete
+    for mine, other in zip(single.entries, shared.entries, strict=True):
+        assert all(mine.get(name) == other.get(name) for name in ("index", "file", "label", "error"))
+        assert mine.get("probabilities", []) == pytest.approx(other.get("probabilities", []), rel=1e-3)
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text())[0] for out in ("one", "two"))
     # Batch the images of each process in the same way, because the last digits of a loss depend on the batch.
     net, samples = td.create_classifier("svt_small", weights=weights).eval(), read_samples(tree, subset=True)

@@ -68,6 +68,7 @@ def command(
       torchrun --nproc_per_node=8 -m twins_dense validate --data imagenet --reproduce --amp bf16
     """
     from ..distributed import joined_processes
+    from ..evaluation.record import RecordWriter
 
     with requires_extra("imagenet"):
         from ..imagenet.folders import read_samples
@@ -111,18 +112,44 @@ def command(
         click.echo(f"{len(validation.samples)} images, {protocol} protocol, {target}")
         if reproduce:
             click.echo(_TITLES)
-    with joined_processes():
+    with joined_processes() as (rank, _):
         for name, file in runs.items():
             net, report = from_onnx[:2] if onnx else _torch_classifier(name, file, target, compiled)
             if is_first_process() and not reproduce:
                 click.echo(report)
-            metrics = validation.run(net, name, file, report)
+            config = {"variant": name, "protocol": protocol, "amp": amp, "compiled": compiled}
+            about = _about(config, file, data, len(validation.samples), str(target))
+            with RecordWriter(validation.folder / name, about, rank=rank) as writer:
+                metrics = validation.run(net, name, file, report, on_image=writer.add)
             if is_first_process():
                 click.echo(_table_row(metrics) if reproduce else _summary(metrics))
     if is_first_process():
         for line in metrics["unreadable"]:  # the same for every classifier
             click.echo(f"left out: {line}", err=True)
         click.echo(f"{validation.folder} contains metrics.json and the scores by class")
+
+
+def _about(config: dict[str, Any], weights: str, data: str, num_images: int, device: str) -> Any:
+    import torch
+    import torchvision
+
+    from .. import __version__
+    from ..evaluation.record import About, identity_of
+    from ..imagenet.classes import WNIDS, class_names
+    from ..weights.download import fetch_weights
+
+    return About(
+        task="classification",
+        classes=class_names(),
+        num_images=num_images,
+        identity=identity_of(fetch_weights(weights), config),
+        checkpoint=weights,
+        dataset=data,
+        settings={"wnids": WNIDS, "protocol": config["protocol"]},
+        config=config,
+        versions={"twins_dense": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
+        device=device,
+    )
 
 
 def _torch_classifier(variant: str, weights: str, device: Any, compiled: bool) -> tuple[Any, str]:

@@ -19,6 +19,7 @@ dataloader = dict(
             filter_empty=True,
             skip_bad=False,
             strict=False,
+            allow_outside=False,
             indices=None,
         ),
         mapper=L(DatasetMapper)(
@@ -44,6 +45,7 @@ dataloader = dict(
             image_dir=None,
             skip_bad=False,
             strict=False,
+            allow_outside=False,
             indices=None,
         ),
         mapper=L(DatasetMapper)(

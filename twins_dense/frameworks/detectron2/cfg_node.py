@@ -74,6 +74,7 @@ def load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
         "image_dir": None,
         "skip_bad": False,
         "strict": False,
+        "allow_outside": False,
         "indices": None,
     }
     config = {

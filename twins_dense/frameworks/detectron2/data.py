@@ -42,6 +42,7 @@ def coco_dataset(
     filter_empty: bool = True,
     skip_bad: bool = False,
     strict: bool = False,
+    allow_outside: bool = False,
     indices: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return COCO-format data as detectron2's list of dicts, and register it in detectron2's catalogs.
@@ -61,13 +62,22 @@ def coco_dataset(
         filter_empty: Whether to leave out images without instances in training.
         skip_bad: Whether to leave out and log unusable images and annotations instead of raising an error.
         strict: Whether boxes with a width or a height of zero are errors, instead of being left out and logged.
+        allow_outside: Whether the annotation file may name images outside the image folder.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Raises:
         TwinsError: if files or annotations cannot be used.
     """
     ann_path, image_path = _find(name, data_root, ann_file, image_dir)
-    data = load_coco(ann_path, image_path, skip_bad=skip_bad, strict=strict, indices=indices, refuse_rotated=True)
+    data = load_coco(
+        ann_path,
+        image_path,
+        skip_bad=skip_bad,
+        strict=strict,
+        indices=indices,
+        refuse_rotated=True,
+        allow_outside=allow_outside,
+    )
     if data.problems:
         lines = "\n".join(data.problems)
         logger.warning(f"Left out, {len(data.problems)} in all:\n{lines}")
