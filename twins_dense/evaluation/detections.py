@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import TwinsError
 from .average_precision import average_precisions, mean_average_precision
 from .bootstrap import bootstrap_weights
+from .calibration import Calibration, calibration
 from .coco import coco_evaluation
 from .detection_errors import (
     NEVER,
@@ -26,11 +26,8 @@ from .matching import Matches, ground_truth, match_record
 from .record import Record
 from .thresholds import Thresholds, main_iou_type, recommend
 
-SIZES: Mapping[str, str] = {
-    "small": "less than 32² pixels",
-    "medium": "32² to 96² pixels",
-    "large": "more than 96² pixels",
-}
+SIZES: Mapping[str, str] = {"small": "< 32²", "medium": "32² to 96²", "large": "≥ 96²"}
+"""COCO's sizes of objects and their areas in pixels."""
 CALIBRATION_FLOOR = 0.05
 """Detections with lower scores are left out of the calibration: they claim almost nothing, and there are many."""
 
@@ -48,23 +45,6 @@ class Score:
     name: str
     value: float
     samples: np.ndarray
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How often detections are correct (at an IoU of 0.5), by their score.
-
-    Attributes:
-        error: Expected calibration error: mean difference between score and share of correct detections.
-        confidence: Mean score of each of ten bins; NaN if it is empty.
-        accuracy: Share of correct detections of each bin; NaN if it is empty.
-        counts: Number of detections of each bin.
-    """
-
-    error: float
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,7 @@ class DetectionAnalysis:
         size_groups: (G,) 0 for small, 1 for medium and 2 for large objects.
         errors: TIDE's error types.
         confusion: (K + 1, K + 1) confusion matrix with background.
-        calibration: Calibration of the scores; `None` without detections.
+        calibration: How often detections are correct at an IoU of 0.5, by score; `None` without detections.
         suspects: Suspected label errors.
         num_found: (N,) true positives of each image.
         num_false: (N,) false positives of each image.
@@ -177,27 +157,6 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
     )
 
 
-def align(other: Record, record: Record) -> Record:
-    """Return `other` with its entries in the order of `record`.
-
-    Raises:
-        TwinsError: If the two are not evaluations of the same images and classes.
-    """
-    if list(other.about.classes) != list(record.about.classes):
-        raise TwinsError(
-            f"--against {str(other.folder.parent)!r}: its classes differ from those of {str(record.folder.parent)!r}: "
-            "compare evaluations of the same classes"
-        )
-    entries = {entry["image"]["id"]: entry for entry in other.entries}
-    wanted = [entry["image"]["id"] for entry in record.entries]
-    if set(entries) != set(wanted):
-        raise TwinsError(
-            f"--against {str(other.folder.parent)!r}: its images differ from those of {str(record.folder.parent)!r}: "
-            "compare evaluations of the same images"
-        )
-    return other if list(entries) == wanted else replace(other, entries=[entries[key] for key in wanted])
-
-
 def _scores(matches: Matches, boxes: Matches | None, correct: np.ndarray) -> list[Score]:
     """Return the scores that matter: of masks AP, AP50 and box AP, else AP, AP50 and recall at the thresholds."""
     images = matches.num_images
@@ -239,15 +198,5 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _calibration(matches: Matches) -> Calibration | None:
-    from hotcoco.metrics import calibration_curve, calibration_error
-
     chosen = matches.counted & (matches.score >= CALIBRATION_FLOOR)
-    if not chosen.any():
-        return None
-    scores, correct = matches.score[chosen], matches.matched[0, chosen] >= 0
-    bins = calibration_curve(scores, correct, 10)
-    counts = np.array([bin_["count"] for bin_ in bins])
-    confidence, accuracy = (
-        np.where(counts > 0, [bin_[key] for bin_ in bins], np.nan) for key in ("avg_confidence", "avg_accuracy")
-    )
-    return Calibration(calibration_error(scores, correct, 10)[0], confidence, accuracy, counts)
+    return calibration(matches.score[chosen], matches.matched[0, chosen] >= 0, bins=10) if chosen.any() else None
