@@ -27,7 +27,7 @@ from ...evaluation.coco import complete_ground_truth
 from ...seeds import derived_seed
 from .backbone import logger
 
-# Holds the ground truth for detectron2's evaluator, one file per data set, until the process ends.
+# Holds the ground truth for detectron2's own evaluator, one file per data set, until the process ends.
 _ground_truth_folder = tempfile.TemporaryDirectory(prefix="twins_dense-")
 
 
@@ -202,6 +202,7 @@ def _register(
         thing_dataset_id_to_contiguous_id=contiguous,
         json_file=str(json_file),
         ann_file=str(data.ann_file),
+        coco_images=data.images,  # for our own evaluator
         image_root=str(image_dir),
         evaluator_type="coco",
         **({} if colors is None else {"thing_colors": colors}),

@@ -230,10 +230,13 @@ class Viewer {
     this.follow(scroller);
   }
 
-  // Let all panes show the same part of the picture.
+  // Let all panes show the same part of the picture. A pane that is where it was put does not lead the others.
   follow(scroller) {
-    for (const other of this.scrollers) {
-      if (other !== scroller) other.scrollTo(scroller.scrollLeft, scroller.scrollTop);
+    const place = (pane) => `${pane.scrollLeft} ${pane.scrollTop}`;
+    if (place(scroller) === scroller.dataset.place) return;
+    for (const pane of this.scrollers) {
+      if (pane !== scroller) pane.scrollTo(scroller.scrollLeft, scroller.scrollTop);
+      pane.dataset.place = place(pane);
     }
   }
 
