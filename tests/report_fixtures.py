@@ -61,9 +61,9 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
             elif i == 3:
                 found[1] = ((40.0, 20.0, 20.0, 16.0), found[1][1], 0.8)
             elif i == 4:
-                found.append((boxes[0], found[0][1], 0.6))
+                found.append((boxes[0], found[0][1], 0.85))
             elif i == 5:
-                found.append(((2.0, 30.0, 12.0, 12.0), category_ids[0], 0.7))
+                found.append(((2.0, 30.0, 12.0, 12.0), category_ids[0], 0.85))
             if i == 7:
                 annotations.append({**_annotation(100 * i + 2, i, (0.0, 0.0, 64.0, 4.0), 1), "iscrowd": 1})
             entry = {

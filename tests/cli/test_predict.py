@@ -196,6 +196,8 @@ class TestPredict:
         [
             (("--tile", "16"), "16"),
             (("--overlap", "1"), "1"),
+            (("--score", "2"), "2"),
+            (("--score", "best"), "best"),
             (("--batch-size", "0"), "0"),
             (("--tta", "spin"), "'spin'"),
             (("--labels", "some"), "some"),
@@ -210,6 +212,14 @@ class TestPredict:
         arguments = ("predict", tiny_run.checkpoint, photos / "single.png", "--out", tmp_path / "out", *options)
         result = twins(*arguments)
         assert result.code == 2 and part in result.err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+
+    def test_recommended_scores_need_an_evaluation(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
+        checkpoint = tmp_path / "alone" / "epoch_1.pth"
+        checkpoint.parent.mkdir()
+        checkpoint.write_bytes(tiny_run.checkpoint.read_bytes())
+        result = twins("predict", checkpoint, photos / "single.png", "--score", "auto", "--out", tmp_path / "out")
+        assert result.code == 2 and f"run `twins-dense eval {checkpoint}` first" in result.err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
 
     def test_no_such_model(self, photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,17 @@ def test_a_paired_difference_has_no_variance_from_difficult_images() -> None:
     assert low == pytest.approx(0.5) and high == pytest.approx(0.5)
 
 
+def test_samples_that_are_all_too_large_are_corrected() -> None:
+    shifted = NormalDist(0.1)  # as if the bootstrap added 0.1 to the value 0
+    samples = np.array([shifted.inv_cdf((k + 0.5) / 4000) for k in range(4000)])
+    low, high = interval_of(samples, 0.0)
+    np.testing.assert_allclose([low, high], [0.1 - 1.96 - 0.2, 0.1 + 1.96 - 0.2], atol=0.01)
+
+
 def test_undefined_samples_are_left_out() -> None:
+    nan = float("nan")
     assert bootstrap_interval(mean, 1) is None
-    assert bootstrap_interval(lambda weights: float("nan"), 5) is None
-    assert interval_of([float("nan"), 1.0, 3.0], level=1.0) == (1.0, 3.0)
+    assert bootstrap_interval(lambda weights: nan, 5) is None
+    assert interval_of([nan, nan], 1.0) is None and interval_of([1.0], nan) is None
+    low, high = interval_of([nan, 1.0, 3.0], 2.0, level=0.999)
+    assert low == pytest.approx(1, abs=0.01) and high == pytest.approx(3, abs=0.01)

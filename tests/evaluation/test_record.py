@@ -13,6 +13,7 @@ from twins_dense.errors import TwinsError
 from twins_dense.evaluation.record import (
     About,
     RecordWriter,
+    checkpoint_hash,
     device_name,
     identity_of,
     package_versions,
@@ -88,6 +89,7 @@ def test_identity_depends_on_the_bytes_and_the_config(tmp_path: Path) -> None:
     found = {identity_of(path, config) for path in (first, second) for config in ({"a": 1}, {"a": 2}, {})}
     assert len(found) == 6
     assert identity_of(first, json.loads('{"b": 1, "a": 2}')) == identity_of(first, {"a": 2, "b": 1})
+    assert identity_of(first, {}).split("-")[0] == checkpoint_hash(first) != checkpoint_hash(second)
 
 
 def test_versions_and_device() -> None:

@@ -13,7 +13,7 @@ from record_fixtures import segmentation_record
 
 from twins_dense.errors import TwinsError
 from twins_dense.evaluation.calibration import calibration
-from twins_dense.evaluation.segmentation import sample_at, score_segmentation
+from twins_dense.evaluation.segmentation import score_segmentation
 
 NAMES = ("road", "pole", "sky")
 
@@ -184,8 +184,26 @@ def test_pixels_are_calibrated_at_the_size_of_the_confidence(tmp_path: Path) -> 
     assert result is not None
     assert result.counts.sum() == 18  # three rows of six, because the first is ignored
     assert np.nanmax(result.accuracy) == 0.5 and result.error == pytest.approx(0.3) == pytest.approx(result.bias)
-    assert sample_at(np.arange(7)[None], 1, 7).tolist() == [list(range(7))]
-    assert sample_at(np.arange(9)[None], 1, 3).tolist() == [[1, 4, 7]]
+
+
+@pytest.mark.parametrize(("height", "width", "step"), [(23, 31, 1), (23, 31, 2), (29, 17, 3), (512, 683, 3)])
+def test_confidences_belong_to_the_pixels_of_which_they_were_recorded(
+    tmp_path: Path, height: int, width: int, step: int
+) -> None:
+    """Pixels of the second class are right and certain, the others wrong and uncertain."""
+    truth = np.random.default_rng(0).integers(2, size=(height, width))
+    confidence = np.where(truth == 1, 255, 51).astype(np.uint8)[::step, ::step]
+    record = segmentation_record(tmp_path, [truth], [np.ones_like(truth)], "ab", confidences=[confidence])
+    result = score_segmentation(record).calibration
+    assert result is not None and result.counts.sum() == confidence.size
+    assert (result.accuracy[3], result.accuracy[-1]) == (0, 1)  # 51 / 255 is 0.2
+
+
+def test_a_confidence_of_another_size(tmp_path: Path) -> None:
+    truth = np.zeros((8, 12), int)
+    record = segmentation_record(tmp_path, [truth], [truth], "ab", confidences=[np.zeros((5, 6), np.uint8)])
+    with pytest.raises(TwinsError, match=r"0-confidence.png does not match the image: evaluate again"):
+        score_segmentation(record)
 
 
 def test_without_confidence_there_is_no_calibration(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def gray_samples(root: Path, values_and_labels: list[tuple[int, int]]) -> list[S
     ]
 
 
-def run(samples: list[Sample], batch_size: int = 3, num_workers: int = 0, amp: torch.dtype | None = None) -> Score:
+def run(samples: list[Sample], batch_size: int = 3, num_workers: int = 0, **options: Any) -> Score:
     return score(
         KnownAnswers(),
         samples,
@@ -43,7 +44,7 @@ def run(samples: list[Sample], batch_size: int = 3, num_workers: int = 0, amp: t
         device=CPU,
         batch_size=batch_size,
         num_workers=num_workers,
-        amp=amp,
+        **options,
     )
 
 
@@ -135,7 +136,15 @@ def test_broken_images_are_named_and_left_out(tmp_path: Path, num_workers: int) 
     good = gray_samples(tmp_path, [(10, 10), (20, 21), (30, 3)])
     broken = [(path, 7) for path in broken_images(tmp_path)]
     samples = [*broken[:3], good[0], *broken[3:5], *good[1:], broken[5]]
-    result = run(samples, batch_size=2, num_workers=num_workers)
+    entries: list[dict[str, Any]] = []
+    result = run(samples, batch_size=2, num_workers=num_workers, on_image=entries.append)
+    assert [(entry["index"], Path(entry["file"])) for entry in entries] == [
+        (index, path) for index, (path, _) in enumerate(samples)
+    ]
+    assert [entry.get("top", [None])[0] for entry in entries] == [None, None, None, 10, None, None, 20, 30, None]
+    assert [entry["error"] for entry in entries if "error" in entry] == sorted(
+        result.unreadable, key=lambda line: [line.startswith(str(path)) for path, _ in broken].index(True)
+    )
     assert result.counts.sum(0).tolist() == [3, 1, 2] and result.counts[7].tolist() == [0, 0, 0]
     assert len(result.unreadable) == 6
     for path, line in zip([path for path, _ in broken], result.unreadable, strict=True):

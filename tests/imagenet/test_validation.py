@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,7 +20,8 @@ from imagenet_fixtures import IMAGENET_MINI, noise, save
 from PIL import Image
 
 import twins_dense as td
-from twins_dense.imagenet.classes import WNIDS
+from twins_dense.evaluation.record import Record, read_record
+from twins_dense.imagenet.classes import WNIDS, class_names
 from twins_dense.imagenet.folders import read_samples
 from twins_dense.imagenet.scoring import score
 from twins_dense.imagenet.transforms import VALIDATION_PROTOCOLS
@@ -63,6 +68,26 @@ def expected_metrics(weights: Path, tree: Path, protocol: str) -> dict[str, floa
     return {"images": len(rows), "top1": 100 * top1, "top5": 100 * top5, "loss": loss}
 
 
+def assert_record(record: Record, metrics: dict[str, Any], tree: Path) -> None:
+    """Check that the record has every image once, the unreadable ones too, and leads to the same scores."""
+    about = record.about
+    assert (about.task, about.classes, about.num_images) == ("classification", list(class_names()), 9)
+    assert about.settings == {"wnids": list(WNIDS), "protocol": metrics["protocol"]} and record.is_complete
+    assert [Path(entry["file"]) for entry in record.entries] == [path for path, _ in read_samples(tree, subset=True)]
+    readable = [entry for entry in record.entries if "error" not in entry]
+    assert [Path(entry["file"]).name for entry in record.entries if "error" in entry] == ["cut.JPEG", "empty.JPEG"]
+    assert len(readable) == metrics["images"]
+    for entry in readable:
+        assert Path(entry["file"]).parent.name == WNIDS[entry["label"]]
+        assert len(entry["top"]) == 5 and entry["probabilities"] == sorted(entry["probabilities"], reverse=True)
+        if entry["label"] in entry["top"]:
+            probability = entry["probabilities"][entry["top"].index(entry["label"])]
+            assert probability == pytest.approx(math.exp(-entry["loss"]), rel=1e-4)
+    assert 100 * np.mean([entry["top"][0] == entry["label"] for entry in readable]) == metrics["top1"]
+    assert 100 * np.mean([entry["label"] in entry["top"] for entry in readable]) == metrics["top5"]
+    assert np.mean([entry["loss"] for entry in readable]) == pytest.approx(metrics["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize("protocol", ["official", "timm"])
 def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -73,6 +98,10 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     expected = expected_metrics(weights, tree, protocol)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert f"report: {out / 'svt_small' / 'report.html'}" in result.out
+    page = (out / "svt_small" / "report.html").read_text(encoding="utf-8")
+    assert f"Share of the {metrics['images']} images" in page and "2 images could not be read" in page
+    assert_record(read_record(out / "svt_small"), metrics, tree)
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
     assert "7 images of 4 classes, 2 unreadable images left out" in result.out
@@ -93,6 +122,15 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     assert result.stdout.count("top-1") == result.stdout.count("parameters loaded") == 1
     by_class = [(tmp_path / out / "svt_small.csv").read_text() for out in ("one", "two")]
     assert by_class[0] == by_class[1]
+    assert result.stdout.count("report: ") == 1 and (tmp_path / "two" / "svt_small" / "report.html").is_file()
+    for rank, count in enumerate((5, 4)):
+        lines = (tmp_path / "two" / "svt_small" / "record" / f"images-{rank}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["index"] for line in lines] == [2 * number + rank for number in range(count)]
+    single, shared = (read_record(tmp_path / out / "svt_small") for out in ("one", "two"))
+    assert shared.about.identity == single.about.identity and shared.is_complete
+    for mine, other in zip(single.entries, shared.entries, strict=True):
+        assert all(mine.get(name) == other.get(name) for name in ("index", "file", "label", "error"))
+        assert mine.get("probabilities", []) == pytest.approx(other.get("probabilities", []), rel=1e-3)
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text())[0] for out in ("one", "two"))
     # Batch the images of each process in the same way, because the last digits of a loss depend on the batch.
     net, samples = td.create_classifier("svt_small", weights=weights).eval(), read_samples(tree, subset=True)
@@ -104,6 +142,23 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     assert two.pop("loss") == pytest.approx(sum(half.loss * half.num_images for half in halves) / 7, rel=1e-6)
     assert one.pop("images_per_second") > 0 and two.pop("images_per_second") > 0
     assert one == two and one["images"] == 7 and len(one["unreadable"]) == 2
+
+
+def test_no_report(weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On request, or without the extra: then one line says how to get it, and the scores are complete."""
+    arguments = ["--data", tree, "--variant", "svt_small", "--weights", weights, "--subset", "--workers", "0"]
+    result = twins("validate", *arguments, "--no-report", "--out", tmp_path / "request")
+    assert result.code == 0 and "report: " not in result.out and "warning" not in result.err
+    for name in [name for name in sys.modules if name.startswith("twins_dense.evaluation.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = twins("validate", *arguments, "--out", tmp_path / "extra")
+    assert result.code == 0 and "report: " not in result.out
+    (line,) = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    assert "there is no report (jinja2 is not installed: pip install 'twins-dense[report]')" in line
+    for out in ("request", "extra"):
+        assert (tmp_path / out / "metrics.json").is_file() and read_record(tmp_path / out / "svt_small").is_complete
+        assert not (tmp_path / out / "svt_small" / "report.html").exists()
 
 
 def test_reproduce(weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

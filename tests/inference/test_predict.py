@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from inference_fixtures import RectangleDetector, as_rectangles, detection_model
 from PIL import Image
 
 from twins_dense.errors import TwinsError
+from twins_dense.evaluation.record import About, RecordWriter, identity_of
 
 RECTANGLES = [(0, 10, 20, 40, 50), (2, 50, 5, 60, 15)]
 IMAGE = with_rectangles(71, 97, RECTANGLES)
@@ -169,6 +172,7 @@ class TestStreams:
     [
         ({"score": 1.5}, "score=1.5"),
         ({"score": float("nan")}, "score=nan"),
+        ({"score": "best"}, "score='best': choose a number in 0..1, or 'auto'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 2.0}, "batch_size=2.0"),
         ({"tile": 8}, "tile=8"),
@@ -190,3 +194,76 @@ def test_bad_options(options: dict[str, Any], part: str) -> None:
 def test_the_model_describes_itself() -> None:
     assert repr(detection_model()) == "<detection model 'rectangles': 3 classes, cpu, float32>"
     assert segmentation_model().task == "segmentation" and segmentation_model().classes == ("red", "green", "blue")
+
+
+class TestRecommendedScores:
+    """score="auto" uses the thresholds of the evaluation of the checkpoint."""
+
+    @staticmethod
+    def evaluated(run: Path, folder: Path, *, content: bytes = b"weights", scores: tuple[float, ...] = (0.9,)) -> None:
+        """Write a checkpoint, and its evaluation: each class finds its objects with the given scores."""
+        checkpoint = run / "epoch_1.pth"
+        run.mkdir(exist_ok=True)
+        checkpoint.write_bytes(content)
+        model = detection_model()
+        settings = {"category_ids": list(model.category_ids), "iou_types": ["bbox"], "max_dets": [1, 10, 100]}
+        identity = identity_of(checkpoint, {})
+        about = About("detection", list(model.classes), 30, identity, str(checkpoint), "data", settings)
+        with RecordWriter(folder, about) as writer:
+            for index in range(30):
+                things = [
+                    {"image_id": index, "category_id": category, "bbox": [60.0 * k, 0.0, 20.0, 20.0]}
+                    for k, category in enumerate(model.category_ids)
+                ]
+                found = [{**thing, "score": score} for thing, score in zip(things, scores, strict=False)]
+                image = {"id": index, "height": 300, "width": 300}
+                entry = {"index": index, "file": "a.jpg", "image": image, "annotations": things, "detections": found}
+                writer.add(entry)
+
+    @staticmethod
+    def model(checkpoint: Path) -> Any:
+        model = detection_model()
+        model._checkpoint = model._checkpoint._replace(path=checkpoint)
+        return model
+
+    def test_the_thresholds_of_each_class(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        scores = np.linspace(0.9, 0.3, len(detection_model().classes))
+        self.evaluated(run, run / "evaluation", scores=tuple(scores))
+        model = self.model(run / "epoch_1.pth")
+        # F1 is 1 from 0 to the score of the class; the middle of this range is recommended.
+        np.testing.assert_allclose(model.recommended_scores, scores / 2, atol=0.0101)
+        assert as_rectangles(model.predict(IMAGE, score="auto")) == RECTANGLES
+
+    def test_classes_have_their_own_thresholds(self, tmp_path: Path) -> None:
+        model = detection_model()
+        model.recommended_scores = np.array([0.2, 0.2, 1.0][: len(model.classes)])
+        assert [label for label, *_ in as_rectangles(model.predict(IMAGE, score="auto"))] == [0]
+
+    def test_the_evaluation_of_the_run_comes_first_and_then_the_newest(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        checkpoint = run / "epoch_1.pth"
+        for name, score in (("old", 0.8), ("new", 0.6)):
+            self.evaluated(run, tmp_path / "run_eval" / name, scores=(score,) * 9)
+        os.utime(tmp_path / "run_eval" / "old", (1, 1))
+        assert self.model(checkpoint).recommended_scores[0] == pytest.approx(0.3, abs=0.0101)
+        self.evaluated(run, run / "evaluation", scores=(0.4,) * 9)
+        assert self.model(checkpoint).recommended_scores[0] == pytest.approx(0.2, abs=0.0101)
+
+    @pytest.mark.parametrize("kind", ["none", "another checkpoint", "unfinished"])
+    def test_no_evaluation(self, kind: str, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        self.evaluated(run, run / "evaluation")
+        if kind == "none":
+            shutil.rmtree(run / "evaluation")
+        elif kind == "another checkpoint":
+            (run / "epoch_1.pth").write_bytes(b"weights of another epoch")
+        else:
+            entries = run / "evaluation" / "record" / "images-0.jsonl"
+            entries.write_bytes(b"".join(entries.read_bytes().splitlines(True)[:-1]))
+        with pytest.raises(TwinsError, match=r"no finished evaluation of .*run `twins-dense eval .*epoch_1.pth` first"):
+            self.model(run / "epoch_1.pth").predict(IMAGE, score="auto")
+
+    def test_only_for_detectors(self) -> None:
+        with pytest.raises(TwinsError, match="score='auto': only detectors have score thresholds"):
+            segmentation_model().predict(IMAGE, score="auto")

@@ -16,6 +16,7 @@ _VERBS = (
     "train",
     "eval",
     "predict",
+    "report",
     "check-data",
     "configs",
     "validate",

@@ -15,7 +15,7 @@ from .options import data_options, print_sections
 @click.argument("source", metavar="DIR|CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @data_options
-def command(source: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
+def command(source: str, overrides: tuple[str, ...], data_root: str | None, **options: bool) -> None:
     """Check all images and annotations of a folder or a config, as `train` does before it starts.
 
     For a folder DIR, the layout is recognised (COCO, Roboflow, YOLO, Pascal VOC, or images with label maps), and
@@ -34,16 +34,16 @@ def command(source: str, overrides: tuple[str, ...], data_root: str | None, skip
             if overrides or data_root is not None:
                 given = overrides[0] if overrides else "--data-root"
                 raise TwinsError(f"{given!r} goes with a config, but {source!r} is a folder; omit one of them")
-            _check_folder(source, skip_bad, strict)
+            _check_folder(source, **options)
         else:
-            _check_config(source, overrides, data_root, skip_bad, strict)
+            _check_config(source, overrides, data_root, **options)
     except DataError as error:
         for line in error.first_problems():
             click.echo(line)
         raise
 
 
-def _check_folder(folder: str, skip_bad: bool, strict: bool) -> None:
+def _check_folder(folder: str, *, skip_bad: bool, **options: bool) -> None:
     from ..data.check import check_folder, describe_contents, describe_folder, describe_suggestion
     from ..data.layouts import recognise
 
@@ -55,14 +55,14 @@ def _check_folder(folder: str, skip_bad: bool, strict: bool) -> None:
             [
                 ("training images", lines),
                 ("suggested settings", describe_suggestion(suggestion)),
-                ("checks", check_folder(data, skip_bad=skip_bad, strict=strict)),
+                ("checks", check_folder(data, skip_bad=skip_bad, **options)),
             ]
         )
 
 
-def _check_config(config: str, overrides: tuple[str, ...], data_root: str | None, skip_bad: bool, strict: bool) -> None:
+def _check_config(config: str, overrides: tuple[str, ...], data_root: str | None, **options: bool) -> None:
     from ..frameworks import open_config
 
-    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
+    engine, loaded = open_config(config, overrides, data_root=data_root, **options)
     for line in engine.check_data(loaded):
         click.echo(line)

@@ -29,6 +29,7 @@ def command(
     data_root: str | None,
     skip_bad: bool,
     strict: bool,
+    allow_outside: bool,
     **launch: Any,
 ) -> None:
     """Evaluate MODEL on the test data of its config, or on the validation images of a folder with --data.
@@ -56,7 +57,7 @@ def command(
         raise click.UsageError(f"Got unexpected extra argument ({rest[0]})")
     check_data_options(data_dir, data_root)
     engine, config, checkpoint = open_source(source, overrides)
-    adapt_data(engine, config, data_root=data_root, skip_bad=skip_bad, strict=strict)
+    adapt_data(engine, config, data_root=data_root, skip_bad=skip_bad, strict=strict, allow_outside=allow_outside)
     if tta:
         engine.set_tta(config)
     if work_dir is None:

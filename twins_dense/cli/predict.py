@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from ..errors import TwinsError
 from .options import parse_source
+
+
+class ScoreThreshold(click.ParamType):
+    """A number in 0..1, or "auto"."""
+
+    name = "float|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        return click.FloatRange(0, 1).convert(value, param, ctx)
 
 
 @click.command("predict", short_help="Run a trained model on images and draw the results.")
@@ -17,7 +29,11 @@ from .options import parse_source
     "--out", default="predictions", show_default=True, help="New folder for the pictures and predictions.json."
 )
 @click.option(
-    "--score", default=0.5, show_default=True, type=click.FloatRange(0, 1), help="Score threshold of detectors."
+    "--score",
+    default="0.5",
+    show_default=True,
+    type=ScoreThreshold(),
+    help="Score threshold of detectors; 'auto' uses those that the evaluation of the model recommends.",
 )
 @click.option("--batch-size", default=1, show_default=True, type=click.IntRange(1), help="Images per batch.")
 @click.option("--tile", type=click.IntRange(32), help="Side of overlapping tiles, in pixels.  [default: no tiles]")
@@ -44,7 +60,7 @@ from .options import parse_source
 def command(
     arguments: tuple[str, ...],
     out: str,
-    score: float,
+    score: float | Literal["auto"],
     batch_size: int,
     tile: int | None,
     overlap: float,
@@ -68,6 +84,7 @@ def command(
     Examples:
       twins-dense predict work_dirs/a photo.jpg holiday/ 'more/*.png' --out drawn
       twins-dense predict work_dirs/a/epoch_12.pth aerial.tif --tile 800 --score 0.3
+      twins-dense predict work_dirs/a photo.jpg --score auto
       twins-dense predict svt_small.ade20k_upernet-mmseg street.jpg --tta flip
       twins-dense predict CONFIG CHECKPOINT photo.jpg model.min_size=600 --score 0.7
     """

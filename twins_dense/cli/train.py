@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from ..distributed import is_first_process
+from ..errors import one_line
 from .options import (
     check_data_options,
     data_options,
@@ -26,6 +28,7 @@ from .options import (
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--work-dir", help="Work directory.  [default: as the config says, or work_dirs/NAME OF CONFIG]")
 @click.option("--resume", is_flag=True, help="Resume from the last checkpoint in the work directory.")
+@click.option("--no-report", is_flag=True, help="Do not evaluate the trained model and write a report at the end.")
 @click.option("--amp", is_flag=True, help="Train in mixed precision (bfloat16).")
 @own_data_option
 @training_options
@@ -37,11 +40,13 @@ def command(
     overrides: tuple[str, ...],
     work_dir: str | None,
     resume: bool,
+    no_report: bool,
     amp: bool,
     data_dir: str | None,
     data_root: str | None,
     skip_bad: bool,
     strict: bool,
+    allow_outside: bool,
     **options: Any,
 ) -> None:
     """Train the model of CONFIG; KEY=VALUE arguments override settings of the config.
@@ -49,8 +54,9 @@ def command(
     CONFIG is a name from `twins-dense configs list`, or a file: an MMEngine config, or a LazyConfig or YAML file of
     detectron2. With --data, the layout, the splits and the classes of your data are recognised, and the settings that
     depend on the data are chosen and shown with their reasons; options and overrides have the last word. The resolved
-    config, checkpoints, metrics.json and the log are written to the work directory. To use several processes, start
-    MMEngine's configs with torchrun, and detectron2's configs with the last four options.
+    config, checkpoints, metrics.json and the log are written to the work directory. At the end, the best checkpoint is
+    evaluated, and report.html shows how good it is and what goes wrong. To use several processes, start MMEngine's
+    configs with torchrun, and detectron2's configs with the last four options.
 
     \b
     Examples:
@@ -73,7 +79,9 @@ def command(
     training = TrainingOptions(**take_options(TrainingOptions, options))
     monitoring = MonitoringOptions(**take_options(MonitoringOptions, options))
     check_data_options(data_dir, data_root)
-    engine, loaded = open_config(config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict)
+    engine, loaded = open_config(
+        config, overrides, data_root=data_root, skip_bad=skip_bad, strict=strict, allow_outside=allow_outside
+    )
     work_dir = work_dir or str(engine.default_work_dir(loaded))
     if data_dir is not None:
         for_training(work_dir, resume)  # before annotations of an earlier run could be replaced
@@ -85,6 +93,22 @@ def command(
     engine.set_monitoring(loaded, monitoring)
     if amp:
         engine.set_amp(loaded)
-    engine.train(loaded, work_dir, resume=resume, launch={k: v for k, v in options.items() if v is not None})
+    launch = {name: value for name, value in options.items() if value is not None}
+    evaluated = copy.deepcopy(loaded)  # training changes the config
+    engine.train(loaded, work_dir, resume=resume, launch=launch)
+    report = None if no_report else _report(engine, evaluated, work_dir, launch)
     if is_first_process():
-        click.echo(f"done: {work_dir} contains the checkpoints, the log and metrics.json")
+        files = "the checkpoints, the log and metrics.json"
+        click.echo(f"done: {work_dir} contains {files}{f'; the report is {report}' if report else ''}")
+
+
+def _report(engine: Any, config: Any, work_dir: str, launch: dict[str, Any]) -> Path | None:
+    """Write the report of a finished run; if that fails, warn, because the training has succeeded."""
+    from ..inference.run_report import report_run
+
+    try:
+        return report_run(engine, config, work_dir, launch=launch)
+    except Exception as error:
+        if is_first_process():
+            click.echo(f"warning: there is no report ({one_line(error)})", err=True)
+        return None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import reprlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import TwinsError, one_line
-from .coco_masks import are_finite_numbers, segmentation_problem
-from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation
+from .coco_checks import content_problem, entries_by_id, is_flat, is_key, reference_problem
+from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation, is_inside
 from .problems import data_error
 
 
@@ -76,6 +77,7 @@ def load_coco(
     strict: bool = False,
     indices: int | None = None,
     refuse_rotated: bool = False,
+    allow_outside: bool = False,
 ) -> CocoData:
     """Read an annotation file in COCO format and check it together with its images.
 
@@ -91,6 +93,7 @@ def load_coco(
         strict: Whether boxes with a width or a height of zero are errors as well.
         indices: Number of images to keep and check, in ascending order of ids; `None` keeps all.
         refuse_rotated: Whether an image with an EXIF orientation counts as bad, for data loaders that would rotate it.
+        allow_outside: Whether a `file_name` may lead out of `image_dir`, by `..` or as an absolute path.
 
     Raises:
         TwinsError: If the annotation file as a whole cannot be used, or if nothing is left after skipping.
@@ -109,18 +112,18 @@ def load_coco(
     dropped_ids = image_by_id.keys() - set(kept_ids)
     entries = [image_by_id[image_id] for image_id in kept_ids]
     annotations = [
-        annotation for annotation in content["annotations"] if not _is_key(annotation.get("image_id"), dropped_ids)
+        annotation for annotation in content["annotations"] if not is_key(annotation.get("image_id"), dropped_ids)
     ]
 
-    problem_by_image_id = _check_images(image_dir, entries, refuse_rotated)
+    problem_by_image_id = _check_images(image_dir, entries, refuse_rotated, allow_outside)
     problems = list(problem_by_image_id.values())
     left_out: list[str] = []
     good_annotations: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in kept_ids}
     seen_ids: set[int] = set()
     for annotation in annotations:
-        problem = _reference_problem(annotation, image_by_id, category_by_id, seen_ids)
-        is_harmless = problem is None and not strict and _is_flat(annotation.get("bbox"))
-        problem = problem or _shape_problem(annotation, image_by_id)
+        problem = reference_problem(annotation, image_by_id, category_by_id, seen_ids)
+        is_harmless = problem is None and not strict and is_flat(annotation.get("bbox"))
+        problem = problem or content_problem(annotation, image_by_id)
         if problem is None:
             seen_ids.add(annotation["id"])
             good_annotations[annotation["image_id"]].append(annotation)
@@ -202,7 +205,7 @@ def read_instances(ann_file: Path, *, indices: int | None = None) -> dict[int, l
     ids = sorted(entries_by_id(ann_file, content, "images", {}))[:indices]
     found: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in ids}
     for annotation in filter(is_instance, content["annotations"]):
-        if _is_key(annotation.get("image_id"), found):
+        if is_key(annotation.get("image_id"), found):
             found[annotation["image_id"]].append(annotation)
     return found
 
@@ -224,6 +227,12 @@ def read_annotation_file(
         raise TwinsError(f"{ann_file}: broken JSON at {where} ({error.msg}); create or download it again") from error
     except UnicodeDecodeError as error:
         raise TwinsError(f"{ann_file}: is not JSON text ({one_line(error)}); give the annotation file") from error
+    except RecursionError as error:
+        raise TwinsError(
+            f"{ann_file}: its JSON is nested too deeply; give an annotation file in COCO format"
+        ) from error
+    except ValueError as error:  # a number with thousands of digits
+        raise TwinsError(f"{ann_file}: cannot be read ({one_line(error)}); correct the number") from error
     if not isinstance(content, dict):
         raise TwinsError(f"{ann_file}: holds a JSON {type(content).__name__}; COCO format needs an object")
     for key in keys:
@@ -239,30 +248,15 @@ def read_annotation_file(
     return content
 
 
-def entries_by_id(
-    ann_file: Path, content: dict[str, Any], key: str, fields: dict[str, type]
-) -> dict[int, dict[str, Any]]:
-    """Return the entries of one list by id. Ids must be unique whole numbers; `fields` gives the other types."""
-    entry_by_id: dict[int, dict[str, Any]] = {}
-    for position, entry in enumerate(content[key]):
-        for field, kind in {"id": int, **fields}.items():
-            if type(entry.get(field)) is not kind:
-                found = reprlib.repr(entry[field]) if field in entry else "missing"
-                need = "a whole number" if kind is int else "a string"
-                raise TwinsError(f"{ann_file}: {key}[{position}]: {field!r} is {found}; it must be {need}")
-        if entry["id"] in entry_by_id:
-            raise TwinsError(f"{ann_file}: two of the {key} have the id {entry['id']}; ids must be unique")
-        entry_by_id[entry["id"]] = entry
-    if not entry_by_id:
-        raise TwinsError(f"{ann_file}: {key!r} is empty; there is nothing to use")
-    return entry_by_id
-
-
-def _check_images(image_dir: Path, entries: list[dict[str, Any]], refuse_rotated: bool) -> dict[int, str]:
+def _check_images(
+    image_dir: Path, entries: list[dict[str, Any]], refuse_rotated: bool, allow_outside: bool
+) -> dict[int, str]:
     """Return the problem of each bad image by image id, in the order of `entries`."""
 
     def check(entry: dict[str, Any]) -> str | None:
         path = image_dir / entry["file_name"]
+        if not allow_outside and not is_inside(path, image_dir):
+            return f"image {one_line(path)} is not in the folder {image_dir}; add --allow-outside if it may be read"
         problem = _image_problem(path, entry["width"], entry["height"])
         return problem or (_orientation_problem(path) if refuse_rotated else None)
 
@@ -275,7 +269,7 @@ def _check_images(image_dir: Path, entries: list[dict[str, Any]], refuse_rotated
 
 def _image_problem(path: Path, width: int, height: int) -> str | None:
     """Describe what is wrong with an image file that should have this size; return `None` if it is valid."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike `Path.is_file`, it is false for a name that is too long
         return f"image {one_line(path)} is missing"
     try:
         stored = check_image(path)
@@ -295,64 +289,3 @@ def _orientation_problem(path: Path) -> str | None:
         f"image {one_line(path)} has the EXIF orientation {orientation}, which detectron2 applies to the image but "
         "not to its boxes: remove it from the file"
     )
-
-
-def _reference_problem(
-    annotation: dict[str, Any],
-    image_by_id: dict[int, dict[str, Any]],
-    category_by_id: dict[int, dict[str, Any]],
-    seen_ids: set[int],
-) -> str | None:
-    """Describe what is wrong with the ids of an annotation; return `None` if they are valid."""
-    if not _is_key(annotation.get("image_id"), image_by_id):
-        name = f"annotation {reprlib.repr(annotation.get('id'))}"
-        return f"{name} has an unknown image id {reprlib.repr(annotation.get('image_id'))}"
-    name = _describe(annotation, image_by_id)
-    if type(annotation.get("id")) is not int:
-        return f"{name} has an id that is not a whole number"
-    if annotation["id"] in seen_ids:
-        return f"{name} has the id of an earlier annotation"
-    if not _is_key(annotation.get("category_id"), category_by_id):
-        return f"{name} has an unknown category id {reprlib.repr(annotation.get('category_id'))}"
-    return None
-
-
-def _shape_problem(annotation: dict[str, Any], image_by_id: dict[int, dict[str, Any]]) -> str | None:
-    """Describe what is wrong with the box and the segmentation of an annotation; return `None` if they are valid."""
-    image = image_by_id[annotation["image_id"]]
-    box_problem = _box_problem(annotation.get("bbox"), image["width"], image["height"])
-    if box_problem is not None:
-        return f"{_describe(annotation, image_by_id)}: bbox {reprlib.repr(annotation.get('bbox'))} {box_problem}"
-    segmentation = annotation.get("segmentation")
-    if segmentation:  # missing or empty in data with boxes only
-        problem = segmentation_problem(segmentation, image["height"], image["width"])
-        if problem is not None:
-            return f"{_describe(annotation, image_by_id)}: segmentation {problem}"
-    return None
-
-
-def _describe(annotation: dict[str, Any], image_by_id: dict[int, dict[str, Any]]) -> str:
-    image = image_by_id[annotation["image_id"]]
-    return f"annotation {reprlib.repr(annotation.get('id'))} of image {one_line(image['file_name'])}"
-
-
-def _is_flat(box: Any) -> bool:
-    """Return whether a box has a width or a height of exactly zero, and nothing else is wrong with its numbers."""
-    return isinstance(box, list) and len(box) == 4 and are_finite_numbers(box) and min(box[2:]) == 0
-
-
-def _box_problem(box: Any, width: int, height: int) -> str | None:
-    """Describe what is wrong with a box x, y, width, height in an image of this size; return `None` if it is valid."""
-    if not isinstance(box, list) or len(box) != 4 or not are_finite_numbers(box):
-        return "is not a list of four finite numbers x, y, width, height"
-    x, y, box_width, box_height = box
-    if box_width <= 0 or box_height <= 0:
-        return "has no area"
-    if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
-        return f"is outside its image of {width}x{height} pixels"
-    return None
-
-
-def _is_key(value: Any, keys: Any) -> bool:
-    """Return whether a JSON value is one of these ids. 1.0 and true are not the id 1, and lists are not hashable."""
-    return type(value) is int and value in keys

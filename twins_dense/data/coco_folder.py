@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ..errors import TwinsError
-from .coco import entries_by_id, read_annotation_file
+from .coco import read_annotation_file
+from .coco_checks import entries_by_id
 from .coco_content import CocoContent, CocoSplits
 
 _ROBOFLOW = "_annotations.coco.json"
@@ -112,7 +114,7 @@ def _find_image_dir(root: Path, path: Path, name: str, split: str, content: dict
     folders = [root / candidate for candidate in candidates if (root / candidate).is_dir()]
     images = content["images"]
     sample = [entry["file_name"] for entry in images[:: max(1, len(images) // _SAMPLE)]]
-    counts = [sum((folder / file_name).is_file() for file_name in sample) for folder in folders]
+    counts = [sum(os.path.isfile(folder / file_name) for file_name in sample) for folder in folders]
     if max(counts) == 0:
         looked = ", ".join(f"{candidate}/" for candidate in candidates[:-1])
         raise TwinsError(

@@ -10,6 +10,10 @@ import numpy as np
 
 from ..errors import TwinsError, requires_extra
 
+_MARGIN = 20  # longer sides of the image
+_MAX_LENGTH = 1000  # longer sides of the image
+_MAX_SHIFT = 30  # bits; pycocotools stores run lengths in 32
+
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Decode a COCO segmentation to a mask.
@@ -49,11 +53,15 @@ def segmentation_problem(segmentation: Any, height: int, width: int) -> str | No
                 return f"has the polygon {reprlib.repr(polygon)}, which is not a list of finite numbers"
             if len(polygon) < 6 or len(polygon) % 2:
                 return f"has a polygon of {len(polygon)} numbers; it needs x and y of at least 3 points"
+            problem = _extent_problem(polygon, height, width)
+            if problem is not None:
+                return f"has the polygon {reprlib.repr(polygon)}, which {problem}"
         return None
     if not isinstance(segmentation, dict) or not {"counts", "size"} <= segmentation.keys():
         return f"is {reprlib.repr(segmentation)}, neither polygons nor a run-length encoding with counts and size"
-    if segmentation["size"] != [height, width]:
-        return f"has the size {reprlib.repr(segmentation['size'])}, but its image has [{height}, {width}]"
+    size = segmentation["size"]
+    if size != [height, width] or any(type(side) is not int for side in size):
+        return f"has the size {reprlib.repr(size)}, but its image has [{height}, {width}]"
     try:
         num_pixels = sum(run_lengths(segmentation["counts"]))
     except ValueError:
@@ -76,12 +84,36 @@ def run_lengths(counts: Any) -> list[int]:
 
 
 def are_finite_numbers(values: list[Any]) -> bool:
-    """Return whether all values are numbers, and none of them is NaN or infinite."""
+    """Return whether all values are int or float, and their sum is finite, so that none of them is NaN or infinite."""
     try:
-        # One sum in C is faster than testing each value. NaN and infinity propagate to it, and other types raise.
-        return math.isfinite(sum(values))
-    except (TypeError, OverflowError):
+        # Loops in C are faster than testing each value.
+        return {*map(type, values)} <= {int, float} and math.isfinite(sum(values))
+    except OverflowError:  # an int that is too large for a float
         return False
+
+
+def margin_of(height: int, width: int) -> int:
+    """Return how many pixels boxes and polygons may extend beyond an image of this size.
+
+    Annotators and tilings leave shapes that extend beyond the image, which is harmless. The limit is so large that only
+    mistakes exceed it; pycocotools would need gigabytes for them, or crash.
+    """
+    return _MARGIN * max(height, width)
+
+
+def _extent_problem(polygon: list[float], height: int, width: int) -> str | None:
+    """Describe what makes a polygon too large to be drawn; return `None` if it is valid."""
+    xs, ys, margin = polygon[::2], polygon[1::2], margin_of(height, width)
+    if min(min(xs), min(ys)) < -margin or max(xs) > width + margin or max(ys) > height + margin:
+        return f"extends more than {margin} pixels beyond its image of {width}x{height} pixels"
+    longest = _MAX_LENGTH * max(height, width)
+    # No edge is longer than the extent, which is enough to know for ordinary polygons.
+    if len(xs) * max(max(xs) - min(xs), max(ys) - min(ys)) > longest:
+        points = np.array(polygon).reshape(-1, 2)
+        length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+        if length > longest:
+            return f"has edges of {length:.0f} pixels in all; at most {longest} are possible"
+    return None
 
 
 def _decompress(counts: str | bytes) -> list[int]:
@@ -98,6 +130,8 @@ def _decompress(counts: str | bytes) -> list[int]:
         group = code - ord("0")
         if not 0 <= group < 64:
             raise ValueError(f"{chr(code)!r} is not a character of a compressed run-length encoding")
+        if shift > _MAX_SHIFT:  # without a limit, the time would be quadratic in the length of the number
+            raise ValueError("a run length has too many digits")
         value |= (group & 31) << shift
         shift += 5
         if group & 32:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,12 +66,27 @@ def read_image(path: str | Path, *, upright: bool = False) -> np.ndarray:
 
 def decode_image(source: str | Path | BinaryIO, *, upright: bool) -> Image.Image:
     """Return an image in RGB like `read_image`, but raise one of `UNREADABLE` if it cannot be read."""
-    with Image.open(source) as file:
-        return convert_image(file, upright=upright)
+    if isinstance(source, (str, Path)):
+        with open_image(source) as image:
+            return convert_image(image, upright=upright)
+    with Image.open(source) as image:
+        return convert_image(image, upright=upright)
+
+
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file, but not by its name.
+
+    Pillow 13.0 maps files that are opened by name into memory, and then returns uncompressed TIFF files with an EXIF
+    orientation of 5 to 8 as scrambled pixels.
+    """
+    with Path(path).open("rb") as file, Image.open(file) as image:
+        yield image
 
 
 def convert_image(image: Image.Image, *, upright: bool) -> Image.Image:
     """Return an open image in RGB like `decode_image`."""
+    image.load()  # which turns TIFF files upright and removes their orientation
     # ImageOps.exif_transpose would write all EXIF data again, and fail on invalid entries that do not matter here.
     turn = _UPRIGHT.get(exif_orientation(image)) if upright else None
     image = image if turn is None else image.transpose(turn)
@@ -92,13 +109,18 @@ def check_proportions(image: Image.Image, short_side: int) -> None:
         )
 
 
+def is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path stays in a folder when its `..` are resolved. Symbolic links in it may lead elsewhere."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
+
+
 def check_image(path: Path) -> tuple[int, int]:
     """Check that an image file is complete, and return its (width, height) in pixels.
 
     The image is decoded only if the end of the file does not show that it is complete. One of `UNREADABLE` is raised if
     the file is missing, unreadable or truncated.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         marker = _END_MARKERS.get(image.format or "")
         if marker is None or marker not in _tail(path):
             image.load()

@@ -13,6 +13,7 @@ from ..errors import TwinsError
 from .coco import is_instance
 from .coco_content import CocoContent, CocoSplits, choose_held_out, hold_out, write_content
 from .coco_folder import find_coco, find_roboflow, read_coco, read_roboflow
+from .image_files import is_inside
 from .label_folders import LabelSplit, find_classes, find_label_folders, read_label_folders
 from .pascal_voc import find_pascal_voc, read_pascal_voc
 from .problems import data_error
@@ -175,7 +176,8 @@ def _detection_folder(root: Path, found: CocoSplits, out: Path, holdout: float, 
                 entry["iscrowd"] = 1
     _check_categories(splits)
     paths = {name: _image_paths(split) for name, split in splits.items()}
-    _check_out(out, {path.parent for split_paths in paths.values() for path in split_paths})
+    inside = (path for name in splits for path in paths[name] if is_inside(path, splits[name].image_dir))
+    _check_out(out, {path.parent for path in inside})
     shared = paths["train"] & paths["val"]
     if shared:
         notes.append(f"Images in both train and val: {len(shared)}. The scores will look better than they are.")

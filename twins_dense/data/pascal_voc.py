@@ -9,6 +9,7 @@ reads VOC in the same way. Boxes from tools that write other coordinates, such a
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -98,7 +99,7 @@ def _split_pairs(root: Path, notes: list[str]) -> dict[str, list[tuple[Path, Pat
         if path is None:
             continue
         files = [ann_dir / f"{name}.xml" for name in dict.fromkeys(read_lines(path))]
-        if not any(file.is_file() for file in files):
+        if not any(map(os.path.isfile, files)):
             notes.append(f"{split} is ignored: no image of {path.name} has an annotation.")
             continue
         pairs[split] = _pairs(files, image_dir)

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 
 from ..errors import TwinsError
-from .coco import entries_by_id, is_instance, read_annotation_file
-from .coco_masks import are_finite_numbers
+from .coco import CocoData, is_instance, read_annotation_file
+from .coco_checks import box_problem, entries_by_id, is_flag
 from .layouts import DataFolder
 
 # The published detectors resize the short side to 800 pixels and the long side to at most 1333; segmentors crop.
@@ -103,21 +103,47 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
             known.get(entry[key]) if type(entry.get(key)) is int else None
             for key, known in (("image_id", index_of), ("category_id", label_of))
         )
-        is_box = isinstance(box, list) and len(box) == 4 and are_finite_numbers(box) and min(box[2:]) > 0
-        if index is not None and label is not None and is_box and is_instance(entry):
+        if index is None or label is None or not is_flag(entry.get("iscrowd", 0)):
+            continue
+        image = images[entry["image_id"]]
+        if is_instance(entry) and box_problem(box, image["width"], image["height"]) is None:
             image_indices.append(index)
             labels.append(label)
             boxes.append(box[2:])
     if not boxes and split == "train":
         raise TwinsError(f"{ann_file}: has no objects; check its annotations")
+    sizes = [(image["width"], image["height"]) for image in images.values()]
+    return _statistics(data.classes, sizes, image_indices, labels, boxes)
+
+
+def measure_checked(data: CocoData) -> ObjectStatistics:
+    """Measure the objects of a checked data set, which may have none."""
+    label_of = {category_id: label for label, category_id in enumerate(data.category_ids)}
+    sizes = [(image.width, image.height) for image in data.images]
+    indices, objects = [], []
+    for index, image in enumerate(data.images):
+        for annotation in filter(is_instance, image.annotations):
+            indices.append(index)
+            objects.append(annotation)
+    labels = [label_of[annotation["category_id"]] for annotation in objects]
+    return _statistics(data.class_names, sizes, indices, labels, [annotation["bbox"][2:] for annotation in objects])
+
+
+def _statistics(
+    classes: tuple[str, ...],
+    image_sizes: Sequence[tuple[int, int]],
+    image_indices: Sequence[int],
+    labels: Sequence[int],
+    box_sizes: Sequence[Sequence[float]],
+) -> ObjectStatistics:
     pairs = np.unique(np.array([image_indices, labels], dtype=np.int64), axis=1)
     return ObjectStatistics(
-        classes=data.classes,
-        class_counts=np.bincount(np.array(labels, dtype=np.int64), minlength=len(categories)),
-        class_images=np.bincount(pairs[1], minlength=len(categories)),
-        objects_per_image=np.bincount(np.array(image_indices, dtype=np.int64), minlength=len(images)),
-        image_sizes=np.array([[image["width"], image["height"]] for image in images.values()]),
-        box_sizes=np.array(boxes, dtype=np.float64).reshape(-1, 2),
+        classes=classes,
+        class_counts=np.bincount(np.array(labels, dtype=np.int64), minlength=len(classes)),
+        class_images=np.bincount(pairs[1], minlength=len(classes)),
+        objects_per_image=np.bincount(np.array(image_indices, dtype=np.int64), minlength=len(image_sizes)),
+        image_sizes=np.array(image_sizes),
+        box_sizes=np.array(box_sizes, dtype=np.float64).reshape(-1, 2),
         box_images=np.array(image_indices, dtype=np.int64),
     )
 

@@ -66,7 +66,7 @@ def read_yolo(root: Path) -> CocoSplits:
     if not images:
         raise TwinsError(f"{files[0]}: no images are found for train, val and test; check its paths")
     paths = [path for split_paths in images.values() for path in split_paths]
-    num_unlabelled = sum(not _label_path(path).is_file() for path in paths)
+    num_unlabelled = sum(not os.path.isfile(_label_path(path)) for path in paths)
     if num_unlabelled == len(paths):
         raise TwinsError(f"{files[0]}: no label files: looked for {_label_path(paths[0])} and {len(paths) - 1} others")
     folders = {path.parent for path in paths}
@@ -180,7 +180,7 @@ def _resolve(root: Path, base: Path, entry: str) -> Path | None:
     shorter = entry.removeprefix("../")
     candidates = [base / shorter, base / entry, root / shorter, root / entry]
     candidates += [root.joinpath(*Path(entry).parts[-count:]) for count in (2, 1)]
-    return next((Path(os.path.normpath(path)) for path in candidates if path.exists()), None)
+    return next((Path(os.path.normpath(path)) for path in candidates if os.path.exists(path)), None)
 
 
 def _list_images(place: Path) -> Iterator[Path]:

@@ -183,7 +183,9 @@ def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     annotations = []
     for index, annotation in enumerate(ground_truth["annotations"], start=1):
         image = images[annotation["image_id"]]
-        entry = {"area": annotation["bbox"][2] * annotation["bbox"][3], "iscrowd": 0, **annotation, "id": index}
+        entry = {"iscrowd": 0, **annotation, "id": index}
+        if entry.get("area") is None:
+            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
         if not entry.get("segmentation"):
             x, y, width, height = entry["bbox"]
             entry["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]

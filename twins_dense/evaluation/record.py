@@ -73,7 +73,7 @@ class About:
     device: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Record:
     """A record that was read from disk.
 
@@ -84,8 +84,9 @@ class Record:
       `detections` (entries of a COCO results file).
     * Segmentation: `height`, `width`, `labels` (path of the true label map, absolute), `prediction` (path of a PNG
       with the predicted class indices 0..K-1, relative to the folder) and `confidence` (path of a PNG with the
-      probability of the predicted class in 0..255, at the size of the image or smaller, relative to the folder).
-    * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`.
+      probability of the predicted class in 0..255 of every nth row and column from the first, relative to the folder).
+    * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`;
+      for an image that cannot be read `label` and `error` (one line).
 
     Attributes:
         folder: The folder `record/`.
@@ -183,8 +184,14 @@ def read_record(folder: str | Path) -> Record:
 
 
 def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
-    """Return a hash of the bytes of a checkpoint and of a config that consists of plain data."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    """Return the `checkpoint_hash` of a checkpoint, "-", and the hash of a config that consists of plain data."""
+    content = json.dumps(config, sort_keys=True, default=str).encode()
+    return f"{checkpoint_hash(checkpoint)}-{hashlib.sha256(content).hexdigest()}"
+
+
+def checkpoint_hash(checkpoint: str | Path) -> str:
+    """Return the SHA-256 of the bytes of a checkpoint; the `identity` of its evaluations starts with it."""
+    digest = hashlib.sha256()
     with Path(checkpoint).open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)

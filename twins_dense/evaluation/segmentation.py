@@ -6,6 +6,7 @@ of any sample of the images follow from them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -127,7 +128,8 @@ class SegmentationScores:
         if num_images < 2:
             return dict.fromkeys(names)
         samples = np.array([values(weights) for weights in bootstrap_weights(num_images)])
-        return {name: interval_of(column) for name, column in zip(names, samples.T, strict=True)}
+        of_all = values(np.ones(num_images))
+        return {name: interval_of(samples[:, i], of_all[i]) for i, name in enumerate(names)}
 
     def confused_pairs(self) -> list[tuple[int, int, int]]:
         """Return (true class, predicted class, pixels) of all wrong pixels, the most frequent pair first."""
@@ -137,8 +139,9 @@ class SegmentationScores:
         return [(int(row), int(column), int(wrong[row, column])) for row, column in zip(rows, columns, strict=True)]
 
 
+@functools.lru_cache(maxsize=2)
 def score_segmentation(record: Record, *, boundary_width: float = BOUNDARY_WIDTH) -> SegmentationScores:
-    """Compute the scores of the images of a record.
+    """Compute the scores of the images of a record. The last two results are kept in memory.
 
     Memory grows with the number of images times the number of classes, not with the number of pixels.
 
@@ -208,17 +211,9 @@ def read_maps(record: Record, entry: Mapping[str, Any]) -> tuple[np.ndarray, np.
 
 
 def read_confidence(record: Record, entry: Mapping[str, Any]) -> np.ndarray | None:
-    """Read the confidence of an image, uint8 with 255 for 1, at the recorded size; `None` if there is none."""
+    """Read the confidence of an image, uint8 with 255 for 1, of every nth row and column; `None` if there is none."""
     name = entry.get("confidence")
     return _read(record.folder / name) if name else None
-
-
-def sample_at(array: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the values of a map, (H, W), at the centres of the cells of a smaller grid, (height, width)."""
-    rows, columns = (
-        (np.arange(cells) + 0.5) * side // cells for cells, side in zip((height, width), array.shape, strict=True)
-    )
-    return array[rows.astype(np.intp)[:, None], columns.astype(np.intp)]
 
 
 def _label_values(settings: Mapping[str, Any]) -> np.ndarray:
@@ -253,11 +248,14 @@ def _boundary_confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: 
 def _confidence_counts(
     record: Record, entry: Mapping[str, Any], truth: np.ndarray, prediction: np.ndarray
 ) -> np.ndarray | None:
-    """Return the numbers of correct and of all pixels by confidence, int64 (2, 256)."""
+    """Return the numbers of correct and of all recorded pixels by confidence, int64 (2, 256)."""
     confidence = read_confidence(record, entry)
     if confidence is None:
         return None
-    truth, prediction = (sample_at(labels, *confidence.shape) for labels in (truth, prediction))
+    step = -(-max(truth.shape) // max(confidence.shape))
+    truth, prediction = truth[::step, ::step], prediction[::step, ::step]
+    if truth.shape != confidence.shape:
+        raise TwinsError(f"{record.folder / entry['confidence']} does not match the image: evaluate again")
     chosen = [(truth == prediction) & (truth != IGNORED), truth != IGNORED]
     return np.stack([np.bincount(confidence[mask], minlength=256) for mask in chosen])
 

@@ -50,6 +50,9 @@ class Engine(Protocol):
     def set_strict(self, config: Any) -> None:
         """Refuse boxes of no width or height, instead of leaving them out."""
 
+    def set_allow_outside(self, config: Any) -> None:
+        """Read images outside the image folder if the data names them, instead of refusing them."""
+
     def set_data(self, config: Any, data: DataFolder) -> None:
         """Use the splits of a recognised data folder, and as many classes in the model as it has."""
 
@@ -115,6 +118,7 @@ def open_config(
     data_root: str | Path | None = None,
     skip_bad: bool = False,
     strict: bool = False,
+    allow_outside: bool = False,
 ) -> tuple[Engine, Any]:
     """Find the engine that a config is written for, and load the config with it.
 
@@ -124,6 +128,7 @@ def open_config(
         data_root: Root folder to use for every data set of the config.
         skip_bad: Whether to skip unusable images and annotations instead of raising an error.
         strict: Whether to refuse boxes of no width or height instead of leaving them out.
+        allow_outside: Whether the data may name images outside the image folder.
 
     Returns:
         The engine and the loaded config.
@@ -134,12 +139,18 @@ def open_config(
     path = find_config(config)
     engine = engine_of(path)
     loaded = engine.load_config(path, overrides)
-    adapt_data(engine, loaded, data_root=data_root, skip_bad=skip_bad, strict=strict)
+    adapt_data(engine, loaded, data_root=data_root, skip_bad=skip_bad, strict=strict, allow_outside=allow_outside)
     return engine, loaded
 
 
 def adapt_data(
-    engine: Engine, config: Any, *, data_root: str | Path | None = None, skip_bad: bool = False, strict: bool = False
+    engine: Engine,
+    config: Any,
+    *,
+    data_root: str | Path | None = None,
+    skip_bad: bool = False,
+    strict: bool = False,
+    allow_outside: bool = False,
 ) -> None:
     """Apply options that concern the data sets of a loaded config (see `open_config`)."""
     if data_root is not None:
@@ -148,6 +159,8 @@ def adapt_data(
         engine.set_skip_bad(config)
     if strict:
         engine.set_strict(config)
+    if allow_outside:
+        engine.set_allow_outside(config)
 
 
 def open_checkpoint(

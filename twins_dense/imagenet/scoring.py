@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -90,6 +91,7 @@ def score(
     batch_size: int,
     num_workers: int,
     amp: torch.dtype | None = None,
+    on_image: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Score:
     """Score a classifier of the 1000 ImageNet classes.
 
@@ -103,6 +105,9 @@ def score(
         batch_size: Batch size of each process.
         num_workers: Number of data loader workers of each process.
         amp: Data type for autocast; `None` computes in float32.
+        on_image: Function that is called with the result of each image of this process: `index` in `samples`, `file`,
+            `label`, the five most probable labels `top` with their `probabilities`, and `loss`; for an unreadable image
+            `error` instead of the last three.
 
     Returns:
         The score over all processes, the same in each of them.
@@ -117,17 +122,27 @@ def score(
     counts = torch.zeros(len(WNIDS), 3, dtype=torch.int64)
     loss = torch.zeros((), dtype=torch.float64)
     unreadable: list[str] = []
-    for batch, labels, lines in tqdm(loader, desc="validate", unit="batch", disable=None if rank == 0 else True):
-        unreadable += lines
-        if not len(labels):
-            continue
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits = net(batch.to(device, non_blocking=True))
-        logits = logits.float().cpu()
-        loss += F.cross_entropy(logits, labels, reduction="none").double().sum()
-        hits = logits.topk(5).indices == labels[:, None]  # (B, 5)
-        rows = torch.stack([torch.ones_like(labels), hits[:, 0].long(), hits.any(1).long()], dim=1)
-        counts.index_add_(0, labels, rows)
+    indices = iter(range(rank, len(samples), num_processes))
+    for batch, labels, errors in tqdm(loader, desc="validate", unit="batch", disable=None if rank == 0 else True):
+        entries = [_entry(index, samples[index], error) for error, index in zip(errors, indices, strict=False)]
+        unreadable += [error for error in errors if error]
+        if len(labels):
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits = net(batch.to(device, non_blocking=True))
+            logits = logits.float().cpu()
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            loss += losses.double().sum()
+            top = logits.topk(5).indices  # (B, 5)
+            hits = top == labels[:, None]
+            rows = torch.stack([torch.ones_like(labels), hits[:, 0].long(), hits.any(1).long()], dim=1)
+            counts.index_add_(0, labels, rows)
+            values = zip(top.tolist(), logits.softmax(1).gather(1, top).tolist(), losses.tolist(), strict=True)
+            for entry in entries:
+                if "error" not in entry:
+                    entry["top"], entry["probabilities"], entry["loss"] = next(values)
+        if on_image is not None:
+            for entry in entries:
+                on_image(entry)
     seconds = torch.tensor(time.perf_counter() - start)
     if num_processes > 1:
         lists: list[list[str]] = [[] for _ in range(num_processes)]
@@ -154,9 +169,14 @@ def write_classes(score: Score, path: Path) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str]]:
-    """Return the batch of readable images, their labels, and the errors of the unreadable images."""
+def _entry(index: int, sample: Sample, error: str | None) -> dict[str, Any]:
+    entry = {"index": index, "file": str(sample[0].absolute()), "label": sample[1]}
+    return {**entry, "error": error} if error else entry
+
+
+def _collate(items: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor, list[str | None]]:
+    """Return the batch of readable images, their labels, and the error of each image, `None` if it is readable."""
     readable = [item for item in items if not isinstance(item, str)]
-    lines = [item for item in items if isinstance(item, str)]
+    errors = [item if isinstance(item, str) else None for item in items]
     batch = torch.stack([image for image, _ in readable]) if readable else torch.empty(0)
-    return batch, torch.tensor([label for _, label in readable], dtype=torch.int64), lines
+    return batch, torch.tensor([label for _, label in readable], dtype=torch.int64), errors

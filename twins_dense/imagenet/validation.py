@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,15 @@ class Validation:
         self._amp, self._compiled = amp, compiled
         self._metrics: list[dict[str, Any]] = []
 
-    def run(self, net: Callable[[Tensor], Tensor], variant: str, weights: str, report: str) -> dict[str, Any]:
+    def run(
+        self,
+        net: Callable[[Tensor], Tensor],
+        variant: str,
+        weights: str,
+        report: str,
+        *,
+        on_image: Callable[[Mapping[str, Any]], object] | None = None,
+    ) -> dict[str, Any]:
         """Score a classifier, and add it to the files in the folder.
 
         Args:
@@ -75,6 +83,7 @@ class Validation:
             variant: Name of the variant, also used for the CSV file.
             weights: Path or catalog name that the classifier was loaded from.
             report: One-line report of the loading.
+            on_image: As for `score`.
 
         Returns:
             The classifier's entry in `metrics.json`; `top1` and `top5` are in percent.
@@ -94,6 +103,7 @@ class Validation:
             batch_size=self._batch_size,
             num_workers=self._num_workers,
             amp=torch.bfloat16 if self._amp else None,
+            on_image=on_image,
         )
         spec = CATALOG.get(weights)
         metrics = {

@@ -27,9 +27,9 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """The options of `Model.predict`, checked."""
+    """The options of `Model.predict`, checked. `score` is one threshold, or one per class."""
 
-    score: float
+    score: float | np.ndarray
     batch_size: int
     tile: int | None
     overlap: float
@@ -38,8 +38,8 @@ class PredictOptions:
     top: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.score <= 1:
-            raise TwinsError(f"score={self.score!r}: choose a number in 0..1")
+        if isinstance(self.score, str) or not np.all((np.asarray(self.score) >= 0) & (np.asarray(self.score) <= 1)):
+            raise TwinsError(f"score={self.score!r}: choose a number in 0..1, or 'auto'")
         for name, minimum in (("batch_size", 1), ("tile", 32), ("top", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < minimum):
@@ -70,7 +70,7 @@ class Model:
     def predict(
         self,
         images: Any,
-        score: float = 0.5,
+        score: float | Literal["auto"] = 0.5,
         batch_size: int = 1,
         *,
         tile: int | None = None,
@@ -87,7 +87,7 @@ class Model:
         Args:
             images: One image: a path, a PIL image, a uint8 RGB array (H, W, 3), or a uint8 RGB tensor (3, H, W). Or
                 many: a folder (searched recursively), a glob, or a list, generator or other iterable of images.
-            score: For detectors, the score threshold.
+            score: For detectors, the score threshold. "auto" uses `recommended_scores`.
             batch_size: Number of images to compute together; successive images of one size form batches. The results
                 are those of single images up to rounding.
             tile: Side of overlapping tiles in pixels, for large images and small objects. Each tile is treated like an
@@ -106,10 +106,23 @@ class Model:
             TwinsError: if an option is out of range, or an image cannot be read. For many images, the latter is raised
                 when the iterator reaches the image.
         """
-        options = PredictOptions(score, batch_size, tile, overlap, parse_views(tta), confidence, top)
+        thresholds = self.recommended_scores if score == "auto" else score
+        options = PredictOptions(thresholds, batch_size, tile, overlap, parse_views(tta), confidence, top)
         self._check(options)
         found = read_sources(images)
         return self._run([found], options)[0] if isinstance(found, SourceImage) else self._stream(found, options)
+
+    @property
+    def recommended_scores(self) -> np.ndarray:
+        """The score threshold of each class, (K,), that the evaluation of a detector recommends.
+
+        The thresholds have the largest F1 in the finished evaluation of the same checkpoint: in the folder `evaluation`
+        of its run, else in the newest evaluation by `twins-dense eval`.
+
+        Raises:
+            TwinsError: if there is no such evaluation, or the model is not a detector.
+        """
+        raise TwinsError(f"score='auto': only detectors have score thresholds, and this is a {self.task} model")
 
     def evaluate(self, data: str | Path | None = None, *, work_dir: str | Path | None = None) -> dict[str, float]:
         """Evaluate the model as `twins-dense eval` does, and return the metrics by name, with scores as fractions.
@@ -177,9 +190,15 @@ class DetectionModel(_TrainedModel):
         self.category_ids = detector.category_ids
         self._detector = detector
 
+    @functools.cached_property
+    def recommended_scores(self) -> np.ndarray:
+        from ..evaluation.thresholds import find_evaluation, recommended_thresholds
+
+        return recommended_thresholds(find_evaluation(self._checkpoint.path)).by_class
+
     def _predict(self, images: Sequence[SourceImage], options: PredictOptions) -> Sequence[Detections]:
         def detect(arrays: Sequence[np.ndarray]) -> Any:
-            return detect_views(self._detector, arrays, options.score, options.views)
+            return detect_views(self._detector, arrays, float(np.min(options.score)), options.views)
 
         arrays = [image.array for image in images]
         if options.tile is None:
@@ -189,10 +208,13 @@ class DetectionModel(_TrainedModel):
                 detect_tiles, detect, tile=options.tile, overlap=options.overlap, batch_size=options.batch_size
             )
             found = list(map(tiles, arrays))
-        return [
+        results = [
             Detections(image.array, instances, self.classes, self.category_ids, image.path)
             for image, instances in zip(images, found, strict=True)
         ]
+        if not isinstance(options.score, np.ndarray):
+            return results
+        return [result[result.scores >= options.score[result.labels]] for result in results]
 
 
 class SegmentationModel(_TrainedModel):

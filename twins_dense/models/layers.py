@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
 from .spec import StageSpec
-from .windows import merge_windows, partition_windows, window_key_mask
+from .windows import is_recording, merge_windows, partition_windows, window_key_mask
 
 WindowPadding = Literal["zeros", "mask", "upstream_mask"]
 PartialPatches = Literal["drop", "pad"]
@@ -38,12 +39,13 @@ class Linear(nn.Linear):
     """An `nn.Linear` that adds its bias in place when it runs on a CPU.
 
     torch first copies the bias to every row of the output, and then adds the product to it. For the large maps and few
-    channels of the early stages, that copy takes up to half as long as the product.
+    channels of the early stages, that copy takes up to half as long as the product. Under autocast, the bias has
+    another type than the product, which makes the addition slower than the copy.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (…, C_in) to (…, C_out)."""
-        if input.device.type != "cpu" or torch.compiler.is_compiling():
+        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
             return super().forward(input)
         return F.linear(input, self.weight).add_(self.bias)
 
@@ -69,8 +71,10 @@ class PatchEmbed(nn.Module):
         """Map (B, C_in, H, W) to (B, H / patch_size, W / patch_size, C), rounded down ("drop") or up ("pad")."""
         if self.partial_patches == "pad":
             (rows, columns), (height, width) = self.proj.kernel_size, x.shape[2:]
-            if height % rows or width % columns:
-                x = F.pad(x, (0, -width % columns, 0, -height % rows))
+            # Not -height % rows, whose sign differs in a trace.
+            bottom, right = (rows - height % rows) % rows, (columns - width % columns) % columns
+            if torch.jit.is_tracing() or bottom or right:
+                x = F.pad(x, (0, right, 0, bottom))
         return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
@@ -118,7 +122,7 @@ class LocalAttention(nn.Module):
         mask = self._key_mask(height, width, x.device)
         if mask is not None:
             mask = mask.repeat(batch, 1, 1, 1)  # (B*N, 1, 1, S*S)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = attend(query, key, value, mask)
         out = self.proj(out.transpose(1, 2).flatten(2))  # (B*N, S*S, C)
         return merge_windows(out, self.window_size, (height, width))
 
@@ -158,7 +162,7 @@ class GlobalAttention(nn.Module):
         query = self.q(x).view(batch, -1, self.num_heads, head_dim).transpose(1, 2)  # (B, h, T, d)
         kv = self.kv(reduced).view(batch, -1, 2, self.num_heads, head_dim)  # (B, R, 2, h, d)
         key, value = kv.permute(2, 0, 3, 1, 4)  # each (B, h, R, d)
-        out = F.scaled_dot_product_attention(query, key, value)
+        out = attend(query, key, value)
         return self.proj(out.transpose(1, 2).reshape(batch, height, width, dim))
 
 
@@ -179,7 +183,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to the same shape."""
-        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling() or is_recording():
             return self.fc2(F.gelu(self.fc1(x)))
         chunks = x.flatten(0, -2).split(max(1, self.CHUNK // self.fc1.out_features))
         return torch.cat([self.fc2(F.gelu(self.fc1(chunk))) for chunk in chunks]).view_as(x)

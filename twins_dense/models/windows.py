@@ -11,6 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def is_recording() -> bool:
+    """Return whether torch is recording the operations, in an export or a trace, to repeat them at other sizes."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def partition_windows(x: Tensor, window_size: int) -> Tensor:
     """Split a map into windows, after padding it with zeros at the bottom and right to multiples of S.
 
@@ -25,8 +30,8 @@ def partition_windows(x: Tensor, window_size: int) -> Tensor:
     batch, height, width, channels = x.shape
     rows, columns = _num_windows(height, width, window_size)
     pad_bottom, pad_right = rows * window_size - height, columns * window_size - width
-    # In an export, sizes are symbols and cannot be compared, so the padding is always part of the graph.
-    if torch.compiler.is_exporting() or pad_bottom or pad_right:
+    # In a recording, sizes are symbols and cannot be compared, so the padding is always part of the graph.
+    if is_recording() or pad_bottom or pad_right:
         x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
     x = x.view(batch, rows, window_size, columns, window_size, channels)
     return x.transpose(2, 3).reshape(batch * rows * columns, window_size * window_size, channels)
@@ -66,11 +71,11 @@ def window_key_mask(
 
     Returns:
         Boolean mask (N, 1, 1, S * S), true for keys that attention may read, with at least one such key per window; or
-        `None` if attention may read all keys. In an export, where sizes are unknown, there is always a mask.
+        `None` if attention may read all keys. In a recording, where sizes are unknown, there is always a mask.
     """
     height, width = size
     rows, columns = _num_windows(height, width, window_size)
-    if not torch.compiler.is_exporting():
+    if not is_recording():
         padded = [height % window_size > 0, width % window_size > 0]
         if not (all(padded) if only_both else any(padded)):
             return None

@@ -45,6 +45,7 @@ train_dataloader = dict(
         data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
         pipeline=_TRAIN_PIPELINE,
         skip_bad=False,
+        allow_outside=False,
         indices=None,
     ),
 )
@@ -59,6 +60,7 @@ val_dataloader = dict(
         data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
         pipeline=_TEST_PIPELINE,
         skip_bad=False,
+        allow_outside=False,
         indices=None,
         test_mode=True,
     ),

@@ -16,6 +16,7 @@ train_dataloader = dict(
         filter_empty=True,
         skip_bad=False,
         strict=False,
+        allow_outside=False,
         indices=None,
     ),
 )
@@ -33,6 +34,7 @@ val_dataloader = dict(
         with_masks=False,
         skip_bad=False,
         strict=False,
+        allow_outside=False,
         indices=None,
     ),
 )

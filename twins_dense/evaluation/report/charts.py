@@ -22,7 +22,7 @@ from .svg import plain, to_svg
 _TEXT, _MUTED, _GRID, _FAINT, _BAR = (f"#0000{number:02d}" for number in range(10, 15))
 _SERIES = [f"#0000{number:02d}" for number in range(1, 8)]
 _DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (8, 2, 1.5, 2)), (0, (3, 1.2)), (0, (10, 3)), (0, (1, 3))]
-_WIDTH, _HEIGHT = 460.0, 270.0  # in units of the view box; text has a size of 11
+_WIDTH, _HEIGHT = 400.0, 240.0  # in units of the view box; text has a size of 11
 _LEFT, _TOP, _BOTTOM, _RIGHT = 44.0, 30.0, 40.0, 14.0  # margins
 _CHARACTER = 5.6  # mean width of a character
 _LONGEST = 22  # characters of a name in a chart
@@ -103,6 +103,8 @@ def line_chart(
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
         axes.margins(x=0)
         axes.set(xlim=x_range, ylim=y_range)
+        if y_range is None and not log_y and min((np.nanmin(line.y) for line in lines if len(line.y)), default=0) >= 0:
+            _from_zero(axes)
         _label_ends(axes, [(position, names[position], x, y) for _, position, x, y in ends])
         for x_mark, y_mark, text in marks:
             axes.plot([x_mark], [y_mark], "o", color=_TEXT, markersize=5, markeredgewidth=0, clip_on=False)
@@ -163,9 +165,10 @@ def bar_chart(
             )
         if intervals is not None:
             for i, (low, high) in enumerate(intervals):
-                axes.plot([low, high], [i, i], color=_TEXT, linewidth=1.2, clip_on=False)
+                if math.isfinite(values[i]):
+                    axes.plot([low, high], [i, i], color=_TEXT, linewidth=1.2, clip_on=False)
         axes.set_yticks(rows, shown, color=_TEXT)
-        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_ylim(max(len(names), 1) - 0.5, -0.5)
         axes.set_xlim(left=min(0, *axes.get_xlim()))
         return to_svg(figure, description, groups)
 
@@ -188,7 +191,7 @@ def histogram(
         groups = _bars(axes, edges, counts)
         axes.set_xlim(edges[0], edges[-1])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
-        axes.set_ylim(bottom=0)
+        _from_zero(axes)
         return to_svg(figure, description, groups)
 
 
@@ -223,7 +226,7 @@ def calibration_chart(
         lower.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         groups = _bars(lower, np.linspace(0, 1, len(counts) + 1), counts)
         lower.set(xlim=(0, 1))
-        lower.set_ylim(bottom=0)
+        _from_zero(lower)
         return to_svg(figure, description, groups)
 
 
@@ -275,6 +278,12 @@ def _axes(
     return axes
 
 
+def _from_zero(axes: Axes) -> None:
+    """Let the vertical axis begin at 0."""
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, top if top > 0 else 1)
+
+
 def _bars(axes: Axes, edges: Any, counts: Sequence[float]) -> dict[str, tuple[dict[str, Any], str]]:
     """Draw the bars of a histogram and return the groups for `_svg`."""
     groups = {}
@@ -304,7 +313,8 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[int, str, Any, Any]]) -> None:
         heights[-1] = box.y1
         for i in reversed(range(len(heights) - 1)):
             heights[i] = min(heights[i], heights[i + 1] - gap)
-    for (_, position, name, point), height in zip(places, heights, strict=True):
+    leader = {"arrowstyle": "-", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2, "relpos": (0, 0.5)}
+    for (start, position, name, point), height in zip(places, heights, strict=True):
         axes.annotate(
             name,
             point,
@@ -313,7 +323,7 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[int, str, Any, Any]]) -> None:
             va="center",
             color=_SERIES[position],
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": _SERIES[position], "linewidth": 0.7, "shrinkA": 1, "shrinkB": 2},
+            arrowprops=None if abs(height - start) < 2 else leader | {"color": _SERIES[position]},
         )
 
 
@@ -329,8 +339,12 @@ def _inside(values: Sequence[float], limits: tuple[float, float] | None) -> np.n
 def _number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
-    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+    if 0 < abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    else:
+        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def _shortened(text: str) -> str:

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+
+from ...data.image_files import read_image
+from ...errors import TwinsError, one_line
+from .page import render
+from .pictures import palette_picture, path_data, thumbnail
+
+# For each kind of shape: the switch that shows it, and its name in the legend. Colours and dashes are in gallery.css.
+_KINDS: Mapping[str, tuple[str, str]] = {
+    "truth": ("truth", "found object"),
+    "missed": ("truth", "missed object"),
+    "correct": ("prediction", "correct"),
+    "wrong_class": ("prediction", "wrong class"),
+    "shifted": ("prediction", "wrong position"),
+    "duplicate": ("prediction", "duplicate"),
+    "background": ("prediction", "no object there"),
+    "annotation": ("annotations", "annotation"),
+}
+_PLAIN = ("truth", "correct", "annotation")  # kinds that are drawn below the others, which are errors
+_NUM_TINTS = 7  # colours of annotations in gallery.css, one per label
+_SHOWN = ("truth", "prediction", "annotations")  # switches that are on at first
 
 
 @dataclass(frozen=True)
@@ -16,8 +39,8 @@ class Shape:
     Attributes:
         box: x1, y1, x2, y2 in pixels of the stored image.
         kind: Its part in the comparison: "truth" (found), "missed", "correct", "wrong_class", "shifted", "duplicate",
-            "background", or "annotation" where there are no predictions. The first two belong to the layer "truth", the
-            others to the layer "prediction".
+            "background", or "annotation" where there are no predictions. The switch "truth" shows the first two,
+            "annotations" the last, and "prediction" the others.
         label: Text beside it, such as "cat 0.83".
         contours: Outlines of its mask, each (N, 2) x and y in pixels; empty for a box.
     """
@@ -69,9 +92,81 @@ class Card:
 def gallery(id: str, cards: Sequence[Card], *, filters: Sequence[tuple[str, Sequence[str]]] = ()) -> Markup:
     """Return a gallery of cards: thumbnails with switches for truth and prediction, zoom, and filters.
 
+    A card whose image cannot be read has a placeholder instead of the picture.
+
     Args:
         id: Identifier on the page.
         cards: The images, in order.
-        filters: Names of the filters with their tags, such as ("class", ["cat", "dog"]) and ("error", ["missed"]).
+        filters: Names of the filters with their tags, such as ("class", ["cat", "dog"]) and ("error", ["missed"]). Tags
+            that no card has are left out.
     """
-    raise NotImplementedError
+    used = {shape.kind for card in cards for shape in card.shapes}
+    kinds = [(kind, name) for kind, (_, name) in _KINDS.items() if kind in used]
+    layers = [layer.name for card in cards for layer in card.layers]
+    groups = list(dict.fromkeys([*(_KINDS[kind][0] for kind, _ in kinds), *layers]))
+    annotated = [shape.label for card in cards for shape in card.shapes if shape.kind == "annotation"]
+    tints = {label: index % _NUM_TINTS for index, label in enumerate(dict.fromkeys(annotated))}
+    num_tagged = Counter(tag for card in cards for tag in set(card.tags))
+    return render(
+        "gallery.html.j2",
+        id=id,
+        cards=[_card(card, groups, tints) for card in cards],
+        groups=[(name, name in _SHOWN or len(groups) == 1) for name in groups],
+        kinds=kinds if len(kinds) > 1 else [],
+        colors=_colors(cards),
+        has_layers=bool(layers),
+        filters=[(name, [(tag, num_tagged[tag]) for tag in tags if num_tagged[tag]]) for name, tags in filters],
+    )
+
+
+def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[str, Any]:
+    """Return the values of the template for a card."""
+    values = {"title": card.title, "text": card.text, "tags": json.dumps(list(dict.fromkeys(card.tags)))}
+    try:
+        image = read_image(card.file)
+    except TwinsError as error:
+        return {**values, "problem": one_line(error)}
+    height, width = image.shape[:2]
+    shapes: dict[int, list[dict[str, str]]] = {}
+    for shape in _in_drawing_order(card.shapes):
+        shapes.setdefault(groups.index(_KINDS[shape.kind][0]), []).append(_shape(shape, tints))
+    layers = [
+        {
+            "group": groups.index(layer.name),
+            "uri": palette_picture(layer.indices, layer.palette),
+            "is_named": bool(layer.names),
+        }
+        for layer in card.layers
+    ]
+    picture = {"uri": thumbnail(image), "height": height, "width": width, "layers": layers, "shapes": shapes}
+    return {**values, "problem": None, "picture": picture}
+
+
+def _in_drawing_order(shapes: Iterable[Shape]) -> list[Shape]:
+    """Return the shapes that can be drawn: large ones below small ones, and errors on top."""
+
+    def key(shape: Shape) -> tuple[bool, float]:
+        x1, y1, x2, y2 = shape.box
+        return shape.kind not in _PLAIN, -(x2 - x1) * (y2 - y1)
+
+    return sorted((shape for shape in shapes if np.isfinite(shape.box).all()), key=key)
+
+
+def _shape(shape: Shape, tints: Mapping[str, int]) -> dict[str, str]:
+    x1, y1, x2, y2 = shape.box
+    # Outlines of one or two pixels have no area, and would not be seen.
+    outlines = [outline for outline in shape.contours if len(outline) > 2]
+    corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
+    box = " ".join(f"{value:.0f}" for value in shape.box)
+    classes = f"kind-{shape.kind}" + (f" tint-{tints[shape.label]}" if shape.kind == "annotation" else "")
+    return {"classes": classes, "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
+
+
+def _colors(cards: Iterable[Card]) -> list[tuple[str, str]]:
+    """Return the name and the colour "r,g,b" of each entry of the palettes that is seen, for the legend."""
+    found: dict[str, str] = {}
+    for layer in (layer for card in cards for layer in card.layers):
+        for index in np.unique(layer.indices).tolist():
+            if index < len(layer.names):
+                found[layer.names[index]] = ",".join(str(int(value)) for value in layer.palette[index])
+    return list(found.items())

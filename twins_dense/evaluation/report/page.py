@@ -15,6 +15,8 @@ from markupsafe import Markup
 
 from . import formatting
 
+GENERATOR = "twins-dense report"  # by this name, a file is recognised as a report
+
 
 @dataclass(frozen=True)
 class Section:
@@ -97,6 +99,7 @@ def render_page(
         headlines=headlines,
         sections=sections,
         policy=policy,
+        generator=GENERATOR,
         style=Markup(style),
         script=Markup(script),
     )
@@ -126,5 +129,6 @@ _ENVIRONMENT.filters |= {
     "percent": lambda value: f"{100 * value:.1f}",
     "headline_value": formatting.headline_value,
     "comparison": formatting.comparison,
+    "sentence": lambda text: text[:1].upper() + text[1:],
 }
 _ENVIRONMENT.globals["matrix_view"] = formatting.matrix_view

@@ -138,6 +138,12 @@ def set_strict(config: DictConfig) -> None:
         dataset.strict = True
 
 
+def set_allow_outside(config: DictConfig) -> None:
+    """Make both data sets of a config read images outside the image folder if the data names them."""
+    for dataset in datasets_of(config, "skip_bad"):  # configs of older runs have no `allow_outside`
+        dataset.allow_outside = True
+
+
 def set_amp(config: DictConfig) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.train.amp = {"enabled": True, "dtype": "bfloat16"}

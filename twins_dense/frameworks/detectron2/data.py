@@ -27,7 +27,7 @@ from ...evaluation.coco import complete_ground_truth
 from ...seeds import derived_seed
 from .backbone import logger
 
-# Holds the ground truth for detectron2's evaluator, one file per data set, until the process ends.
+# Holds the ground truth for detectron2's own evaluator, one file per data set, until the process ends.
 _ground_truth_folder = tempfile.TemporaryDirectory(prefix="twins_dense-")
 
 
@@ -42,6 +42,7 @@ def coco_dataset(
     filter_empty: bool = True,
     skip_bad: bool = False,
     strict: bool = False,
+    allow_outside: bool = False,
     indices: int | None = None,
 ) -> list[dict[str, Any]]:
     """Return COCO-format data as detectron2's list of dicts, and register it in detectron2's catalogs.
@@ -61,13 +62,22 @@ def coco_dataset(
         filter_empty: Whether to leave out images without instances in training.
         skip_bad: Whether to leave out and log unusable images and annotations instead of raising an error.
         strict: Whether boxes with a width or a height of zero are errors, instead of being left out and logged.
+        allow_outside: Whether the annotation file may name images outside the image folder.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Raises:
         TwinsError: if files or annotations cannot be used.
     """
     ann_path, image_path = _find(name, data_root, ann_file, image_dir)
-    data = load_coco(ann_path, image_path, skip_bad=skip_bad, strict=strict, indices=indices, refuse_rotated=True)
+    data = load_coco(
+        ann_path,
+        image_path,
+        skip_bad=skip_bad,
+        strict=strict,
+        indices=indices,
+        refuse_rotated=True,
+        allow_outside=allow_outside,
+    )
     if data.problems:
         lines = "\n".join(data.problems)
         logger.warning(f"Left out, {len(data.problems)} in all:\n{lines}")
@@ -192,6 +202,7 @@ def _register(
         thing_dataset_id_to_contiguous_id=contiguous,
         json_file=str(json_file),
         ann_file=str(data.ann_file),
+        coco_images=data.images,  # for our own evaluator
         image_root=str(image_dir),
         evaluator_type="coco",
         **({} if colors is None else {"thing_colors": colors}),

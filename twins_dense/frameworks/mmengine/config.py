@@ -117,6 +117,12 @@ def set_strict(config: Config) -> None:
         dataset.strict = True
 
 
+def set_allow_outside(config: Config) -> None:
+    """Make every data set of a config read images outside the image folder if the data names them."""
+    for dataset in datasets_of(config):
+        dataset.allow_outside = True
+
+
 def set_amp(config: Config) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}

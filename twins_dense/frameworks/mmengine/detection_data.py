@@ -93,6 +93,7 @@ class CocoDetectionDataset(SeededItems):
         skip_bad: Whether to leave out and list unusable images and annotations instead of raising an error (see
             `load_coco`).
         strict: Whether boxes with a width or a height of zero are errors, instead of being left out and listed.
+        allow_outside: Whether the annotation file may name images outside `image_dir`.
         indices: Number of images to use, from the start of the file; `None` for all.
 
     Attributes:
@@ -115,10 +116,18 @@ class CocoDetectionDataset(SeededItems):
         filter_empty: bool = True,
         skip_bad: bool = False,
         strict: bool = False,
+        allow_outside: bool = False,
         indices: int | None = None,
     ) -> None:
         root = Path(data_root)
-        data = load_coco(root / ann_file, root / image_dir, skip_bad=skip_bad, strict=strict, indices=indices)
+        data = load_coco(
+            root / ann_file,
+            root / image_dir,
+            skip_bad=skip_bad,
+            strict=strict,
+            indices=indices,
+            allow_outside=allow_outside,
+        )
         self.source = str(data.ann_file)
         self.problems = data.problems
         self.training = training

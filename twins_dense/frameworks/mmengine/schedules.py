@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...data.coco import is_instance
+from ...data.coco import is_instance, read_annotation_file
 from ...errors import TwinsError, one_line
 from .. import recipes
 
@@ -93,9 +92,10 @@ def num_training_images(config: Config) -> int:
     try:
         count = _num_pairs(dataset) if "data_prefix" in dataset else _num_annotated_images(dataset)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = one_line(error) if isinstance(error, TwinsError) else f"{type(error).__name__}: {one_line(error)}"
         raise TwinsError(
-            f"cannot count the training images, on which the schedule depends: {type(error).__name__}: "
-            f"{one_line(error)}; check --data, --data-root and train_dataloader.dataset"
+            f"cannot count the training images, on which the schedule depends: {reason}; check --data, "
+            "--data-root and train_dataloader.dataset"
         ) from None
     count = min(count, dataset.get("indices") or count)
     if not count:
@@ -104,10 +104,11 @@ def num_training_images(config: Config) -> int:
 
 
 def _num_annotated_images(dataset: Any) -> int:
-    content = json.loads((Path(dataset.get("data_root") or "") / dataset.ann_file).read_text(encoding="utf-8"))
+    path = Path(dataset.get("data_root") or "") / dataset.ann_file
+    content = read_annotation_file(path, ("images", "annotations"))
     if not dataset.get("filter_empty", True):
         return len(content["images"])
-    return len({annotation["image_id"] for annotation in content["annotations"] if is_instance(annotation)})
+    return len({annotation["image_id"] for annotation in filter(is_instance, content["annotations"])})
 
 
 def _num_pairs(dataset: Any) -> int:

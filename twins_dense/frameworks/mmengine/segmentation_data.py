@@ -26,6 +26,7 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
     Args:
         arguments: Arguments of mmseg's `BaseSegDataset`.
         skip_bad: Whether to leave out and list unusable images instead of raising an error.
+        allow_outside: Whether the list of images may name files outside the folders of the images and label maps.
         options: Keyword arguments of mmseg's `BaseSegDataset`.
 
     Attributes:
@@ -33,8 +34,9 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
         problems: One line for each image that was left out.
     """
 
-    def __init__(self, *arguments: Any, skip_bad: bool = False, **options: Any) -> None:
+    def __init__(self, *arguments: Any, skip_bad: bool = False, allow_outside: bool = False, **options: Any) -> None:
         self.skip_bad = skip_bad
+        self.allow_outside = allow_outside
         self.problems: tuple[str, ...] = ()
         super().__init__(*arguments, **options)
 
@@ -52,7 +54,8 @@ class SegmentationDataset(SeededItems, datasets.BaseSegDataset):
         if isinstance(self._indices, int):
             entries = entries[: self._indices]
         pairs = [(entry["img_path"], entry["seg_map_path"]) for entry in entries]
-        found = find_problems(pairs, self._label_values())
+        folders = None if self.allow_outside else (self.data_prefix["img_path"], self.data_prefix["seg_map_path"])
+        found = find_problems(pairs, self._label_values(), folders=folders)
         problems = [problem for problem in found if problem is not None]
         lines = "; ".join(summarise(problems))
         if problems and not self.skip_bad:

@@ -1,0 +1,150 @@
+"""Write the report of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_args
+
+from ...atomic import write_atomically
+from ...errors import TwinsError
+from ..record import NAME, Record, Task, read_record
+from .page import GENERATOR, Section, render_page
+from .run import find_run, run_facts, run_sections
+
+REPORT_NAME = "report.html"
+EVALUATION_NAME = "evaluation"  # folder of the evaluation that `train` makes, in the work directory
+
+
+def write_report(source: str | Path, out: str | Path | None = None, *, against: str | Path | None = None) -> Path:
+    """Write the report of an evaluation as one HTML file, and return its path.
+
+    Args:
+        source: Folder of an evaluation, or of a training run: its own evaluation (`evaluation/`), else the newest
+            finished one in the folder `RUN_eval` beside it.
+        out: File to write; `None` stands for `report.html` in the folder `source`.
+        against: Another evaluation or run to compare with; it must have the same task, classes and images.
+
+    Raises:
+        TwinsError: If there is no finished evaluation, the two cannot be compared, or `out` is a folder or a file that
+            is not a report.
+    """
+    record = finished_record(source)
+    path = Path(source) / REPORT_NAME if out is None else Path(out)
+    check_out(path)
+    other = None if against is None else _comparable(record, finished_record(against), str(source), str(against))
+    task = _task_module(record)
+    run = find_run(record)
+    title = f"Report of {Path(source).resolve().name}"
+    facts = run_facts(record, run)
+    if other is not None:
+        title += f", compared with {Path(str(against)).resolve().name}"
+        facts.insert(2, ("Compared with", f"{other.about.checkpoint} (evaluated {other.about.started})"))
+    sections: Sequence[Section] = [*run_sections(run), *task.sections(record, other)]
+    write_page(path, render_page(title, facts, task.headlines(record, other), sections))
+    return path
+
+
+def finished_record(source: str | Path) -> Record:
+    """Return the record of the evaluation that a folder contains (see `write_report`).
+
+    Raises:
+        TwinsError: If there is none, or if it is unfinished.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise TwinsError(f"{str(source)!r} {problem}: name the folder of a training run or of an evaluation")
+    if (folder / NAME / "about.json").is_file():
+        return _finished(folder)
+    own = folder / EVALUATION_NAME
+    if (own / NAME / "about.json").is_file() and read_record(own).is_complete:
+        return read_record(own)
+    resolved = folder.resolve()
+    others = list(resolved.with_name(f"{resolved.name}_eval").glob(f"*/{NAME}/about.json"))
+    for about in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        record = read_record(about.parent.parent)
+        if record.is_complete:
+            return record
+    unfinished = [own] if (own / NAME / "about.json").is_file() else [path.parent.parent for path in others]
+    if unfinished:
+        return _finished(unfinished[0])
+    raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
+
+
+def check_out(path: Path) -> None:
+    """Raise `TwinsError` if a report cannot be written to a path, or would replace a file that is not a report."""
+    if path.is_dir():
+        raise TwinsError(f"--out {str(path)!r} is a folder: name a file, such as {str(path / REPORT_NAME)!r}")
+    if path.exists():
+        with path.open("rb") as file:
+            is_report = GENERATOR.encode() in file.read(4096)
+        if not is_report:
+            raise TwinsError(f"{str(path)!r} exists and is not a report: choose another --out")
+    if not path.parent.is_dir() and any(parent.is_file() for parent in path.parents):
+        raise TwinsError(f"--out {str(path)!r}: a folder of this path is a file; choose another path")
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page atomically as UTF-8; characters that UTF-8 cannot represent are replaced."""
+    write_atomically(path, page.encode("utf-8", errors="replace"))
+
+
+def _finished(folder: Path) -> Record:
+    record = read_record(folder)
+    if not record.is_complete:
+        verb = "validate" if record.about.task == "classification" else "eval"
+        raise TwinsError(
+            f"the evaluation in {str(folder)!r} is unfinished ({len(record.entries)} of {record.about.num_images} "
+            f"images): finish it by `twins-dense {verb} … --resume`"
+        )
+    return record
+
+
+def _task_module(record: Record) -> Any:
+    """Return the module with the headlines and sections of a task."""
+    task = record.about.task
+    if task not in get_args(Task):
+        raise TwinsError(f"{str(record.folder)!r}: unknown task {task!r}; known are {', '.join(get_args(Task))}")
+    return import_module(f"{__package__}.{task}")
+
+
+def _comparable(record: Record, other: Record, source: str, against: str) -> Record:
+    """Return the other record with its entries in the order of the first one.
+
+    Raises:
+        TwinsError: If the task, the classes or the images differ.
+    """
+    for name in ("task", "classes"):
+        mine, theirs = getattr(record.about, name), getattr(other.about, name)
+        if mine != theirs:
+            raise TwinsError(
+                f"{source!r} and {against!r} cannot be compared: their {name} differ{'s' * (name == 'task')} "
+                f"({_brief(mine)} and {_brief(theirs)}); choose an evaluation on the same data"
+            )
+    keys, entries = _keys(record), dict(zip(_keys(other), other.entries, strict=True))
+    if set(keys) != set(entries):
+        raise TwinsError(
+            f"{source!r} and {against!r} cannot be compared: they have {len(keys)} and {len(entries)} images, of which "
+            f"{len(set(keys) & set(entries))} are common; choose an evaluation on the same images"
+        )
+    return replace(other, entries=[entries[key] for key in keys])
+
+
+def _keys(record: Record) -> list[str]:
+    """Return a name for each image: the last two parts of its path, so that moved data can be compared."""
+    short = ["/".join(Path(entry["file"]).parts[-2:]) for entry in record.entries]
+    return short if len(set(short)) == len(short) else [_position(entry) for entry in record.entries]
+
+
+def _position(entry: Mapping[str, Any]) -> str:
+    return f"{entry['index']} {entry['file']}"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    names = ", ".join(map(str, value[:3]))
+    return f"{len(value)}: {names}{', …' if len(value) > 3 else ''}"

@@ -1,0 +1,58 @@
+"""The report that `train` writes at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..distributed import is_first_process, wait_for_all
+from ..errors import requires_extra
+from ..evaluation.record import NAME, read_record
+from ..frameworks import Engine
+from ..frameworks.console import logger
+from ..frameworks.work_dir import best_checkpoint
+
+
+def report_run(
+    engine: Engine, config: Any, work_dir: str | Path, *, launch: Mapping[str, Any] | None = None
+) -> Path | None:
+    """Evaluate the best checkpoint of a finished run, else its last, and write `report.html` to its work directory.
+
+    The results of the evaluation are in the folder `evaluation`. In a group of processes, all of them call this
+    function, and the first one writes the report.
+
+    Args:
+        engine: Engine of the run.
+        config: Config from `load_config` of the engine; it is changed in place.
+        work_dir: Work directory of the run.
+        launch: Options for running several processes.
+
+    Returns:
+        The path of the report, or `None` in all processes but the first.
+
+    Raises:
+        TwinsError: If the run cannot be evaluated.
+    """
+    with requires_extra("report"):
+        from ..evaluation.report.build import EVALUATION_NAME, write_report
+
+    checkpoint = best_checkpoint(work_dir)
+    folder = Path(work_dir) / EVALUATION_NAME
+    is_first = is_first_process() and not (launch or {}).get("machine_rank")
+    if is_first:
+        logger.info(f"evaluation of {checkpoint.name} for the report")
+        if not _is_up_to_date(folder, checkpoint):
+            shutil.rmtree(folder, ignore_errors=True)
+    wait_for_all()
+    engine.evaluate(config, checkpoint, folder, launch=launch)
+    return write_report(work_dir) if is_first else None
+
+
+def _is_up_to_date(folder: Path, checkpoint: Path) -> bool:
+    """Return whether a folder contains an evaluation of a checkpoint that was not changed since."""
+    about = folder / NAME / "about.json"
+    if not about.is_file() or about.stat().st_mtime_ns < checkpoint.stat().st_mtime_ns:
+        return False
+    return Path(read_record(folder).about.checkpoint).name == checkpoint.name
