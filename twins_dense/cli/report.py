@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -49,15 +48,14 @@ def command(source: str | None, against: str | None, data_dir: str | None, out: 
 
 
 def _report_data(folder: str, out: Path, skip_bad: bool) -> Path:
+    if not Path(folder).is_dir():
+        raise TwinsError(f"--data {folder!r} is not a folder: give the folder of the images and annotations")
     from ..data.layouts import recognise
 
     with requires_extra("report"):
         from ..evaluation.report.build import check_out, write_page
-
-        data_page = importlib.import_module("twins_dense.evaluation.report.data").data_page
+        from ..evaluation.report.data import data_page
     check_out(out)
-    if not Path(folder).is_dir():
-        raise TwinsError(f"--data {folder!r} is not a folder: give the folder of the images and annotations")
     with tempfile.TemporaryDirectory(prefix="twins_dense-") as converted:
         write_page(out, data_page(recognise(folder, out=converted, skip_bad=skip_bad)))
     return out
