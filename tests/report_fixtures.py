@@ -37,7 +37,7 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
     0: two objects, both found. 1: the second object is missed. 2: the second object is found as the next class.
     3: the second object is found 8 pixels too far to the right (IoU 0.43). 4: the first object is found twice.
     5: something is found where nothing is. 6: no object, and nothing is found. 7: two objects are found, beside a
-    crowd region.
+    crowd region. The names of the files contain HTML.
 
     Args:
         folder: Folder of the evaluation. The images are written beside it, so that evaluations can be compared.
@@ -68,7 +68,7 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
                 annotations.append({**_annotation(100 * i + 2, i, (0.0, 0.0, 64.0, 4.0), 1), "iscrowd": 1})
             entry = {
                 "index": i,
-                "file": str(write_image(folder.parent / "images" / f"photo {i}.jpg", i)),
+                "file": str(write_image(folder.parent / "images" / f"photo {i} <u>'&.jpg", i)),
                 "image": {"id": i + 1, "height": HEIGHT, "width": WIDTH},
                 "annotations": annotations,
                 "detections": [_detection(i, *item) for item in found],
