@@ -50,7 +50,8 @@ def test_planted_errors_are_named_with_their_counts(tmp_path: Path) -> None:
     assert re.findall(r"card-title\">(.*?)<", found["worst"].html) == [f"street {i}.jpg" for i in (5, 4, 3)]
     assert re.findall(r"card-title\">(.*?)<", found["best"].html) == [f"street {i}.jpg" for i in (0, 1, 2)]
     assert "7.8 % of the pixels are wrong, most often cat as dog" in found["worst"].html
-    assert found["worst"].html.count("<option") == 1 + 3  # all, and the classes
+    assert found["worst"].html.count("<option") == 1 + 3 + 1 + 1  # all and the classes, all and the mistake
+    assert "cat as dog (3)" in found["worst"].html
 
 
 def test_comparison(tmp_path: Path) -> None:
