@@ -78,6 +78,19 @@ def test_large_jpeg_files_are_reduced_by_their_decoder(tmp_path: Path) -> None:
     assert np.abs(np.asarray(picture) - expected).max() <= 4
 
 
+@pytest.mark.parametrize(("name", "size"), [("a.jpg", (47, 31)), ("a.jpg", (2501, 1901)), ("a.png", (47, 31))])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_upright_thumbnails_are_turned(tmp_path: Path, name: str, size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / name, exif=exif)
+    uri, *found = thumbnail(tmp_path / name, upright=True)
+    assert tuple(found) == (size[::-1] if orientation == 6 else size)
+    width, height = open_uri(uri).size
+    assert (width > height) == (orientation != 6)
+    assert thumbnail(tmp_path / name)[1:] == size
+
+
 def test_thumbnails_show_the_pixels_as_they_are_stored(tmp_path: Path) -> None:
     """The EXIF orientation is neither applied nor passed on to the browser, because shapes refer to stored pixels."""
     path = tmp_path / "turned.jpg"

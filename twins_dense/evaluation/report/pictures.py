@@ -20,12 +20,12 @@ LONG_SIDE = 512  # pixels of a thumbnail
 _QUALITY = 78  # of JPEG files, 1..95
 
 
-def thumbnail(path: str | Path, *, long_side: int = LONG_SIDE) -> tuple[str, int, int]:
-    """Return an image as the data URI of a JPEG file, and its stored width and height in pixels.
+def thumbnail(path: str | Path, *, upright: bool = False, long_side: int = LONG_SIDE) -> tuple[str, int, int]:
+    """Return an image as the data URI of a JPEG file, and its width and height in pixels before it is reduced.
 
     Args:
-        path: Path of the image file. It is read as training reads it: without the EXIF orientation, because boxes and
-            masks refer to the pixels as they are stored.
+        path: Path of the image file.
+        upright: Whether to apply the EXIF orientation, as for `read_image`.
         long_side: Largest height and width of the thumbnail in pixels; smaller images keep their size.
 
     Raises:
@@ -37,11 +37,14 @@ def thumbnail(path: str | Path, *, long_side: int = LONG_SIDE) -> tuple[str, int
             # The decoder of JPEG files can reduce large images itself, which saves most of the time.
             enough = long_side * 3 // 2
             is_reduced = image.draft(None, (enough, enough)) is not None
-            picture = convert_image(image, upright=False)
+            decoded = image.size
+            picture = convert_image(image, upright=upright)
     except UNREADABLE as error:
         raise TwinsError(f"{path}: cannot be read as an image ({one_line(error)}); replace the file") from error
     if not is_reduced:
-        width, height = picture.size  # TIFF files are turned as they are read
+        width, height = picture.size
+    elif picture.size != decoded:  # turned by 90 degrees
+        width, height = height, width
     picture.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_QUALITY, optimize=True, progressive=True)
