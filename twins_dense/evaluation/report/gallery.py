@@ -79,7 +79,8 @@ class Card:
         text: One line about it, such as "3 missed, 1 wrong class; F1 0.67".
         tags: Values by which the gallery can be filtered, such as the names of classes and kinds of errors.
         shapes: Objects that are drawn over it.
-        layers: Maps that are drawn over it.
+        layers: Maps that are drawn over it. They belong to the upright image, whereas shapes belong to the stored one;
+            the two differ if the file has an EXIF orientation.
     """
 
     file: str
@@ -126,7 +127,7 @@ def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[s
     """Return the values of the template for a card."""
     values = {"title": card.title, "text": card.text, "tags": json.dumps(list(dict.fromkeys(card.tags)))}
     try:
-        image = read_image(card.file)
+        image = read_image(card.file, upright=bool(card.layers))
     except TwinsError:
         return {**values, "problem": f"{card.file} is missing or cannot be read."}
     height, width = image.shape[:2]

@@ -20,7 +20,7 @@ from torch import nn
 
 from ...evaluation import metrics_file
 from .. import checks
-from ..console import Progress, duration, logger
+from ..console import Progress, duration, is_of_class, logger
 from ..work_dir import for_evaluation
 from .backbone import logger as twins_logger
 from .checks import building, categories_of, check_classes, dataset_name_of, read_detector
@@ -54,8 +54,7 @@ def evaluate(
     launch_run(_evaluate, launch, config, str(checkpoint))
     if launch and launch.get("machine_rank"):  # only the first machine has the metrics
         return {}
-    # The scores of single classes have names such as "coco/bbox_AP-person".
-    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if "_AP-" not in name}
+    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if not is_of_class(name)}
 
 
 def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
