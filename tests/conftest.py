@@ -10,6 +10,7 @@ import yapf  # noqa: F401  (MMEngine's first import of it writes a cache, for wh
 from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite(
+    "browser_fixtures",
     "cli_fixtures",
     "contracts",
     "detection_fixtures",
@@ -20,6 +21,7 @@ pytest.register_assert_rewrite(
     "run_fixtures",
 )
 
+from browser_fixtures import browser  # noqa: E402, F401  (shared fixtures)
 from detection_fixtures import tiny_run, toy_data  # noqa: E402, F401  (shared fixtures)
 from segmentation_fixtures import label_data, segmentation_run  # noqa: E402, F401
 

@@ -23,10 +23,10 @@ import sys
 import time
 from pathlib import Path
 
-from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.events import JSONWriter, get_event_storage
 
 from twins_dense.evaluation import metrics_file
+from twins_dense.frameworks.detectron2.detection_evaluator import DetectionEvaluator
 
 JSONWriter.__init__.__defaults__ = (1,)  # log the value of each iteration to metrics.jsonl, not the median over 20
 log = JSONWriter.write
@@ -59,7 +59,9 @@ if os.environ.get("KILL_IN") == "write":  # die after half of the file is writte
     write_bytes = Path.write_bytes
     Path.write_bytes = dying(write_bytes, lambda path, content: write_bytes(path, content[: len(content) // 2]))
 elif os.environ.get("KILL_IN") == "evaluate":  # die at the end of an evaluation
-    COCOEvaluator.evaluate = dying(COCOEvaluator.evaluate, lambda *arguments: None)
+    DetectionEvaluator.evaluate = dying(DetectionEvaluator.evaluate, lambda *arguments: None)
+elif os.environ.get("KILL_IN") == "process":  # die after an image has been evaluated
+    DetectionEvaluator.process = dying(DetectionEvaluator.process, lambda *arguments: None)
 elif os.environ.get("KILL_IN") == "metrics":  # die before an evaluation is written to metrics.json
     metrics_file.write_metrics = dying(metrics_file.write_metrics, lambda *arguments, **values: None)
 elif os.environ.get("KILL_IN") == "replace":  # die before the file is renamed

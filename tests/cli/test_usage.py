@@ -17,6 +17,7 @@ VERBS = (
     "train",
     "eval",
     "predict",
+    "report",
     "check-data",
     "configs",
     "validate",

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import report_fixtures
 
-from twins_dense.errors import TwinsError
 from twins_dense.evaluation import detection_errors as errors
 from twins_dense.evaluation.average_precision import average_precisions, mean_average_precision
 from twins_dense.evaluation.bootstrap import bootstrap_weights
 from twins_dense.evaluation.coco import coco_evaluation
-from twins_dense.evaluation.detections import align, analyse_detections
+from twins_dense.evaluation.detections import analyse_detections
 from twins_dense.evaluation.matching import ground_truth, match_record
 from twins_dense.evaluation.record import About, Record, read_record
 from twins_dense.evaluation.thresholds import recommend, threshold_curve
@@ -234,14 +233,3 @@ def test_extreme_data_sets(kind: str, num_classes: int) -> None:
     else:
         assert np.isnan(values).all()
         assert analysis.num_false.tolist() == ([1] * 3 if kind == "no object" else [0] * 3)
-
-
-def test_another_evaluation_is_aligned_by_the_ids_of_images() -> None:
-    record = random_record(5)
-    shuffled = replace(record, entries=list(reversed(record.entries)))
-    assert [entry["image"]["id"] for entry in align(shuffled, record).entries] == [100, 99, 98, 97, 96]
-    assert align(record, record) is record
-    with pytest.raises(TwinsError, match="images differ from those of"):
-        align(replace(record, entries=record.entries[:4]), record)
-    with pytest.raises(TwinsError, match="classes differ from those of"):
-        align(replace(record, about=replace(record.about, classes=("a", "b", "c"))), record)

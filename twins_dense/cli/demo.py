@@ -16,10 +16,11 @@ from ..errors import requires_extra
 @click.option("--num-train", default=400, show_default=True, type=click.IntRange(min=4), help="Training images.")
 def command(out: str, epochs: int, num_train: int) -> None:
     """Train a Mask R-CNN with a Twins-SVT backbone from scratch on a small drawn data set, evaluate it on validation
-    images, and draw its predictions. This takes a few minutes on two CPU cores and needs no network.
+    images, draw its predictions and write a report. This takes a few minutes on two CPU cores and needs no network.
 
     OUT then contains `data-NUM_TRAIN` (the data set), `config-TIME.py` (the config), `run-TIME` (checkpoints, log,
-    metrics.json), `predictions-TIME.png` (ground truth beside predictions) and `curves-TIME.png` (loss and AP50).
+    metrics.json and report.html), `predictions-TIME.png` (ground truth beside predictions) and `curves-TIME.png` (loss
+    and AP50).
 
     \b
     Examples:
@@ -41,3 +42,4 @@ def command(out: str, epochs: int, num_train: int) -> None:
     click.echo(f"checkpoints  {result.run}")
     click.echo(f"pictures     {result.predictions} (ground truth left, prediction right)")
     click.echo(f"curves       {result.curves}")
+    click.echo(f"report       {result.report} (open it in a browser)")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..errors import TwinsError
 from .coco import load_coco
 from .label_folders import IGNORED, count_values, spread
-from .label_maps import find_problems, summarise
+from .label_maps import Problem, find_problems, summarise
 from .layouts import DataFolder, Split
 from .problems import DataError
 from .statistics import (
@@ -55,6 +55,14 @@ def describe_contents(data: DataFolder, *, size: int | None = None) -> tuple[lis
 
 def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:
     """Yield one line per suggested setting, as an option of `train`, with its reason."""
+    rows = list(suggested_options(suggestion))
+    width = max(len(option) for option, _ in rows)
+    for option, reason in rows:
+        yield f"{option:<{width}}  {reason}"
+
+
+def suggested_options(suggestion: Suggestion) -> Iterator[tuple[str, str]]:
+    """Yield each suggested setting as an option of `train`, and its reason."""
     anchor_sizes = suggestion.anchor_sizes
     values = {
         "recipe": suggestion.recipe,
@@ -64,10 +72,9 @@ def describe_suggestion(suggestion: Suggestion) -> Iterator[str]:
         "max_dets": suggestion.max_dets,
         "anchor_sizes": None if anchor_sizes is None else ",".join(map(str, anchor_sizes)),
     }
-    options = {name: f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value is not None}
-    width = max(map(len, options.values()))
-    for name, option in options.items():
-        yield f"{option:<{width}}  {suggestion.reasons[name]}"
+    for name, value in values.items():
+        if value is not None:
+            yield f"--{name.replace('_', '-')} {value}", suggestion.reasons[name]
 
 
 def check_folder(
@@ -90,16 +97,21 @@ def _check_split(data: DataFolder, split: Split, skip_bad: bool, strict: bool, a
         return load_coco(
             split.ann_file, split.image_dir, skip_bad=skip_bad, strict=strict, allow_outside=allow_outside
         ).problems
-    images = [split.image_dir / f"{name}{split.image_suffix}" for name in split.image_names()]
-    pairs = [(str(image), str(label)) for image, label in zip(images, split.label_paths(), strict=True)]
-    num_values = len(data.classes) + data.reduce_zero_label
-    problems = [problem for problem in find_problems(pairs, {*range(num_values), IGNORED}) if problem is not None]
+    found = find_label_problems(data, split)
+    problems = [problem for problem in found if problem is not None]
     if problems and not skip_bad:
         lines = "; ".join(summarise(problems))
         raise DataError(f"{split.image_dir}: {lines}. Fix the files, or add --skip-bad", list(map(str, problems)))
-    if len(problems) == len(pairs):
+    if len(problems) == len(found):
         raise TwinsError(f"{split.image_dir}: no image is left: {'; '.join(summarise(problems))}")
     return tuple(map(str, problems))
+
+
+def find_label_problems(data: DataFolder, split: Split) -> list[Problem | None]:
+    """Return the first problem of each image of a split and its label map, in the order of `image_names`."""
+    images = [split.image_dir / f"{name}{split.image_suffix}" for name in split.image_names()]
+    pairs = [(str(image), str(label)) for image, label in zip(images, split.label_paths(), strict=True)]
+    return find_problems(pairs, {*range(len(data.classes) + data.reduce_zero_label), IGNORED})
 
 
 def _describe_labels(data: DataFolder) -> tuple[list[str], Suggestion]:

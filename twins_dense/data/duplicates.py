@@ -137,6 +137,26 @@ def groups_of(pairs: Iterable[Pair]) -> list[list[SplitImage]]:
     return sorted(groups.values(), key=lambda group: (-len(group), group))
 
 
+def leaks(pairs: Iterable[Pair], split: str, source: str = "train") -> dict[SplitImage, Pair]:
+    """Return the images of a split that show the same as an image of another split, each with the pair that shows it.
+
+    Args:
+        pairs: The result of `find_duplicates`.
+        split: Name of the split, such as "val".
+        source: Name of the split whose images should not be in it.
+    """
+    pairs = list(pairs)
+    found: dict[SplitImage, Pair] = {}
+    for pair in pairs:
+        for image, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if (image.split, other.split) == (split, source):
+                found.setdefault(image, pair)
+    for pair in pairs:  # near duplicates are found for the first one of identical files only
+        if pair.kind == "same file" and not pair.is_leak and pair.first in found:
+            found.setdefault(pair.second, pair)
+    return found
+
+
 def _star(group: Sequence[int], images: Sequence[SplitImage]) -> set[tuple[int, int]]:
     """Return pairs (i, j), i < j, that connect each image of a group with the first one of every split."""
     firsts = _first_of_splits(group, images).values()

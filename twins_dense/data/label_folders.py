@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from ..errors import TwinsError, one_line
 from .coco_folder import split_of
 from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE
 
+_Item = TypeVar("_Item")
 IGNORED = 255  # value of pixels that belong to no class
 _SAMPLE = 50  # images whose label maps are looked for under other names
 _LABEL_FOLDERS = ("annotations", "labels", "masks")
@@ -98,8 +100,8 @@ def find_values(splits: Sequence[LabelSplit], limit: int | None) -> set[int]:
     return set(np.flatnonzero(counts.sum(axis=0)).tolist())
 
 
-def spread(paths: Sequence[Path], limit: int | None) -> Sequence[Path]:
-    """Return at most `limit` paths, evenly spread."""
+def spread(paths: Sequence[_Item], limit: int | None) -> Sequence[_Item]:
+    """Return at most `limit` items, such as paths, evenly spread."""
     if limit is None or len(paths) <= limit:
         return paths
     return [paths[index * len(paths) // limit] for index in range(limit)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import os
 import re
 import zipfile
@@ -84,6 +85,13 @@ def summarise(problems: Sequence[Problem]) -> Iterator[str]:
         files = [f"{problem.file}{problem.detail and f' ({problem.detail})'}" for problem in group]
         more = ", …" if len(files) > _SHOWN else ""
         yield f"{len(files)} × {kind}: {', '.join(files[:_SHOWN])}{more}"
+
+
+def class_palette(num_classes: int) -> list[list[int]]:
+    """Return one RGB colour per class. Hues follow the golden ratio, so that neighbouring classes differ clearly."""
+    hues = (0.618034 * i % 1 for i in range(num_classes))
+    colors = (colorsys.hsv_to_rgb(hue, 0.65 + 0.35 * (i % 2), 1 - 0.25 * (i % 3)) for i, hue in enumerate(hues))
+    return [[round(255 * value) for value in color] for color in colors]
 
 
 def prepare_ade20k(archive: str | Path, out_dir: str | Path, *, num_images: Mapping[str, int] = _ADE20K_IMAGES) -> Path:

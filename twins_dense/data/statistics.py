@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ..errors import TwinsError
-from .coco import is_instance, read_annotation_file
+from .coco import CocoData, is_instance, read_annotation_file
 from .coco_checks import box_problem, entries_by_id, is_flag
 from .layouts import DataFolder
 
@@ -112,14 +112,38 @@ def measure_objects(data: DataFolder, split: str = "train") -> ObjectStatistics:
             boxes.append(box[2:])
     if not boxes and split == "train":
         raise TwinsError(f"{ann_file}: has no objects; check its annotations")
+    sizes = [(image["width"], image["height"]) for image in images.values()]
+    return _statistics(data.classes, sizes, image_indices, labels, boxes)
+
+
+def measure_checked(data: CocoData) -> ObjectStatistics:
+    """Measure the objects of a checked data set, which may have none."""
+    label_of = {category_id: label for label, category_id in enumerate(data.category_ids)}
+    sizes = [(image.width, image.height) for image in data.images]
+    indices, objects = [], []
+    for index, image in enumerate(data.images):
+        for annotation in filter(is_instance, image.annotations):
+            indices.append(index)
+            objects.append(annotation)
+    labels = [label_of[annotation["category_id"]] for annotation in objects]
+    return _statistics(data.class_names, sizes, indices, labels, [annotation["bbox"][2:] for annotation in objects])
+
+
+def _statistics(
+    classes: tuple[str, ...],
+    image_sizes: Sequence[tuple[int, int]],
+    image_indices: Sequence[int],
+    labels: Sequence[int],
+    box_sizes: Sequence[Sequence[float]],
+) -> ObjectStatistics:
     pairs = np.unique(np.array([image_indices, labels], dtype=np.int64), axis=1)
     return ObjectStatistics(
-        classes=data.classes,
-        class_counts=np.bincount(np.array(labels, dtype=np.int64), minlength=len(categories)),
-        class_images=np.bincount(pairs[1], minlength=len(categories)),
-        objects_per_image=np.bincount(np.array(image_indices, dtype=np.int64), minlength=len(images)),
-        image_sizes=np.array([[image["width"], image["height"]] for image in images.values()]),
-        box_sizes=np.array(boxes, dtype=np.float64).reshape(-1, 2),
+        classes=classes,
+        class_counts=np.bincount(np.array(labels, dtype=np.int64), minlength=len(classes)),
+        class_images=np.bincount(pairs[1], minlength=len(classes)),
+        objects_per_image=np.bincount(np.array(image_indices, dtype=np.int64), minlength=len(image_sizes)),
+        image_sizes=np.array(image_sizes),
+        box_sizes=np.array(box_sizes, dtype=np.float64).reshape(-1, 2),
         box_images=np.array(image_indices, dtype=np.int64),
     )
 

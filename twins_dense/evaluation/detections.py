@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import TwinsError
 from .average_precision import average_precisions, mean_average_precision
 from .bootstrap import bootstrap_weights
+from .calibration import Calibration, calibration
 from .coco import coco_evaluation
 from .detection_errors import (
     NEVER,
@@ -26,11 +26,8 @@ from .matching import Matches, ground_truth, match_record
 from .record import Record
 from .thresholds import Thresholds, main_iou_type, recommend
 
-SIZES: Mapping[str, str] = {
-    "small": "less than 32² pixels",
-    "medium": "32² to 96² pixels",
-    "large": "more than 96² pixels",
-}
+SIZES = ("small", "medium", "large")
+"""COCO's sizes of objects: below 32² pixels, below 96² pixels, and larger."""
 CALIBRATION_FLOOR = 0.05
 """Detections with lower scores are left out of the calibration: they claim almost nothing, and there are many."""
 
@@ -51,23 +48,6 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """How often detections are correct (at an IoU of 0.5), by their score.
-
-    Attributes:
-        error: Expected calibration error: mean difference between score and share of correct detections.
-        confidence: Mean score of each of ten bins; NaN if it is empty.
-        accuracy: Share of correct detections of each bin; NaN if it is empty.
-        counts: Number of detections of each bin.
-    """
-
-    error: float
-    confidence: np.ndarray
-    accuracy: np.ndarray
-    counts: np.ndarray
-
-
-@dataclass(frozen=True)
 class DetectionAnalysis:
     """The analysis of a detector. Everything but `box_ap` is about masks, if the detector was evaluated with them.
 
@@ -82,14 +62,13 @@ class DetectionAnalysis:
         precision: (T, R, K) COCO's interpolated precision by IoU threshold, recall and class; NaN without objects.
         ap: (K,) average precision.
         ap_by_size: (3,) average precision of small, medium and large objects; NaN without objects.
-        ap50_by_size: (3,) the same at an IoU of 0.5.
         box_ap: (K,) average precision of boxes, if the detector has masks.
         kinds: (D,) kinds of the detections (see `classify_detections`).
         fates: (G,) fates of the objects (see `object_fates`).
         size_groups: (G,) 0 for small, 1 for medium and 2 for large objects.
         errors: TIDE's error types.
         confusion: (K + 1, K + 1) confusion matrix with background.
-        calibration: Calibration of the scores; `None` without detections.
+        calibration: How often detections are correct at an IoU of 0.5, by score; `None` without detections.
         suspects: Suspected label errors.
         num_found: (N,) true positives of each image.
         num_false: (N,) false positives of each image.
@@ -104,7 +83,6 @@ class DetectionAnalysis:
     precision: np.ndarray
     ap: np.ndarray
     ap_by_size: np.ndarray
-    ap50_by_size: np.ndarray
     box_ap: np.ndarray | None
     kinds: np.ndarray
     fates: np.ndarray
@@ -149,7 +127,7 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
     kinds, _ = classify_detections(matches)
     size_groups = np.digitize(matches.object_area, (32**2, 96**2))
     fates = object_fates(matches, kept)
-    precision, by_size, by_size50 = _coco_precision(record, iou_type)
+    precision, by_size = _coco_precision(record, iou_type)
     correct = kept & (matches.matched[0] >= 0)
     images = len(record.entries)
     num_found = np.bincount(matches.image[correct], minlength=images)
@@ -162,7 +140,6 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
         precision=precision,
         ap=precision.mean(axis=(0, 1)),
         ap_by_size=by_size,
-        ap50_by_size=by_size50,
         box_ap=None if boxes is None else average_precisions(boxes, np.ones((1, images), np.int64))[0].mean(axis=0),
         kinds=kinds,
         fates=fates,
@@ -175,27 +152,6 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
         num_false=np.bincount(matches.image[kept], minlength=images) - num_found,
         num_missed=np.bincount(matches.object_image[~matches.object_crowd], minlength=images) - num_found,
     )
-
-
-def align(other: Record, record: Record) -> Record:
-    """Return `other` with its entries in the order of `record`.
-
-    Raises:
-        TwinsError: If the two are not evaluations of the same images and classes.
-    """
-    if list(other.about.classes) != list(record.about.classes):
-        raise TwinsError(
-            f"--against {str(other.folder.parent)!r}: its classes differ from those of {str(record.folder.parent)!r}: "
-            "compare evaluations of the same classes"
-        )
-    entries = {entry["image"]["id"]: entry for entry in other.entries}
-    wanted = [entry["image"]["id"] for entry in record.entries]
-    if set(entries) != set(wanted):
-        raise TwinsError(
-            f"--against {str(other.folder.parent)!r}: its images differ from those of {str(record.folder.parent)!r}: "
-            "compare evaluations of the same images"
-        )
-    return other if list(entries) == wanted else replace(other, entries=[entries[key] for key in wanted])
 
 
 def _scores(matches: Matches, boxes: Matches | None, correct: np.ndarray) -> list[Score]:
@@ -217,8 +173,8 @@ def _scores(matches: Matches, boxes: Matches | None, correct: np.ndarray) -> lis
     return [Score(name, float(all_[0]), all_[1:]) for name, all_ in values.items()]
 
 
-def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hotcoco's precision (T, R, K) and the AP and AP50 by size, (3,) each."""
+def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return hotcoco's precision (T, R, K) and AP by size, (3,)."""
     evaluation = coco_evaluation(
         ground_truth(record),
         [detection for entry in record.entries for detection in entry["detections"]],
@@ -229,8 +185,7 @@ def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarr
     # hotcoco has the classes in the order of their ids
     order = np.argsort(np.argsort(record.about.settings["category_ids"], kind="stable"), kind="stable")
     precision = precision[:, :, order]
-    by_size = [[_mean(precision[:last, ..., size]) for size in (1, 2, 3)] for last in (None, 1)]
-    return precision[..., 0], np.array(by_size[0]), np.array(by_size[1])
+    return precision[..., 0], np.array([_mean(precision[..., size]) for size in (1, 2, 3)])
 
 
 def _mean(values: np.ndarray) -> float:
@@ -239,15 +194,5 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _calibration(matches: Matches) -> Calibration | None:
-    from hotcoco.metrics import calibration_curve, calibration_error
-
     chosen = matches.counted & (matches.score >= CALIBRATION_FLOOR)
-    if not chosen.any():
-        return None
-    scores, correct = matches.score[chosen], matches.matched[0, chosen] >= 0
-    bins = calibration_curve(scores, correct, 10)
-    counts = np.array([bin_["count"] for bin_ in bins])
-    confidence, accuracy = (
-        np.where(counts > 0, [bin_[key] for bin_ in bins], np.nan) for key in ("avg_confidence", "avg_accuracy")
-    )
-    return Calibration(calibration_error(scores, correct, 10)[0], confidence, accuracy, counts)
+    return calibration(matches.score[chosen], matches.matched[0, chosen] >= 0, bins=10) if chosen.any() else None

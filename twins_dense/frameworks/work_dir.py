@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import TwinsError, shown
+from ..evaluation.metrics_file import NAME as METRICS_NAME
+from ..evaluation.record import NAME as RECORD_NAME
+from ..evaluation.record import read_record
 
 _POINTER = "last_checkpoint"  # both MMEngine and detectron2 write it
 
@@ -38,6 +42,21 @@ def for_evaluation(work_dir: str | Path) -> Path:
     if (folder / _POINTER).exists():
         raise TwinsError(f"work directory {str(work_dir)!r} contains a training run: choose another --work-dir")
     return folder
+
+
+def unfinished_evaluation(candidates: Iterable[Path], checkpoint: str | Path) -> Path | None:
+    """Return the newest of some folders that contains an interrupted evaluation of a checkpoint, or `None`.
+
+    Args:
+        candidates: Folders, which need not be folders of evaluations.
+        checkpoint: Path or catalog name of the checkpoint. Only its name counts, because runs can be moved.
+    """
+    records = [folder / RECORD_NAME / "about.json" for folder in candidates if not (folder / METRICS_NAME).is_file()]
+    for about in sorted(filter(Path.is_file, records), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        folder = about.parent.parent
+        if Path(read_record(folder).about.checkpoint).name == Path(checkpoint).name:
+            return folder
+    return None
 
 
 def last_checkpoint(folder: Path) -> Path:

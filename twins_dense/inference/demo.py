@@ -21,6 +21,7 @@ from ..evaluation import metrics_file
 from ..frameworks import open_config
 from .load import load_model
 from .model import Model
+from .run_report import report_run
 
 _NUM_DRAWN = 8  # number of images in the picture
 _MIN_SCORE = 0.7  # score threshold of the predictions in the picture
@@ -39,6 +40,7 @@ class DemoResult:
         minutes: Duration of training and evaluation.
         predictions: Picture of the ground truth beside the predictions.
         curves: Plot of the training loss and AP50.
+        report: Report of the run.
     """
 
     data: Path
@@ -49,6 +51,7 @@ class DemoResult:
     minutes: float
     predictions: Path
     curves: Path
+    report: Path
 
 
 def run_demo(folder: Path, *, epochs: int, num_train: int, num_val: int = 60) -> DemoResult:
@@ -80,7 +83,9 @@ def run_demo(folder: Path, *, epochs: int, num_train: int, num_val: int = 60) ->
     scalars = next(run.glob("*/vis_data/scalars.json"))
     draw_curves([json.loads(line) for line in scalars.read_text().splitlines()], curves)
     metrics = metrics_file.read_metrics(run)
-    return DemoResult(data, num_val, config, run, metrics, minutes, predictions, curves)
+    report = report_run(*open_config(config), run)
+    assert report is not None  # there is one process
+    return DemoResult(data, num_val, config, run, metrics, minutes, predictions, curves, report)
 
 
 def demo_config(data: Path, epochs: int) -> dict[str, Any]:

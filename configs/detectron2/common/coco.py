@@ -3,9 +3,9 @@
 import detectron2.data.transforms as T
 from detectron2.config import LazyCall as L
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator
 
 from twins_dense.frameworks.detectron2.data import build_train_loader, coco_dataset
+from twins_dense.frameworks.detectron2.detection_evaluator import DetectionEvaluator
 
 dataloader = dict(
     train=L(build_train_loader)(
@@ -55,7 +55,7 @@ dataloader = dict(
         ),
         num_workers=4,
     ),
-    evaluator=L(COCOEvaluator)(dataset_name="${..test.dataset.name}"),
+    evaluator=L(DetectionEvaluator)(dataset_name="${..test.dataset.name}"),
 )
 
 # Each image is first resized and cropped to 384-600 pixels with probability 0.5, then resized to a random short side.

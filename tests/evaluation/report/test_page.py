@@ -110,7 +110,7 @@ class TestPage:
         ],
     )
     def test_headlines(self, headline: Headline, parts: list[str]) -> None:
-        text = html.unescape(re.sub(r"<[^>]+>", "", page(headlines=[headline])))
+        text = html.unescape(re.sub(r"<[^>]+>", "", page(headlines=[headline]))).replace("\xa0", " ")
         for part in parts:
             assert part in text
 
@@ -128,6 +128,10 @@ class TestTable:
         assert re.findall(r">([^<>]*)</td>", text) == ["45.7", "12,345", "0.0123", "–", "0", "–"]
         assert re.findall(r'data-value="([^"]*)"', text) == ["0.4567", "12345", "0.012345", "0"]
         assert "2 rows" in text and 'type="search"' in text and HOSTILE not in text
+
+    def test_long_text_is_cut_after_three_lines(self) -> None:
+        text = component('table("t", [("class", "text")], rows)', rows=[["x" * 61], ["y" * 60]])
+        assert re.findall(r'<span class="long" title="(x+)">', text) == ["x" * 61] and text.count("<span") == 1
 
     def test_links_in_cells_stay_links(self) -> None:
         rows = [[Markup('<a href="#x">x</a>'), 0.5, 1, 1]]

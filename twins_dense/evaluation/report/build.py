@@ -31,9 +31,9 @@ def write_report(source: str | Path, out: str | Path | None = None, *, against: 
         TwinsError: If there is no finished evaluation, the two cannot be compared, or `out` is a folder or a file that
             is not a report.
     """
+    record = finished_record(source)
     path = Path(source) / REPORT_NAME if out is None else Path(out)
     check_out(path)
-    record = finished_record(source)
     other = None if against is None else _comparable(record, finished_record(against), str(source), str(against))
     task = _task_module(record)
     run = find_run(record)
@@ -42,9 +42,8 @@ def write_report(source: str | Path, out: str | Path | None = None, *, against: 
     if other is not None:
         title += f", compared with {Path(str(against)).resolve().name}"
         facts.insert(2, ("Compared with", f"{other.about.checkpoint} (evaluated {other.about.started})"))
-    headlines = task.headlines(record, other) if task else []
-    sections: Sequence[Section] = [*run_sections(run), *(task.sections(record, other) if task else ())]
-    write_page(path, render_page(title, facts, headlines, sections))
+    sections: Sequence[Section] = [*run_sections(run), *task.sections(record, other)]
+    write_page(path, render_page(title, facts, task.headlines(record, other), sections))
     return path
 
 
@@ -96,10 +95,11 @@ def write_page(path: Path, page: str) -> None:
 def _finished(folder: Path) -> Record:
     record = read_record(folder)
     if not record.is_complete:
-        verb = "validate" if record.about.task == "classification" else "eval"
+        is_classifier = record.about.task == "classification"
+        remedy = "validate again" if is_classifier else "finish it by `twins-dense eval … --resume`"
         raise TwinsError(
             f"the evaluation in {str(folder)!r} is unfinished ({len(record.entries)} of {record.about.num_images} "
-            f"images): finish it by `twins-dense {verb} … --resume`"
+            f"images): {remedy}"
         )
     return record
 
@@ -109,10 +109,7 @@ def _task_module(record: Record) -> Any:
     task = record.about.task
     if task not in get_args(Task):
         raise TwinsError(f"{str(record.folder)!r}: unknown task {task!r}; known are {', '.join(get_args(Task))}")
-    try:
-        return import_module(f"{__package__}.{task}")
-    except ModuleNotFoundError:
-        return None
+    return import_module(f"{__package__}.{task}")
 
 
 def _comparable(record: Record, other: Record, source: str, against: str) -> Record:

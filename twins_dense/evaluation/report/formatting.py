@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "–"
 _MOST = 40  # classes of a matrix
+_LONG = 60  # characters of a text that is cut after three lines
 
 
 def is_known(value: Any) -> bool:
@@ -39,6 +40,8 @@ def number(value: float) -> str:
 
 def cell(value: Any, kind: str) -> Any:
     """Return the content of a table cell of a kind: "text", "count", "score" or "number"."""
+    if isinstance(value, str) and len(value) > _LONG and not isinstance(value, Markup):
+        return Markup('<span class="long" title="{0}">{0}</span>').format(value)
     if isinstance(value, Markup) or kind == "text":
         return value if is_known(value) else UNKNOWN
     return percent(value) if kind == "score" else number(value)
@@ -61,7 +64,7 @@ def comparison(headline: Headline) -> str:
     assert headline.other is not None
     if not (is_known(headline.value) and is_known(headline.other)):
         return "No comparison: one of the two values is unknown."
-    unit = " points" if headline.percent else ""
+    unit, sign = (" points", "\u00a0%") if headline.percent else ("", "")
 
     def signed(value: float) -> str:
         text = headline_value(abs(value), headline.percent)
@@ -69,13 +72,13 @@ def comparison(headline: Headline) -> str:
 
     text = (
         f"{signed(headline.value - headline.other)}{unit} compared with "
-        f"{headline_value(headline.other, headline.percent)}{' %' if headline.percent else ''}"
+        f"{headline_value(headline.other, headline.percent)}{sign}"
     )
     if headline.difference is None:
         return f"{text}."
     low, high = headline.difference
     verdict = "a clear difference" if low > 0 or high < 0 else "which may be chance"
-    return f"{text} (95 % interval {signed(low)} to {signed(high)}), {verdict}."
+    return f"{text} (95\u00a0% interval {signed(low)} to {signed(high)}), {verdict}."
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, LazyCall, get_cfg
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.evaluation import COCOEvaluator
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
@@ -20,6 +19,7 @@ from ...errors import TwinsError, one_line
 from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
+from .detection_evaluator import DetectionEvaluator
 from .solver import multi_step_lr
 
 # CfgNode settings that cannot be translated to a LazyConfig; they must keep their defaults.
@@ -108,7 +108,7 @@ def load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
                 mapper=LazyCall(build_yaml_mapper)(cfg=dumped, is_train=False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
             ),
-            "evaluator": LazyCall(COCOEvaluator)(
+            "evaluator": LazyCall(DetectionEvaluator)(
                 dataset_name=names[1], max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE
             ),
         },

@@ -6,7 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,14 @@ from torch import nn
 
 from ...evaluation import metrics_file
 from .. import checks
-from ..console import Progress, duration, logger
+from ..console import Progress, duration, is_of_class, logger
 from ..work_dir import for_evaluation
+from .backbone import logger as twins_logger
 from .checks import building, categories_of, check_classes, dataset_name_of, read_detector
+from .detection_evaluator import DetectionEvaluator
 from .hooks import as_fractions
 from .launch import fit_device, launch_run, set_up
+from .recording import evaluation_identity, finished_record, recorded_results, start_recording
 
 _log = logging.getLogger("detectron2.evaluation")  # for the log file, not for the console
 
@@ -46,8 +49,7 @@ def evaluate(
     launch_run(_evaluate, launch, config, str(checkpoint))
     if launch and launch.get("machine_rank"):  # only the first machine has the metrics
         return {}
-    # The scores of single classes have names such as "coco/bbox_AP-person".
-    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if "_AP-" not in name}
+    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if not is_of_class(name)}
 
 
 def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -71,26 +73,60 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
 
 def _evaluate(config: DictConfig, checkpoint: str) -> None:
     set_up(config)
+    content, folder = read_detector(checkpoint), Path(config.train.output_dir)
+    _drop_initial_weights(config)
     with building():
-        loader, evaluator = build_test(config)
-    model, content = load_model(config, checkpoint)
+        identity = evaluation_identity(config, checkpoint)
+    record = finished_record(folder, identity)
+    if comm.all_gather(record is not None)[0]:  # only the first process needs to have it
+        results = {} if record is None else recorded_results(record, config)
+    else:
+        results = _results(config, checkpoint, identity)
+    if comm.is_main_process():
+        last = content.get("iteration")
+        metrics_file.write_metrics(
+            folder,
+            as_fractions(results),
+            iteration=None if last is None else last + 1,
+            checkpoint=checkpoint,
+            dataset=dataset_name_of(config.dataloader.test),
+        )
+
+
+def _results(config: DictConfig, checkpoint: str, identity: str) -> dict[str, Any]:
+    """Evaluate a checkpoint, record the evaluation if that is possible, and return the results of the evaluator."""
     name = dataset_name_of(config.dataloader.test)
+    with building():
+        # The data set comes first: building it registers the ground truth that the evaluator reads.
+        records = instantiate(config.dataloader.test.get("dataset"))
+        evaluator = instantiate(config.dataloader.evaluator)
+    model, content = load_model(config, checkpoint)
     found, trained = check_classes(config, model, name), content.get("dataset_meta")
     if trained is not None:
         categories = [categories_of(meta) for meta in (found, trained)]
         checks.check_categories(f"data set {name!r}", categories[0], f"checkpoint {checkpoint!r}", categories[1])
-    start = time.monotonic()
-    results = score(model, loader, [evaluator])
+    with ExitStack() as stack:
+        if isinstance(evaluator, DetectionEvaluator) and isinstance(records, list):
+            writer = stack.enter_context(
+                start_recording(config, checkpoint, model, evaluator, identity=identity, num_images=len(records))
+            )
+            # Only the first process needs to have the record.
+            finished = set(comm.all_gather([entry["image"]["id"] for entry in writer.finished])[0])
+            if finished:
+                twins_logger.info(f"resumed: {len(finished)} of {len(records)} images are finished")
+            records = [record for record in records if record["image_id"] not in finished]
+        else:
+            twins_logger.info(
+                f"The evaluation with {type(evaluator).__name__} is not recorded, so it cannot be resumed and has no "
+                "report; use our DetectionEvaluator on a list of images for that"
+            )
+        with building():
+            loader = instantiate({**config.dataloader.test, **({} if records is None else {"dataset": records})})
+        start = time.monotonic()
+        results = score(model, loader, [evaluator])
     if comm.is_main_process():
         logger.info(f"evaluation: {len(loader.dataset)} images in {duration(time.monotonic() - start)}")
-        last = content.get("iteration")
-        metrics_file.write_metrics(
-            Path(config.train.output_dir),
-            as_fractions(results),
-            iteration=None if last is None else last + 1,
-            checkpoint=checkpoint,
-            dataset=name,
-        )
+    return results
 
 
 def build_test(config: DictConfig) -> tuple[Any, Any]:

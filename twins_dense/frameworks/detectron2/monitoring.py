@@ -26,15 +26,15 @@ from ..console import duration, evaluation_table
 from ..console import logger as console
 from ..options import MonitoringOptions
 from .backbone import logger
+from .detection_evaluator import METRICS, DetectionEvaluator, tasks_of
 from .hooks import BEST, EarlyStop, RunCheckpointer, as_fractions
 from .validation import Validation
 
 _METRICS = {
-    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
-    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    "bbox": METRICS,
+    "segm": METRICS,
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
 }
-_SWITCHES = {"segm": "mask_on", "keypoints": "keypoint_on"}  # attributes of detectron2's StandardROIHeads
 _LOSS = "val/loss"  # the only metric that is better if it is smaller
 
 
@@ -81,21 +81,21 @@ def choose_best(options: MonitoringOptions, model: nn.Module, evaluator: Any, cl
     Args:
         options: The settings of the run.
         model: The model.
-        evaluator: The evaluator of the config. The metrics of any other than COCOEvaluator are not known beforehand.
+        evaluator: The evaluator of the config. Only the metrics of COCO's evaluators, ours and detectron2's, are known
+            beforehand.
         classes: Names of the classes of the data set.
 
     Returns:
-        The name, or `None` if the evaluator is not detectron2's COCOEvaluator and no metric is named.
+        The name, or `None` if no metric is named and those of the evaluator are not known.
 
     Raises:
         TwinsError: if the evaluator does not compute the metric.
     """
-    if not isinstance(evaluator, COCOEvaluator):
+    if not isinstance(evaluator, (DetectionEvaluator, COCOEvaluator)):
         if options.patience and not options.best:
             raise TwinsError(f"--patience with {type(evaluator).__name__}: name one of its metrics with --best")
         return options.best
-    heads = getattr(model, "roi_heads", None)
-    tasks = ["bbox", *(task for task in ("segm", "keypoints") if getattr(heads, _SWITCHES[task], False))]
+    tasks = tasks_of(model)
     if options.best is None:
         return "coco/segm_AP" if "segm" in tasks else "coco/bbox_AP"
     names = [f"coco/{task}_{name}" for task in tasks for name in _METRICS[task]]

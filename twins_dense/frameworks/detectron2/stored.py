@@ -22,6 +22,7 @@ from ..stored_config import KEY, StoredConfigError, check_plain, make_record
 from .backbone import D2Twins, build_net, logger, optimizer_params
 from .cfg_node import build_yaml_mapper, build_yaml_model
 from .data import build_train_loader, coco_dataset
+from .detection_evaluator import DetectionEvaluator
 from .solver import multi_step_lr
 
 _PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
@@ -47,6 +48,7 @@ _CLASS_MODULES = (
 # Other classes and functions that may be called.
 _CALLABLES = (
     D2Twins,
+    DetectionEvaluator,
     build_detection_test_loader,
     build_detection_train_loader,
     build_net,
@@ -65,12 +67,16 @@ def to_data(config: DictConfig) -> dict[str, Any]:
     Raises:
         StoredConfigError: if the config holds anything that `from_data` would refuse, such as functions of your own.
     """
-    parts = OmegaConf.masked_copy(config, list(_PARTS))
-    content = OmegaConf.to_container(parts, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
-    data = _plain(content)
+    data = plain_data(config)
     check_plain(data)
     from_data(data)
     return data
+
+
+def plain_data(config: DictConfig) -> dict[str, Any]:
+    """Return a config as data, as `to_data` does, but do not check that all of it is plain."""
+    parts = OmegaConf.masked_copy(config, list(_PARTS))
+    return _plain(OmegaConf.to_container(parts, resolve=True, structured_config_mode=SCMode.INSTANTIATE))
 
 
 def stored_record(config: DictConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
+from ...evaluation.record import Task
 from ..checks import config_errors
 
 # The names of `max_dets` in torchvision's Mask R-CNN and RetinaNet.
@@ -128,6 +129,11 @@ def set_amp(config: Config) -> None:
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
 
 
+def task_of(config: Config) -> Task:
+    """Return the task of the model of a config."""
+    return "segmentation" if is_segmentor(config) else "detection"
+
+
 def set_tta(config: Config) -> None:
     """Make a config evaluate predictions averaged over the sizes and flips of its `tta_pipeline`."""
     if config.get("tta_model") is None or config.get("tta_pipeline") is None:
@@ -135,6 +141,8 @@ def set_tta(config: Config) -> None:
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     config.model = {**config.tta_model, "module": model_of(config)}
+    if config.model.type in ("SegTTAModel", "mmseg.SegTTAModel"):
+        config.model.type = "twins_dense.SegTTAModel"  # the same, and it returns probabilities
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
 
+from ...data.label_maps import class_palette
 from ...data.layouts import DataFolder, Split
 from ...errors import TwinsError
 from .. import recipes
@@ -126,15 +126,8 @@ def _label_maps(data: DataFolder, split: Split) -> dict[str, Any]:
         "img_suffix": split.image_suffix,
         "seg_map_suffix": split.label_suffix,
         "reduce_zero_label": data.reduce_zero_label,
-        "metainfo": {"classes": data.classes, "palette": _palette(len(data.classes))},
+        "metainfo": {"classes": data.classes, "palette": class_palette(len(data.classes))},
     }
-
-
-def _palette(num_classes: int) -> list[list[int]]:
-    """Return one RGB colour per class. Hues follow the golden ratio, so that neighbouring classes differ clearly."""
-    hues = (0.618034 * i % 1 for i in range(num_classes))
-    colors = (colorsys.hsv_to_rgb(hue, 0.65 + 0.35 * (i % 2), 1 - 0.25 * (i % 3)) for i, hue in enumerate(hues))
-    return [[round(255 * value) for value in color] for color in colors]
 
 
 def _set_everywhere(node: Any, name: str, value: Any) -> None:

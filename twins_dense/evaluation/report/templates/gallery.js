@@ -14,6 +14,13 @@ class Gallery {
     for (const card of this.cards) card.tags = new Set(JSON.parse(card.dataset.tags));
     root.querySelectorAll(".card .picture").forEach(addHalos);
     this.listen(root);
+    this.more = root.querySelector(".gallery-more");
+    this.first = this.more ? this.cards.filter((card) => !card.classList.contains("later")).length : Infinity;
+    this.more?.addEventListener("click", () => {
+      const next = this.visible()[this.first];
+      this.showAll();
+      next.querySelector(".panes")?.focus();
+    });
     this.filters.forEach((filter) => filter.addEventListener("change", () => this.filter()));
     this.list.addEventListener("click", (event) => {
       const card = event.target.closest(".panes")?.closest(".card");
@@ -55,10 +62,26 @@ class Gallery {
   filter() {
     const wanted = this.filters.map((filter) => filter.value).filter(Boolean);
     for (const card of this.cards) card.hidden = !wanted.every((tag) => card.tags.has(tag));
-    const count = this.visible().length;
+    const count = this.limit();
     const total = `${this.cards.length} image${this.cards.length === 1 ? "" : "s"}`;
     this.root.querySelector(".gallery-count").textContent = wanted.length ? `${count} of ${total}` : total;
     this.root.querySelector(".empty").hidden = count > 0 || !wanted.length;
+  }
+
+  // Show only the first of the images that match, until the reader asks for more; return how many match.
+  limit() {
+    const cards = this.visible();
+    cards.forEach((card, i) => card.classList.toggle("later", i >= this.first));
+    if (this.more) {
+      this.more.hidden = cards.length <= this.first;
+      this.more.textContent = `Show ${cards.length - this.first} more`;
+    }
+    return cards.length;
+  }
+
+  showAll() {
+    this.first = Infinity;
+    this.limit();
   }
 
   visible() { return this.cards.filter((card) => !card.hidden); }
@@ -73,9 +96,15 @@ class Gallery {
     this.list.classList.toggle("wide", side && shown.length > 1);
     this.kinds = new Set(this.pressed("kind").map((each) => each.dataset.kind));
     this.hasKinds = this.root.querySelector("[data-kind]") !== null;
+    const groups = shown.map((each) => each.dataset.group);
+    for (const controls of this.controls()) {
+      controls.querySelectorAll(".gallery-colors").forEach((legend) => {
+        legend.hidden = !legend.dataset.groups.split(" ").some((group) => groups.includes(group));
+      });
+    }
     this.views = side && shown.length > 1 ? shown.map((each) => [each]) : [shown];
     this.root.querySelectorAll(".card .panes").forEach((panes) => this.arrange(panes));
-    if (Viewer.only?.gallery === this) Viewer.only.show();
+    if (Viewer.only?.gallery === this && Viewer.only.dialog.open) Viewer.only.show();
   }
 
   // Give the picture as many panes as there are views of it, and show in each what belongs to the view.
@@ -135,6 +164,7 @@ class Viewer {
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.dialog.addEventListener("close", () => {
       this.panes.replaceChildren();
+      if (this.card.classList.contains("later")) this.gallery.showAll();
       this.card.querySelector(".panes").focus();
     });
     this.panes.addEventListener("wheel", (event) => {
@@ -159,7 +189,6 @@ class Viewer {
       this.controls = controls;
       const opacity = gallery.root.querySelector("input[type=range]");
       if (opacity) gallery.fade(opacity.value);
-      this.names = new Map([...gallery.root.querySelectorAll(".gallery-colors li")].map((item) => [item.dataset.color, item.textContent]));
     }
     this.dialog.showModal();
     this.load(card);
@@ -230,10 +259,13 @@ class Viewer {
     this.follow(scroller);
   }
 
-  // Let all panes show the same part of the picture.
+  // Let all panes show the same part of the picture. A pane that is where it was put does not lead the others.
   follow(scroller) {
-    for (const other of this.scrollers) {
-      if (other !== scroller) other.scrollTo(scroller.scrollLeft, scroller.scrollTop);
+    const place = (pane) => `${pane.scrollLeft} ${pane.scrollTop}`;
+    if (place(scroller) === scroller.dataset.place) return;
+    for (const pane of this.scrollers) {
+      if (pane !== scroller) pane.scrollTo(scroller.scrollLeft, scroller.scrollTop);
+      pane.dataset.place = place(pane);
     }
   }
 
@@ -243,11 +275,14 @@ class Viewer {
     if (!picture) return "";
     const bounds = picture.getBoundingClientRect();
     const [x, y] = [(event.clientX - bounds.left) / bounds.width, (event.clientY - bounds.top) / bounds.height];
-    const found = [...picture.querySelectorAll("[data-named]")].map((layer) => {
-      const name = this.names.get(colorAt(layer, x, y)) ?? "unknown";
-      return `${this.controls.querySelector(`[data-group="${layer.dataset.group}"]`).textContent}: ${name}`;
+    const found = [...picture.querySelectorAll(".layer")].map((layer) => {
+      const { group } = layer.dataset;
+      const colors = this.controls.querySelector(`.gallery-colors[data-groups~="${group}"]`);
+      const color = colorAt(layer, x, y);
+      const name = colors?.querySelector(`[data-color="${color}"]`)?.textContent;
+      return name && `${this.controls.querySelector(`[data-group="${group}"]`).textContent}: ${name}`;
     });
-    return found.join(", ");
+    return found.filter(Boolean).join(", ");
   }
 
   // Fingers scroll by themselves.
