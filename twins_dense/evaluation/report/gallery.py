@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ...data.image_files import read_image
 from ...errors import TwinsError
 from .page import render
 from .pictures import palette_picture, path_data, thumbnail
@@ -127,15 +126,14 @@ def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[s
     """Return the values of the template for a card."""
     values = {"title": card.title, "text": card.text, "tags": json.dumps(list(dict.fromkeys(card.tags)))}
     try:
-        image = read_image(card.file, upright=bool(card.layers))
+        uri, width, height = thumbnail(card.file, upright=bool(card.layers))
     except TwinsError:
         return {**values, "problem": f"{card.file} is missing or cannot be read."}
-    height, width = image.shape[:2]
     shapes: dict[int, list[dict[str, str]]] = {}
     for shape in _in_drawing_order(card.shapes):
         shapes.setdefault(groups.index(_KINDS[shape.kind][0]), []).append(_shape(shape, tints))
     layers = [(groups.index(layer.name), palette_picture(layer.indices, layer.palette)) for layer in card.layers]
-    picture = {"uri": thumbnail(image), "height": height, "width": width, "layers": layers, "shapes": shapes}
+    picture = {"uri": uri, "height": height, "width": width, "layers": layers, "shapes": shapes}
     return {**values, "problem": None, "picture": picture}
 
 
