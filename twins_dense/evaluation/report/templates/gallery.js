@@ -3,8 +3,6 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".gallery").forEach((root) => new Gallery(root));
 });
 
-const PLAIN_KINDS = ["truth", "correct", "annotation"];
-
 class Gallery {
   constructor(root) {
     this.root = root;
@@ -360,8 +358,8 @@ function placeLabels(picture) {
   if (!svg || !width) return;
   const scale = width / svg.viewBox.baseVal.width;
   const shapes = [...svg.querySelectorAll("g:not([hidden]) > .shape:not([hidden])")];
-  const isPlain = (shape) => Number(PLAIN_KINDS.includes(kindOf(shape)));
-  const labels = shapes.sort((a, b) => isPlain(a) - isPlain(b)).map((shape) => {
+  const isError = (shape) => Number(shape.classList.contains("error"));
+  const labels = shapes.sort((a, b) => isError(b) - isError(a)).map((shape) => {
     const element = make("span", shape.getAttribute("class").replace("shape", "label"), shape.querySelector("title").textContent);
     return { box: shape.dataset.box.split(" ").map((value) => value * scale), element };
   }).filter(({ element }) => element.textContent);
