@@ -37,3 +37,14 @@ def wait_for_all() -> None:
 
     if dist.is_initialized():
         dist.barrier()
+
+
+def from_first_process(value: str) -> str:
+    """Return the value that the first of the processes started by torchrun has passed."""
+    import torch.distributed as dist
+
+    values = [value]
+    with joined_processes() as (_, num_processes):
+        if num_processes > 1:
+            dist.broadcast_object_list(values)
+    return values[0]

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
+from ...evaluation.record import Task
 from ..checks import config_errors
 
 # The names of `max_dets` in torchvision's Mask R-CNN and RetinaNet.
@@ -126,6 +127,11 @@ def set_allow_outside(config: Config) -> None:
 def set_amp(config: Config) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
+
+
+def task_of(config: Config) -> Task:
+    """Return the task of the model of a config."""
+    return "segmentation" if is_segmentor(config) else "detection"
 
 
 def set_tta(config: Config) -> None:
