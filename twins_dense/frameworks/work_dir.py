@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import TwinsError
+from ..errors import TwinsError, shown
 from ..evaluation.metrics_file import NAME as METRICS_NAME
 from ..evaluation.record import NAME as RECORD_NAME
 from ..evaluation.record import read_record
@@ -65,11 +66,11 @@ def last_checkpoint(folder: Path) -> Path:
         TwinsError: if it is missing.
     """
     pointer = folder / _POINTER
-    name = pointer.read_text().strip()
+    name = pointer.read_bytes().decode(errors="replace").strip()
     path = folder / Path(name).name  # ignore its folder, which may have been moved
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TwinsError(
-            f"{pointer} names {name!r}, which does not exist: write the name of another checkpoint to that file"
+            f"{pointer} names {shown(name)!r}, which does not exist: write the name of another checkpoint to that file"
         )
     return path
 

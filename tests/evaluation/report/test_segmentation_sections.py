@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_fixtures
+from PIL import Image
 from record_fixtures import cells, segmentation_record
 from report_fixtures import HOSTILE_NAMES
 
@@ -85,6 +86,16 @@ def test_only_ignored_pixels(tmp_path: Path) -> None:
     assert "2 classes without pixels" in found["classes"].html
     assert "There is no image to show." in found["worst"].html
     assert all(np.isnan(headline.value) for headline in headlines(record))
+
+
+def test_images_are_turned_like_their_label_maps(tmp_path: Path) -> None:
+    """Label maps belong to the image as its EXIF orientation turns it."""
+    truth = np.zeros((24, 16), int)
+    record = segmentation_record(tmp_path, [truth], [truth], ["all"])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (24, 16)).save(record.entries[0]["file"], exif=exif)
+    assert 'width="16" height="24"' in by_id(record)["worst"].html
 
 
 def test_150_classes_of_which_some_are_absent(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 
 from ...data.check import suggested_options
 from ...data.duplicates import Kind, Pair, SplitImage, groups_of, leaks
-from ...data.image_files import read_image
 from ...data.layouts import DataFolder
 from ...data.statistics import Suggestion, name_warnings
 from .charts import histogram
@@ -190,7 +189,7 @@ def duplicates_section(pairs: Sequence[Pair], folder: DataFolder, notes: Mapping
             "images": [
                 {**view(image), "uri": uri, "width": width, "height": height}
                 for image in (pair.first, pair.second)
-                for uri, width, height in [_picture(image.path)]
+                for uri, width, height in [thumbnail(image.path, long_side=_PAIR_SIDE)]
             ],
         }
         for pair in pairs[:_NUM_PAIRS]
@@ -222,12 +221,6 @@ def duplicates_section(pairs: Sequence[Pair], folder: DataFolder, notes: Mapping
         limit_listed=first_of(len(rows), len(pairs), "pairs"),
     )
     return Section("duplicates", "Duplicates and leaks", html)
-
-
-def _picture(path: str) -> tuple[str, int, int]:
-    """Return the data URI of a thumbnail, and the width and height of the image."""
-    image = read_image(path)
-    return thumbnail(image, long_side=_PAIR_SIDE), image.shape[1], image.shape[0]
 
 
 def problem_findings(problems: Mapping[str, Sequence[str]]) -> Iterator[Finding]:
