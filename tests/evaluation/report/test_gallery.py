@@ -199,7 +199,7 @@ def test_shapes_are_drawn_in_pixels_of_the_image_with_large_ones_and_errors_last
     assert [(classes, label) for classes, _, label, _ in found] == [
         ("kind-truth", "large"),
         ("kind-truth", "small"),
-        ("kind-missed", "error"),
+        ("kind-missed error", "error"),
         ("kind-correct", "mask"),
         ("kind-correct", "point"),
     ]

@@ -153,8 +153,12 @@ def _shape(shape: Shape, tints: Mapping[str, int]) -> dict[str, str]:
     outlines = [outline for outline in shape.contours if len(outline) > 2]
     corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     box = " ".join(f"{value:.0f}" for value in shape.box)
-    classes = f"kind-{shape.kind}" + (f" tint-{tints[shape.label]}" if shape.kind == "annotation" else "")
-    return {"classes": classes, "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
+    classes = [f"kind-{shape.kind}"]
+    if shape.kind == "annotation":
+        classes.append(f"tint-{tints[shape.label]}")
+    if shape.kind not in _PLAIN:
+        classes.append("error")
+    return {"classes": " ".join(classes), "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
 
 
 def _legends(cards: Iterable[Card], switches: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
