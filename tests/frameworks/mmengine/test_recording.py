@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detection_fixtures import NUM_VAL, Run, run_python
+from mmengine.structures import BaseDataElement
 from PIL import Image
 from run_fixtures import config_of
 from segmentation_fixtures import CLASSES
@@ -192,6 +193,22 @@ class TestDetection:
         found = engine.evaluate(config, tiny_run.checkpoint, tmp_path / "out")
         assert found["coco/bbox_AP"] >= 0 and not (tmp_path / "out" / "record").exists()
         assert "there will be no report" in caplog.text and "CocoMetric, DumpResults" in caplog.text
+
+    def test_a_model_that_loses_its_samples_is_not_recorded(
+        self, tiny_run: Run, detection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        element = TorchvisionDetector._element
+
+        def without_index(self: TorchvisionDetector, sample: Any, output: Any) -> Any:
+            found = element(self, sample, output)
+            kept = {name: value for name, value in found.metainfo.items() if name != "record_index"}
+            return BaseDataElement(metainfo=kept, **dict(found.items()))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TorchvisionDetector, "_element", without_index)
+            evaluate(tiny_run, tmp_path / "out")
+        assert (tmp_path / "out" / "metrics.json").read_bytes() == (detection / "metrics.json").read_bytes()
+        assert not (tmp_path / "out" / "record").exists() and caplog.text.count("there will be no report") == 1
 
 
 class TestSegmentation:
