@@ -1,7 +1,9 @@
-"""Records of evaluations of segmentors and classifiers, written by hand."""
+"""Records of evaluations of segmentors and classifiers that are written by hand, and the tables of their reports."""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,17 +55,23 @@ def classification_record(
     *,
     unreadable: Sequence[str] = (),
 ) -> Record:
-    """Write images of noise and a record of predictions, and of images that could not be read; read the record."""
-    random = np.random.default_rng(0)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    """Write an image of noise and a record of its predictions and of images that could not be read; read it."""
+    image = folder / "image.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(256, size=(23, 31, 3), dtype=np.uint8)).save(image)
     settings = {"wnids": [f"n{index:08}" for index in range(len(classes))], "protocol": "official"}
     about = About("classification", list(classes), len(labels) + len(unreadable), "abc", "a.pth", "photos", settings)
     with RecordWriter(folder, about) as writer:
         for index, (label, top, values) in enumerate(zip(labels, tops, probabilities, strict=True)):
-            image = folder / "images" / f"{index}.png"
-            Image.fromarray(random.integers(256, size=(23, 31, 3), dtype=np.uint8)).save(image)
             entry = {"index": index, "file": str(image), "label": label, "top": list(top)}
             writer.add({**entry, "probabilities": list(values), "loss": 1.0})
         for index, error in enumerate(unreadable, len(labels)):
             writer.add({"index": index, "file": f"{index}.png", "label": 0, "error": error})
     return read_record(folder)
+
+
+def cells(page: str, table: str) -> list[list[str]]:
+    """Return the text of the cells of a table, without its header."""
+    (found,) = re.findall(rf'<table id="{table}".*?</table>', page, re.DOTALL)
+    rows = re.findall(r"<tr>(.*?)</tr>", found, re.DOTALL)[1:]
+    return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)] for row in rows]

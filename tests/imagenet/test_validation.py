@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,9 @@ def test_validate(weights: Path, tree: Path, protocol: str, tmp_path: Path) -> N
     expected = expected_metrics(weights, tree, protocol)
     assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     assert metrics["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert f"report: {out / 'svt_small' / 'report.html'}" in result.out
+    page = (out / "svt_small" / "report.html").read_text(encoding="utf-8")
+    assert f"Share of the {metrics['images']} images" in page and "2 images could not be read" in page
     assert_record(read_record(out / "svt_small"), metrics, tree)
     assert metrics["classes"] == 4 and metrics["protocol"] == protocol and metrics["images_per_second"] > 0
     assert "mmpretrain names): 290 parameters loaded" in result.out and "LayerNorm eps 1e-05 in blocks" in result.out
@@ -118,6 +122,7 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     assert result.stdout.count("top-1") == result.stdout.count("parameters loaded") == 1
     by_class = [(tmp_path / out / "svt_small.csv").read_text() for out in ("one", "two")]
     assert by_class[0] == by_class[1]
+    assert result.stdout.count("report: ") == 1 and (tmp_path / "two" / "svt_small" / "report.html").is_file()
     for rank, count in enumerate((5, 4)):
         lines = (tmp_path / "two" / "svt_small" / "record" / f"images-{rank}.jsonl").read_text().splitlines()
         assert [json.loads(line)["index"] for line in lines] == [2 * number + rank for number in range(count)]
@@ -137,6 +142,23 @@ def test_two_processes_add_up_to_one(weights: Path, tree: Path, tmp_path: Path) 
     assert two.pop("loss") == pytest.approx(sum(half.loss * half.num_images for half in halves) / 7, rel=1e-6)
     assert one.pop("images_per_second") > 0 and two.pop("images_per_second") > 0
     assert one == two and one["images"] == 7 and len(one["unreadable"]) == 2
+
+
+def test_no_report(weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On request, or without the extra: then one line says how to get it, and the scores are complete."""
+    arguments = ["--data", tree, "--variant", "svt_small", "--weights", weights, "--subset", "--workers", "0"]
+    result = twins("validate", *arguments, "--no-report", "--out", tmp_path / "request")
+    assert result.code == 0 and "report: " not in result.out and "warning" not in result.err
+    for name in [name for name in sys.modules if name.startswith("twins_dense.evaluation.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    result = twins("validate", *arguments, "--out", tmp_path / "extra")
+    assert result.code == 0 and "report: " not in result.out
+    (line,) = [line for line in result.err.splitlines() if line.startswith("warning: ")]
+    assert "there is no report (jinja2 is not installed: pip install 'twins-dense[report]')" in line
+    for out in ("request", "extra"):
+        assert (tmp_path / out / "metrics.json").is_file() and read_record(tmp_path / out / "svt_small").is_complete
+        assert not (tmp_path / out / "svt_small" / "report.html").exists()
 
 
 def test_reproduce(weights: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

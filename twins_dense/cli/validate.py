@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..distributed import is_first_process
-from ..errors import TwinsError, requires_extra
+from ..errors import TwinsError, one_line, requires_extra
 from ..models.spec import get_spec
 from .options import device_option, find_device, workers_option
 
@@ -38,7 +39,8 @@ _TITLES = f"{'weights':28}{'top-1':>8}{'published':>11}{'top-5':>9}{'published':
 @device_option
 @click.option("--amp", type=click.Choice(["bf16"]), help="Compute under autocast in bfloat16.")
 @click.option("--compile", "compiled", is_flag=True, help="Run the model through torch.compile.")
-@click.option("--out", help="New folder for metrics.json and the scores by class.  [default: work_dirs/validate/TIME]")
+@click.option("--out", help="New folder for metrics.json, scores and reports.  [default: work_dirs/validate/TIME]")
+@click.option("--no-report", is_flag=True, help="Do not write OUT/VARIANT/report.html.")
 def command(
     data: str,
     variant: str | None,
@@ -54,8 +56,9 @@ def command(
     amp: str | None,
     compiled: bool,
     out: str | None,
+    no_report: bool,
 ) -> None:
-    """Score ImageNet classifiers: top-1, top-5 and loss, in total and by class.
+    """Score ImageNet classifiers: top-1, top-5 and loss, in total and by class, with a report for each classifier.
 
     Unreadable images are listed and left out of the scores. Under torchrun, the processes share the images.
 
@@ -118,7 +121,7 @@ def command(
             if is_first_process() and not reproduce:
                 click.echo(report)
             config = {"variant": name, "protocol": protocol, "amp": amp, "compiled": compiled}
-            about = _about(config, file, data, len(validation.samples), str(target))
+            about = _about(config, file, data, len(validation.samples), target)
             with RecordWriter(validation.folder / name, about, rank=rank) as writer:
                 metrics = validation.run(net, name, file, report, on_image=writer.add)
             if is_first_process():
@@ -126,15 +129,25 @@ def command(
     if is_first_process():
         for line in metrics["unreadable"]:  # the same for every classifier
             click.echo(f"left out: {line}", err=True)
+        reports = [] if no_report else _reports([validation.folder / name for name in runs])
         click.echo(f"{validation.folder} contains metrics.json and the scores by class")
+        for path in reports:
+            click.echo(f"report: {path}")
 
 
-def _about(config: dict[str, Any], weights: str, data: str, num_images: int, device: str) -> Any:
-    import torch
-    import torchvision
+def _reports(folders: Sequence[Path]) -> list[Path]:
+    """Write the reports of classifiers; if that fails, warn, because the scores are complete."""
+    try:
+        with requires_extra("report"):
+            from ..evaluation.report.build import write_report
+        return [write_report(folder) for folder in folders]
+    except Exception as error:
+        click.echo(f"warning: there is no report ({one_line(error)})", err=True)
+        return []
 
-    from .. import __version__
-    from ..evaluation.record import About, identity_of
+
+def _about(config: dict[str, Any], weights: str, data: str, num_images: int, device: Any) -> Any:
+    from ..evaluation.record import About, device_name, identity_of, package_versions
     from ..imagenet.classes import WNIDS, class_names
     from ..weights.download import fetch_weights
 
@@ -147,8 +160,8 @@ def _about(config: dict[str, Any], weights: str, data: str, num_images: int, dev
         dataset=data,
         settings={"wnids": WNIDS, "protocol": config["protocol"]},
         config=config,
-        versions={"twins_dense": __version__, "torch": torch.__version__, "torchvision": torchvision.__version__},
-        device=device,
+        versions=package_versions("torchvision"),
+        device=device_name(device),
     )
 
 

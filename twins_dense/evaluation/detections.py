@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,8 @@ from .matching import Matches, ground_truth, match_record
 from .record import Record
 from .thresholds import Thresholds, main_iou_type, recommend
 
-SIZES: Mapping[str, str] = {"small": "< 32²", "medium": "32² to 96²", "large": "≥ 96²"}
-"""COCO's sizes of objects and their areas in pixels."""
+SIZES = ("small", "medium", "large")
+"""COCO's sizes of objects: below 32² pixels, below 96² pixels, and larger."""
 CALIBRATION_FLOOR = 0.05
 """Detections with lower scores are left out of the calibration: they claim almost nothing, and there are many."""
 

@@ -128,8 +128,8 @@ class SegmentationScores:
         if num_images < 2:
             return dict.fromkeys(names)
         samples = np.array([values(weights) for weights in bootstrap_weights(num_images)])
-        columns = zip(names, samples.T, values(np.ones(num_images)), strict=True)
-        return {name: interval_of(column, value) for name, column, value in columns}
+        of_all = values(np.ones(num_images))
+        return {name: interval_of(samples[:, i], of_all[i]) for i, name in enumerate(names)}
 
     def confused_pairs(self) -> list[tuple[int, int, int]]:
         """Return (true class, predicted class, pixels) of all wrong pixels, the most frequent pair first."""

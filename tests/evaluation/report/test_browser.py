@@ -44,7 +44,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         prediction = np.roll(truth, -20, axis=1)
         layers = [Layer("truth", truth, PALETTE, ["sky", "road", "tree"])]
         layers += [Layer("prediction", prediction, PALETTE, ["sky", "road", "tree"])]
-        layers += [Layer("errors", np.where(truth == prediction, 255, 0).astype(np.uint8), [(213, 94, 0)])]
+        layers += [Layer("errors", np.where(truth == prediction, 255, 0).astype(np.uint8), PALETTE[:1], ["wrong"])]
         maps.append(Card(cards[i].file, f"street {i}", "", layers=layers))
     columns = [("class", "text"), ("AP", "score"), ("objects", "count")]
     rows = [["cat", 0.25, 1200], ["dog", 0.5, 7], ["bird", None, 30]]
@@ -292,17 +292,29 @@ def test_maps_are_named_at_the_pointer_and_fade(browser: Browser, page: Path) ->
     assert browser.texts(".viewer .pane-name") == ["Truth", "Prediction"]  # errors are off at first
     browser.click(".viewer [data-side]")
     assert browser.texts(".viewer .pane-name") == []
-    # The border between the first two classes is at a third of the width, and that of the prediction 20 pixels before.
+
     picture = browser.find(".viewer .picture")
-    step = picture.size["width"] / 240
+
+    def point(column_: int) -> None:
+        offset = round((column_ - 120) / 240 * picture.size["width"])
+        ActionChains(browser.driver).move_to_element_with_offset(picture, offset, 0).perform()
+
+    # The border between the first two classes is at a third of the width, and that of the prediction 20 pixels before.
+    # Errors are named although they are not shown.
     for column_, text in (
         (10, "Truth: sky, Prediction: sky"),
-        (70, "Truth: sky, Prediction: road"),
-        (225, "Truth: tree, Prediction: sky"),
-        (235, "Truth: unknown, Prediction: sky"),
+        (70, "Truth: sky, Prediction: road, Errors: wrong"),
+        (150, "Truth: road, Prediction: tree, Errors: wrong"),
+        (235, "Prediction: sky, Errors: wrong"),
     ):
-        ActionChains(browser.driver).move_to_element_with_offset(picture, round((column_ - 120) * step), 0).perform()
+        point(column_)
         browser.wait(lambda text=text: browser.texts(".viewer-point") == [text])
+    assert browser.texts(".viewer .gallery-colors li") == ["sky", "road", "tree"]
+    browser.click(".viewer [data-group='0']")
+    browser.click(".viewer [data-group='2']")
+    assert browser.texts(".viewer .gallery-colors li") == ["sky", "road", "tree", "wrong"]
+    point(70)
+    browser.wait(lambda: browser.texts(".viewer-point") == ["Truth: sky, Prediction: road, Errors: wrong"])
     opacity = "return getComputedStyle(document.querySelector('.viewer .layer:not([hidden])')).opacity"
     assert browser.run(opacity) == "0.6"
     fade = "const e = document.querySelector('.viewer [type=range]'); e.value = 20;"

@@ -9,19 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_fixtures
-from record_fixtures import segmentation_record
+from record_fixtures import cells, segmentation_record
 from report_fixtures import HOSTILE_NAMES
 
 from twins_dense.evaluation.record import Record, read_record
 from twins_dense.evaluation.report.page import Section
 from twins_dense.evaluation.report.segmentation import headlines, sections
-
-
-def cells(section: Section, table: str) -> list[list[str]]:
-    """Return the text of the cells of a table."""
-    (found,) = re.findall(rf'<table id="{table}".*?</table>', section.html, re.DOTALL)
-    rows = re.findall(r"<tr>(.*?)</tr>", found, re.DOTALL)[1:]
-    return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)] for row in rows]
 
 
 def by_id(record: Record, against: Record | None = None, *, num_images: int = 50) -> dict[str, Section]:
@@ -37,9 +30,9 @@ def test_planted_errors_are_named_with_their_counts(tmp_path: Path) -> None:
     found = by_id(tiny(tmp_path / "run"))
     assert list(found) == ["classes", "confusion", "boundaries", "calibration", "worst", "best"]
     wrong, pixels = 47 * sum(range(6)), 47 * 24 * 6  # the row at the bottom is ignored
-    (row,) = cells(found["confusion"], "confused-pairs")
+    (row,) = cells(found["confusion"].html, "confused-pairs")
     assert row == ["cat", "dog", f"{wrong:,}", f"{100 * wrong / pixels:.1f}"]
-    cat, dog, bird = cells(found["classes"], "class-scores")
+    cat, dog, bird = cells(found["classes"].html, "class-scores")
     iou, others = f"{100 * (1 - wrong / pixels):.1f}", 47 * 20 * 6
     precision = 100 * others / (others + wrong)
     assert cat == [
@@ -53,7 +46,7 @@ def test_planted_errors_are_named_with_their_counts(tmp_path: Path) -> None:
     ]
     assert [dog[1], dog[2], dog[3]] == [f"{precision:.1f}", "100.0", f"{precision:.1f}"]
     assert bird == ["bird", *["100.0"] * 4, f"{others:,}", "6"]
-    assert cells(found["boundaries"], "boundary-scores")[-1][0] == "bird"  # the worst comes first
+    assert cells(found["boundaries"].html, "boundary-scores")[-1][0] == "bird"  # the worst comes first
     assert re.findall(r"card-title\">(.*?)<", found["worst"].html) == [f"street {i}.jpg" for i in (5, 4, 3)]
     assert re.findall(r"card-title\">(.*?)<", found["best"].html) == [f"street {i}.jpg" for i in (0, 1, 2)]
     assert "7.8 % of the pixels are wrong, most often cat as dog" in found["worst"].html
@@ -65,7 +58,7 @@ def test_comparison(tmp_path: Path) -> None:
     found = by_id(record, other)
     titles = re.findall(r"card-title\">(.*?)<", found["changes"].html)
     assert titles == [f"street {i}.jpg" for i in (5, 4, 3, 2, 1)]  # image 0 does not change
-    assert cells(found["classes"], "class-scores")[2][1:4] == ["100.0", "100.0", "0.0"]
+    assert cells(found["classes"].html, "class-scores")[2][1:4] == ["100.0", "100.0", "0.0"]
     for mine, single in zip(headlines(record, other), headlines(record), strict=True):
         assert mine.value == single.value == 1 and mine.interval == single.interval == (1, 1)
         assert mine.other is not None and mine.other < 1 and mine.difference is not None
@@ -99,9 +92,9 @@ def test_150_classes_of_which_some_are_absent(tmp_path: Path) -> None:
     predictions = [np.where(random.random(truth.shape) < 0.5, truth, 120) for truth in truths]
     record = segmentation_record(tmp_path, truths, predictions, [f"class {i}" for i in range(150)], first_value=0)
     found = by_id(record, num_images=1)
-    assert len(cells(found["classes"], "class-scores")) == 101
+    assert len(cells(found["classes"].html, "class-scores")) == 101
     assert "49 classes without pixels" in found["classes"].html
-    assert all(row[1] == "class 120" for row in cells(found["confusion"], "confused-pairs"))
+    assert all(row[1] == "class 120" for row in cells(found["confusion"].html, "confused-pairs"))
     assert "61 are left out" in found["confusion"].html
     assert len(re.findall("card-title", found["worst"].html + found["best"].html)) == 2
 

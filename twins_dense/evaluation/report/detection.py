@@ -181,7 +181,7 @@ def _errors(analysis: DetectionAnalysis) -> Section:
     if known and any(row[1] > 0 for row in rows):
         chart = bar_chart(
             [row[0] for row in rows],
-            [100 * row[1] for row in rows],
+            [round(100 * row[1], 1) for row in rows],
             x_label="points of AP50 to gain",
             description="Points of AP50 that correcting each type of error would gain.",
         )
@@ -217,13 +217,8 @@ def _objects(analysis: DetectionAnalysis) -> Section:
         return [len(known), *np.bincount(known, minlength=NEVER + 1).tolist()]
 
     sizes = [
-        [
-            f"{name} ({text})",
-            analysis.ap_by_size[index],
-            analysis.ap50_by_size[index],
-            *fates(analysis.size_groups == index),
-        ]
-        for index, (name, text) in enumerate(SIZES.items())
+        [name, analysis.ap_by_size[index], analysis.ap50_by_size[index], *fates(analysis.size_groups == index)]
+        for index, name in enumerate(SIZES)
     ]
     labels = _listed(analysis) or [0]
     classes = [

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ...data.image_files import read_image
-from ...errors import TwinsError, one_line
+from ...errors import TwinsError
 from .page import render
 from .pictures import palette_picture, path_data, thumbnail
 
@@ -106,14 +106,15 @@ def gallery(id: str, cards: Sequence[Card], *, filters: Sequence[tuple[str, Sequ
     groups = list(dict.fromkeys([*(_KINDS[kind][0] for kind, _ in kinds), *layers]))
     annotated = [shape.label for card in cards for shape in card.shapes if shape.kind == "annotation"]
     tints = {label: index % _NUM_TINTS for index, label in enumerate(dict.fromkeys(annotated))}
+    switches = [(name, name in _SHOWN or len(groups) == 1) for name in groups]
     num_tagged = Counter(tag for card in cards for tag in set(card.tags))
     return render(
         "gallery.html.j2",
         id=id,
         cards=[_card(card, groups, tints) for card in cards],
-        groups=[(name, name in _SHOWN or len(groups) == 1) for name in groups],
+        groups=switches,
         kinds=kinds if len(kinds) > 1 else [],
-        colors=_colors(cards),
+        legends=_legends(cards, switches),
         has_layers=bool(layers),
         filters=[(name, [(tag, num_tagged[tag]) for tag in tags if num_tagged[tag]]) for name, tags in filters],
     )
@@ -124,20 +125,13 @@ def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[s
     values = {"title": card.title, "text": card.text, "tags": json.dumps(list(dict.fromkeys(card.tags)))}
     try:
         image = read_image(card.file)
-    except TwinsError as error:
-        return {**values, "problem": one_line(error)}
+    except TwinsError:
+        return {**values, "problem": f"{card.file} is missing or cannot be read."}
     height, width = image.shape[:2]
     shapes: dict[int, list[dict[str, str]]] = {}
     for shape in _in_drawing_order(card.shapes):
         shapes.setdefault(groups.index(_KINDS[shape.kind][0]), []).append(_shape(shape, tints))
-    layers = [
-        {
-            "group": groups.index(layer.name),
-            "uri": palette_picture(layer.indices, layer.palette),
-            "is_named": bool(layer.names),
-        }
-        for layer in card.layers
-    ]
+    layers = [(groups.index(layer.name), palette_picture(layer.indices, layer.palette)) for layer in card.layers]
     picture = {"uri": thumbnail(image), "height": height, "width": width, "layers": layers, "shapes": shapes}
     return {**values, "problem": None, "picture": picture}
 
@@ -162,11 +156,21 @@ def _shape(shape: Shape, tints: Mapping[str, int]) -> dict[str, str]:
     return {"classes": classes, "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
 
 
-def _colors(cards: Iterable[Card]) -> list[tuple[str, str]]:
-    """Return the name and the colour "r,g,b" of each entry of the palettes that is seen, for the legend."""
-    found: dict[str, str] = {}
-    for layer in (layer for card in cards for layer in card.layers):
+def _legends(cards: Iterable[Card], switches: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
+    """Return the names and colours that the maps use; layers with the same names share a legend."""
+    groups = [name for name, _ in switches]
+    found: dict[tuple[str, ...], tuple[set[int], dict[str, str]]] = {}
+    for layer in (layer for card in cards for layer in card.layers if layer.names):
+        used, colors = found.setdefault(tuple(layer.names), (set(), {}))
+        used.add(groups.index(layer.name))
         for index in np.unique(layer.indices).tolist():
             if index < len(layer.names):
-                found[layer.names[index]] = ",".join(str(int(value)) for value in layer.palette[index])
-    return list(found.items())
+                colors[layer.names[index]] = ",".join(str(int(value)) for value in layer.palette[index])
+    return [
+        {
+            "groups": sorted(used),
+            "shown": any(switches[group][1] for group in used),
+            "colors": [(name, colors[name]) for name in names if name in colors],
+        }
+        for names, (used, colors) in found.items()
+    ]

@@ -73,9 +73,15 @@ class Gallery {
     this.list.classList.toggle("wide", side && shown.length > 1);
     this.kinds = new Set(this.pressed("kind").map((each) => each.dataset.kind));
     this.hasKinds = this.root.querySelector("[data-kind]") !== null;
+    const groups = shown.map((each) => each.dataset.group);
+    for (const controls of this.controls()) {
+      controls.querySelectorAll(".gallery-colors").forEach((legend) => {
+        legend.hidden = !legend.dataset.groups.split(" ").some((group) => groups.includes(group));
+      });
+    }
     this.views = side && shown.length > 1 ? shown.map((each) => [each]) : [shown];
     this.root.querySelectorAll(".card .panes").forEach((panes) => this.arrange(panes));
-    if (Viewer.only?.gallery === this) Viewer.only.show();
+    if (Viewer.only?.gallery === this && Viewer.only.dialog.open) Viewer.only.show();
   }
 
   // Give the picture as many panes as there are views of it, and show in each what belongs to the view.
@@ -159,7 +165,6 @@ class Viewer {
       this.controls = controls;
       const opacity = gallery.root.querySelector("input[type=range]");
       if (opacity) gallery.fade(opacity.value);
-      this.names = new Map([...gallery.root.querySelectorAll(".gallery-colors li")].map((item) => [item.dataset.color, item.textContent]));
     }
     this.dialog.showModal();
     this.load(card);
@@ -246,11 +251,14 @@ class Viewer {
     if (!picture) return "";
     const bounds = picture.getBoundingClientRect();
     const [x, y] = [(event.clientX - bounds.left) / bounds.width, (event.clientY - bounds.top) / bounds.height];
-    const found = [...picture.querySelectorAll("[data-named]")].map((layer) => {
-      const name = this.names.get(colorAt(layer, x, y)) ?? "unknown";
-      return `${this.controls.querySelector(`[data-group="${layer.dataset.group}"]`).textContent}: ${name}`;
+    const found = [...picture.querySelectorAll(".layer")].map((layer) => {
+      const { group } = layer.dataset;
+      const colors = this.controls.querySelector(`.gallery-colors[data-groups~="${group}"]`);
+      const color = colorAt(layer, x, y);
+      const name = colors?.querySelector(`[data-color="${color}"]`)?.textContent;
+      return name && `${this.controls.querySelector(`[data-group="${group}"]`).textContent}: ${name}`;
     });
-    return found.join(", ");
+    return found.filter(Boolean).join(", ");
   }
 
   // Fingers scroll by themselves.

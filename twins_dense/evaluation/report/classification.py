@@ -1,0 +1,135 @@
+"""Headlines and sections of the report of a classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ..classification import ClassificationScores, score_classification, wilson_interval
+from ..record import Record
+from .calibration import calibration_section
+from .gallery import Card, gallery
+from .page import Headline, Section, render
+
+_PAIRS = 30  # rows of the table of confusions
+_CHANGED = 24  # images that changed
+_MATRIX = 40  # classes of the largest confusion matrix
+
+
+def headlines(record: Record, against: Record | None = None) -> list[Headline]:
+    """Return the top-1 and top-5 accuracy with 95 % intervals by Wilson's method, and the calibration error.
+
+    Args:
+        record: Record of a classifier.
+        against: Record of the same images and classes to compare with.
+    """
+    scores = score_classification(record)
+    other = score_classification(against) if against is not None else None
+    num_images = len(scores.labels)
+    others = other.hits.mean(0).tolist() if other else [None, None]
+    differences = scores.differences(other) if other else [None, None]
+    explanations = (
+        f"Share of the {num_images:,} images whose class is the most probable one.",
+        "Share of the images whose class is among the five most probable ones.",
+    )
+    found = []
+    for i, (name, correct) in enumerate(zip(("top-1", "top-5"), scores.hits.sum(0).tolist(), strict=True)):
+        interval = wilson_interval(correct, num_images)
+        found.append(Headline(name, correct / num_images, interval, others[i], differences[i], explanations[i]))
+    error = "Mean distance between confidence and accuracy (ECE)."
+    other_error = other.calibration.error if other else None
+    return [*found, Headline("calibration error", scores.calibration.error, None, other_error, None, error)]
+
+
+def sections(record: Record, against: Record | None = None, *, num_images: int = 50) -> list[Section]:
+    """Return the sections of the report of a classifier.
+
+    Args:
+        record: Record of a classifier.
+        against: Record of the same images and classes to compare with.
+        num_images: Largest number of images in the gallery of the worst images.
+    """
+    scores = score_classification(record)
+    other = score_classification(against) if against is not None else None
+    found = [_classes(record, scores, other), _confusion(scores), calibration_section(scores.calibration, "images")]
+    if other is not None:
+        found.append(_changes(record, scores, other))
+    found.append(_worst(record, scores, num_images))
+    if scores.unreadable:
+        html = render("classification_unreadable.html.j2", lines=scores.unreadable)
+        found.append(Section("unreadable", "Unreadable images", html))
+    return found
+
+
+def _classes(record: Record, scores: ClassificationScores, other: ClassificationScores | None) -> Section:
+    others = other.counts if other else None
+    columns = [("class", "text"), ("top-1", "score"), ("95 % interval", "text")]
+    columns += [("other top-1", "score"), ("difference", "score")] if other else []
+    columns += [("top-5", "score"), ("precision", "score"), ("images", "count"), ("predicted", "count"), ("id", "text")]
+    rows = []
+    predicted = scores.num_predicted
+    for label, (count, top1, top5) in enumerate(scores.counts.tolist()):
+        if not count:
+            continue
+        low, high = wilson_interval(top1, count) or (0.0, 1.0)
+        row: list[Any] = [scores.names[label], top1 / count, f"{100 * low:.0f} to {100 * high:.0f}"]
+        if others is not None:
+            share = others[label, 1] / others[label, 0] if others[label, 0] else np.nan
+            row += [share, top1 / count - share]
+        precision = top1 / predicted[label] if predicted[label] else None
+        rows.append([*row, top5 / count, precision, count, predicted[label], record.about.settings["wnids"][label]])
+    num_absent = len(scores.names) - len(rows)
+    html = render("classification_classes.html.j2", columns=columns, rows=rows, num_absent=num_absent)
+    return Section("classes", "Accuracy by class", html)
+
+
+def _confusion(scores: ClassificationScores) -> Section:
+    pairs, counts = scores.confused_pairs, scores.counts[:, 0]
+    rows = [
+        (scores.names[truth], scores.names[predicted], count, count / counts[truth])
+        for truth, predicted, count in pairs[:_PAIRS]
+    ]
+    used = np.flatnonzero(counts + scores.num_predicted).tolist()
+    names, values = [], []
+    if 2 < len(used) <= _MATRIX:
+        names, values = [scores.names[label] for label in used], scores.confusion[np.ix_(used, used)].tolist()
+    html = render("classification_confusion.html.j2", pairs=rows, num_pairs=len(pairs), names=names, values=values)
+    return Section("confusion", "Confused classes", html)
+
+
+def _changes(record: Record, scores: ClassificationScores, other: ClassificationScores) -> Section:
+    _, mine, theirs = np.intersect1d(scores.indices, other.indices, return_indices=True)
+    now, before = scores.hits[mine, 0], other.hits[theirs, 0]
+    better, worse = np.flatnonzero(now & ~before), np.flatnonzero(before & ~now)
+    # The most certain changes first: the probability of the label that is wrong.
+    gained = sorted(better, key=lambda i: -other.probabilities[theirs[i], 0])[:_CHANGED]
+    lost = sorted(worse, key=lambda i: -scores.probabilities[mine[i], 0])[:_CHANGED]
+    cards = [_card(record, scores, mine[i], ("now correct",)) for i in gained]
+    cards += [_card(record, scores, mine[i], ("now wrong",)) for i in lost]
+    pictures = gallery("changes-gallery", cards, filters=[("change", ["now correct", "now wrong"])]) if cards else None
+    html = render("classification_changes.html.j2", num_better=len(better), num_worse=len(worse), gallery=pictures)
+    return Section("changes", "Images that changed", html)
+
+
+def _worst(record: Record, scores: ClassificationScores, num_images: int) -> Section:
+    wrong = np.flatnonzero(~scores.hits[:, 0])
+    order = wrong[np.argsort(-scores.probabilities[wrong, 0], kind="stable")]
+    cards = [_card(record, scores, index) for index in order[:num_images]]
+    pictures = gallery("worst-gallery", cards, filters=[("class", scores.names)]) if cards else None
+    html = render("classification_worst.html.j2", num_wrong=len(wrong), num_shown=len(cards), gallery=pictures)
+    return Section("worst", "Worst images", html)
+
+
+def _card(record: Record, scores: ClassificationScores, index: int, tags: Iterable[str] = ()) -> Card:
+    truth, top = scores.names[scores.labels[index]], scores.top[index].tolist()
+    probabilities = scores.probabilities[index].tolist()
+    predicted = scores.names[top[0]]
+    text = f"predicted {predicted} with {100 * probabilities[0]:.0f} %"
+    if scores.labels[index] in top[1:]:
+        rank = top.index(scores.labels[index])
+        text += f"; the true class is number {rank + 1} with {100 * probabilities[rank]:.0f} %"
+    elif predicted != truth:
+        text += f"; the true class is not among the first {len(top)}"
+    return Card(record.entries[scores.indices[index]]["file"], truth, text, (*tags, truth, predicted))
