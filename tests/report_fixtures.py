@@ -37,7 +37,8 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
     0: two objects, both found. 1: the second object is missed. 2: the second object is found as the next class.
     3: the second object is found 8 pixels too far to the right (IoU 0.43). 4: the first object is found twice.
     5: something is found where nothing is. 6: no object, and nothing is found. 7: two objects are found, beside a
-    crowd region.
+    crowd region. The names of the files contain HTML if the
+    classes are given.
 
     Args:
         folder: Folder of the evaluation. The images are written beside it, so that evaluations can be compared.
@@ -46,6 +47,7 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
     """
     category_ids = [1, 3, 7]
     about = _about("detection", classes, category_ids=category_ids, iou_types=["bbox", "segm"], max_dets=[1, 10, 100])
+    mark = "" if classes is NAMES else " <u>'&"
     boxes = ((4.0, 6.0, 20.0, 16.0), (32.0, 20.0, 20.0, 16.0))  # x, y, width, height
     with RecordWriter(folder, about) as writer:
         for i in range(about.num_images):
@@ -68,7 +70,7 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
                 annotations.append({**_annotation(100 * i + 2, i, (0.0, 0.0, 64.0, 4.0), 1), "iscrowd": 1})
             entry = {
                 "index": i,
-                "file": str(write_image(folder.parent / "images" / f"photo {i}.jpg", i)),
+                "file": str(write_image(folder.parent / "images" / f"photo {i}{mark}.jpg", i)),
                 "image": {"id": i + 1, "height": HEIGHT, "width": WIDTH},
                 "annotations": annotations,
                 "detections": [_detection(i, *item) for item in found],

@@ -7,29 +7,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from detection_fixtures import COCO_MINI, NO_PHOTOS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_fixtures import picture
 from PIL import Image, ImageEnhance
 
 from twins_dense.data import duplicates
-from twins_dense.data.duplicates import Pair, SplitImage, find_duplicates, groups_of
+from twins_dense.data.duplicates import Pair, SplitImage, find_duplicates, groups_of, leaks
 
 Edit = Callable[[Image.Image], Image.Image]
-
-
-def picture(seed: int, width: int = 320, height: int = 240) -> Image.Image:
-    """Return clouds with details of several sizes, which differ completely between seeds."""
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((height, width, 3), np.float32)
-    for cells in (4, 9, 23, 41):
-        noise = rng.random((cells, cells, 3), dtype=np.float32)
-        pixels += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) / np.sqrt(cells)
-    pixels -= pixels.min()
-    return Image.fromarray((pixels / pixels.max() * 220).astype(np.uint8))
 
 
 def compressed(image: Image.Image) -> Image.Image:
@@ -106,6 +95,14 @@ class TestKnownAnswers:
         pairs = find_duplicates(images)
         assert len(pairs) == 4 * 2 + 1 + 4 * 2  # within the splits, and each with the first image of the other one
         assert groups_of(pairs) == [sorted(images)]
+        assert len(leaks(pairs, "val")) == len(leaks(pairs, "train", "val")) == 5 and not leaks(pairs, "test")
+
+    def test_leaks_of_copies(self, tmp_path: Path) -> None:
+        """Identical files of val, which are near an image of train, all count."""
+        images = [save(tmp_path, "train/a.png", picture(0)), save(tmp_path, "train/b.png", picture(1))]
+        images += [save(tmp_path, f"val/{n}.png", cropped(picture(0))) for n in range(3)]
+        found = leaks(find_duplicates(images), "val")
+        assert sorted(found) == images[2:] and {pair.kind for pair in found.values()} == {"near", "same file"}
 
     def test_similar_pictures_give_few_pairs(self, tmp_path: Path) -> None:
         images = [

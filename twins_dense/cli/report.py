@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 import click
 
-from ..errors import TwinsError, requires_extra
+from ..errors import requires_extra
 
 
 @click.command("report", short_help="Write a report about an evaluation or a data set.")
@@ -16,8 +14,7 @@ from ..errors import TwinsError, requires_extra
 @click.option("--against", metavar="RUN|EVAL", help="Compare with this run or evaluation on the same images.")
 @click.option("--data", "data_dir", metavar="DIR", help="Report about the images and annotations of this folder.")
 @click.option("--out", help="File to write.  [default: report.html in RUN or EVAL; data_report.html for --data]")
-@click.option("--skip-bad", is_flag=True, help="With --data: leave out annotations that cannot be read.")
-def command(source: str | None, against: str | None, data_dir: str | None, out: str | None, skip_bad: bool) -> None:
+def command(source: str | None, against: str | None, data_dir: str | None, out: str | None) -> None:
     """Write one HTML file that shows how good a model is and what goes wrong, or what a data set contains.
 
     RUN is a work directory of `twins-dense train`: its own evaluation is used, else the newest of `twins-dense eval`.
@@ -34,8 +31,6 @@ def command(source: str | None, against: str | None, data_dir: str | None, out: 
     if (source is None) == (data_dir is None):
         raise click.UsageError("Give either the folder of a run or an evaluation, or --data DIR.")
     if data_dir is None:
-        if skip_bad:
-            raise click.UsageError("--skip-bad goes with --data.")
         assert source is not None
         with requires_extra("report"):
             from ..evaluation.report.build import write_report
@@ -43,19 +38,7 @@ def command(source: str | None, against: str | None, data_dir: str | None, out: 
     else:
         if against is not None:
             raise click.UsageError("--against goes with a run or an evaluation, not with --data.")
-        path = _report_data(data_dir, Path(out or "data_report.html"), skip_bad)
+        with requires_extra("report"):
+            from ..evaluation.report.data import write_data_report
+        path = write_data_report(data_dir, out or "data_report.html")
     click.echo(f"{os.path.relpath(path)} ({path.stat().st_size / 1e6:.1f} MB)")
-
-
-def _report_data(folder: str, out: Path, skip_bad: bool) -> Path:
-    if not Path(folder).is_dir():
-        raise TwinsError(f"--data {folder!r} is not a folder: give the folder of the images and annotations")
-    from ..data.layouts import recognise
-
-    with requires_extra("report"):
-        from ..evaluation.report.build import check_out, write_page
-        from ..evaluation.report.data import data_page
-    check_out(out)
-    with tempfile.TemporaryDirectory(prefix="twins_dense-") as converted:
-        write_page(out, data_page(recognise(folder, out=converted, skip_bad=skip_bad)))
-    return out

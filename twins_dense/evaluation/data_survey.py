@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +114,7 @@ def survey_objects(folder: DataFolder) -> ObjectSurvey:
     contents: dict[str, CocoData] = {}
     for name, split in folder.splits.items():
         assert split.ann_file is not None
-        contents[name] = load_coco(split.ann_file, split.image_dir, skip_bad=True)
+        contents[name] = _in_order(load_coco(split.ann_file, split.image_dir, skip_bad=True))
     statistics = {name: measure_checked(content) for name, content in contents.items()}
     images = [SplitImage(str(image.path), name) for name, content in contents.items() for image in content.images]
     has_objects = bool(statistics["train"].objects_per_image.any())
@@ -126,6 +126,15 @@ def survey_objects(folder: DataFolder) -> ObjectSurvey:
         duplicates=find_duplicates(images),
         suggestion=suggest(statistics["train"], statistics["val"]) if has_objects else None,
     )
+
+
+def _in_order(content: CocoData) -> CocoData:
+    """Return the data with annotations sorted by id, so that their order in the file does not matter."""
+    images = [
+        replace(image, annotations=tuple(sorted(image.annotations, key=lambda entry: entry["id"])))
+        for image in content.images
+    ]
+    return replace(content, images=tuple(images))
 
 
 def survey_labels(folder: DataFolder) -> LabelSurvey:

@@ -180,8 +180,8 @@ def label_suspects(matches: Matches, kept: np.ndarray, size_groups: np.ndarray) 
 
     * A wrong class: a confident detection overlaps an object of another class that was not found, by 0.5 or more.
     * A missing annotation: a confident detection overlaps no object by more than 0.1.
-    * A spurious annotation: no detection of any score touches the object, although detections touch at least 95 % of
-      the objects of its class and size, of which there are at least 20.
+    * A spurious annotation: the object is never found (see `object_fates`), although this is so for at most 2 % of the
+      objects of its class and size, of which there are at least 20.
 
     A detection is confident if it reaches the recommended threshold and a score of 0.5.
 
@@ -209,7 +209,7 @@ def label_suspects(matches: Matches, kept: np.ndarray, size_groups: np.ndarray) 
     spurious = [
         Suspect("spurious annotation", -1, int(i), float(rate[groups[i]]))
         for i in np.flatnonzero(fates == NEVER)
-        if objects[groups[i]] >= 20 and rate[groups[i]] >= 0.95
+        if objects[groups[i]] >= 20 and rate[groups[i]] >= 0.98
     ]
     return result + sorted(spurious, key=lambda suspect: -suspect.confidence)
 

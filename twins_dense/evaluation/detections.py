@@ -62,7 +62,6 @@ class DetectionAnalysis:
         precision: (T, R, K) COCO's interpolated precision by IoU threshold, recall and class; NaN without objects.
         ap: (K,) average precision.
         ap_by_size: (3,) average precision of small, medium and large objects; NaN without objects.
-        ap50_by_size: (3,) the same at an IoU of 0.5.
         box_ap: (K,) average precision of boxes, if the detector has masks.
         kinds: (D,) kinds of the detections (see `classify_detections`).
         fates: (G,) fates of the objects (see `object_fates`).
@@ -84,7 +83,6 @@ class DetectionAnalysis:
     precision: np.ndarray
     ap: np.ndarray
     ap_by_size: np.ndarray
-    ap50_by_size: np.ndarray
     box_ap: np.ndarray | None
     kinds: np.ndarray
     fates: np.ndarray
@@ -129,7 +127,7 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
     kinds, _ = classify_detections(matches)
     size_groups = np.digitize(matches.object_area, (32**2, 96**2))
     fates = object_fates(matches, kept)
-    precision, by_size, by_size50 = _coco_precision(record, iou_type)
+    precision, by_size = _coco_precision(record, iou_type)
     correct = kept & (matches.matched[0] >= 0)
     images = len(record.entries)
     num_found = np.bincount(matches.image[correct], minlength=images)
@@ -142,7 +140,6 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
         precision=precision,
         ap=precision.mean(axis=(0, 1)),
         ap_by_size=by_size,
-        ap50_by_size=by_size50,
         box_ap=None if boxes is None else average_precisions(boxes, np.ones((1, images), np.int64))[0].mean(axis=0),
         kinds=kinds,
         fates=fates,
@@ -176,8 +173,8 @@ def _scores(matches: Matches, boxes: Matches | None, correct: np.ndarray) -> lis
     return [Score(name, float(all_[0]), all_[1:]) for name, all_ in values.items()]
 
 
-def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return hotcoco's precision (T, R, K) and the AP and AP50 by size, (3,) each."""
+def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return hotcoco's precision (T, R, K) and AP by size, (3,)."""
     evaluation = coco_evaluation(
         ground_truth(record),
         [detection for entry in record.entries for detection in entry["detections"]],
@@ -188,8 +185,7 @@ def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarr
     # hotcoco has the classes in the order of their ids
     order = np.argsort(np.argsort(record.about.settings["category_ids"], kind="stable"), kind="stable")
     precision = precision[:, :, order]
-    by_size = [[_mean(precision[:last, ..., size]) for size in (1, 2, 3)] for last in (None, 1)]
-    return precision[..., 0], np.array(by_size[0]), np.array(by_size[1])
+    return precision[..., 0], np.array([_mean(precision[..., size]) for size in (1, 2, 3)])
 
 
 def _mean(values: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import platform
 import re
@@ -23,7 +24,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL import Image
 
 from ..atomic import write_atomically
 from ..errors import TwinsError, one_line
@@ -139,6 +142,18 @@ class RecordWriter:
         """Append the entry of an image, which is complete on disk afterwards."""
         self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
         self._file.flush()
+
+    def write_map(self, name: str, values: np.ndarray) -> str:
+        """Write an array as a gray PNG file to `maps/`, and return its path relative to the folder.
+
+        Args:
+            name: Name of the file.
+            values: uint8 or uint16 (H, W).
+        """
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "png")
+        write_atomically(self.folder / "maps" / name, buffer.getvalue())
+        return f"maps/{name}"
 
     def __enter__(self) -> RecordWriter:
         return self

@@ -23,7 +23,7 @@ def table(*arguments: Any, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a page with a table, a gallery of five objects' images, and a gallery of three maps."""
+    """Write a page with a table, and galleries of six images with objects, of three maps and of 22 images."""
     folder = tmp_path_factory.mktemp("page")
     cards = []
     for i in range(5):
@@ -46,12 +46,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layers += [Layer("prediction", prediction, PALETTE, ["sky", "road", "tree"])]
         layers += [Layer("errors", np.where(truth == prediction, 255, 0).astype(np.uint8), PALETTE[:1], ["wrong"])]
         maps.append(Card(cards[i].file, f"street {i}", "", layers=layers))
+    many = [Card(cards[0].file, f"picture {i}", "", ["dog", *(["cat"] if i % 3 else [])]) for i in range(22)]
     columns = [("class", "text"), ("AP", "score"), ("objects", "count")]
     rows = [["cat", 0.25, 1200], ["dog", 0.5, 7], ["bird", None, 30]]
     sections = [
         Section("classes", "Classes", table("per-class", columns, rows, caption="AP of each class.", filterable=True)),
         Section("worst", "Worst images", gallery("objects", cards, filters=filters)),
         Section("maps", "Maps", gallery("maps-gallery", maps)),
+        Section("many", "Many images", gallery("many-gallery", many, filters=[("class", ["cat", "dog"])])),
     ]
     path = folder / "report.html"
     html = render_page("Report", [("Model", "tiny")], [Headline("box AP", 0.31, interval=(0.2, 0.4))], sections)
@@ -161,6 +163,31 @@ def test_filtering_a_gallery(browser: Browser, page: Path) -> None:
     assert (len(shown(browser)), count.text) == (6, "6 images")
     assert browser.texts("#objects .empty") == []
     assert browser.texts("#maps-gallery .card-title") == ["street 0", "street 1", "street 2"]  # not filtered
+    assert is_quiet(browser)
+
+
+def test_more_images_are_shown_on_demand(browser: Browser, page: Path) -> None:
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    browser.open(page)
+    by_class = Select(browser.find("#many-gallery select"))
+    more = browser.find("#many-gallery .gallery-more")
+    titles = [f"picture {i}" for i in range(22)]
+    assert (shown(browser, "many-gallery"), more.text) == (titles[:12], "Show 10 more")
+    by_class.select_by_value("cat")  # 14 images
+    cats = [title for i, title in enumerate(titles) if i % 3]
+    assert (shown(browser, "many-gallery"), more.text) == (cats[:12], "Show 2 more")
+    assert browser.texts("#many-gallery .gallery-count") == ["14 of 22 images"]
+    browser.click("#many-gallery .card:nth-child(2) .panes")
+    browser.press(Keys.ARROW_LEFT, Keys.ESCAPE)  # to the last one, which is then shown below
+    browser.wait(lambda: shown(browser, "many-gallery") == cats)
+    assert not more.is_displayed()
+    browser.open(page)
+    browser.click("#many-gallery .gallery-more")
+    assert shown(browser, "many-gallery") == titles
+    focused = "return document.activeElement.closest('.card').querySelector('.card-title').textContent"
+    assert browser.run(focused) == "picture 12"
     assert is_quiet(browser)
 
 

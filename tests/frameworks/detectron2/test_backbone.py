@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from contracts import SLIM_PCPVT, SLIM_SVT, WINDOW_PADDINGS, block_settings, random_backbone, shapes_of
-from d2_fixtures import HEADS, MARKS, engine, twins_log, write_lazy
+from d2_fixtures import CONFIGS, HEADS, MARKS, engine, twins_log, write_lazy
 from detection_fixtures import TINY_SVT
 from detectron2.config import CfgNode, get_cfg, instantiate
 from detectron2.layers import ShapeSpec
@@ -18,6 +18,8 @@ from torch import nn
 
 import twins_dense as td
 from twins_dense.frameworks.detectron2.backbone import D2Twins, add_twins_config, build_net, optimizer_params
+from twins_dense.frameworks.detectron2.cfg_node import read_dump
+from twins_dense.frameworks.options import TrainingOptions
 from twins_dense.weights.load import load_weights
 
 pytestmark = MARKS
@@ -245,7 +247,17 @@ class TestCfgNode:
         [
             ("VARIANT", "svt_smal", "did you mean 'svt_small'?"),
             ("WINDOW_PADDING", "edge", "'edge'"),
-            ("OUT_FEATURES", ["res5", "res2"], "(3, 0)"),
+            (
+                "OUT_FEATURES",
+                ["res5", "res2"],
+                "['res5', 'res2']: list one or more of res2, res3, res4, res5, in this order",
+            ),
+            (
+                "OUT_FEATURES",
+                ["res2", "res2"],
+                "['res2', 'res2']: list one or more of res2, res3, res4, res5, in this order",
+            ),
+            ("OUT_FEATURES", [], "[]: list one or more of res2, res3, res4, res5"),
             ("OUT_FEATURES", ["res6"], "'res6'"),
             ("OUT_FEATURES", ["c3"], "'c3'"),
             ("WEIGHTS", "no/such.pth", "no/such.pth"),
@@ -255,6 +267,76 @@ class TestCfgNode:
         with pytest.raises(td.TwinsError) as caught:
             build_on_meta(twins_cfg("build_twins_backbone", f"MODEL.TWINS.{key}", value))
         assert part in str(caught.value) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["build_twins_fpn_backbone", "build_retinanet_twins_fpn_backbone"])
+    @pytest.mark.parametrize(
+        ("out_features", "in_features", "parts"),
+        [
+            (["res3", "res4"], ["res3", "res4", "res5"], ("MODEL.TWINS.OUT_FEATURES=['res3', 'res4'] lacks res5",)),
+            (["res5"], ["res3", "res4", "res5"], ("OUT_FEATURES=['res5'] lacks res3, res4", "list all of them")),
+            (["res3", "res4", "res5"], ["res3", "res4"], ("MODEL.FPN.IN_FEATURES=['res3', 'res4']", "end with res5")),
+            (["res3", "res4", "res5"], ["res5", "res4"], ("MODEL.FPN.IN_FEATURES=['res5', 'res4']", "consecutive")),
+            (["res3", "res4", "res5"], ["res3", "res5"], ("MODEL.FPN.IN_FEATURES=['res3', 'res5']", "consecutive")),
+            (["res3", "res4", "res5"], ["c5"], ("MODEL.FPN.IN_FEATURES=['c5']",)),
+            (["res3", "res4", "res5"], [], ("MODEL.FPN.IN_FEATURES=[]",)),
+        ],
+    )
+    def test_levels_that_do_not_fit(
+        self, name: str, out_features: list[str], in_features: list[str], parts: tuple[str, ...]
+    ) -> None:
+        keys = ("MODEL.TWINS.OUT_FEATURES", out_features, "MODEL.FPN.IN_FEATURES", in_features)
+        with pytest.raises(td.TwinsError) as caught:
+            build_on_meta(twins_cfg(name, *keys))
+        assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "name", ["build_twins_backbone", "build_twins_fpn_backbone", "build_retinanet_twins_fpn_backbone"]
+    )
+    def test_a_forgotten_call(self, name: str) -> None:
+        cfg = get_cfg()
+        cfg.MODEL.BACKBONE.NAME = name
+        with pytest.raises(td.TwinsError, match=r"no MODEL\.TWINS: call add_twins_config\(cfg\) before"):
+            build_on_meta(cfg)
+
+    @pytest.mark.parametrize("num_frozen", [0, 1, 2, 4])
+    def test_freeze_at_is_a_number_of_stages(self, num_frozen: int) -> None:
+        net = build_on_meta(twins_cfg("build_twins_backbone", "MODEL.BACKBONE.FREEZE_AT", num_frozen)).net
+        assert net.num_frozen_stages == num_frozen
+        for stage, modules in enumerate(zip(net.patch_embeds, net.blocks, strict=True)):
+            trained = {parameter.requires_grad for module in modules for parameter in module.parameters()}
+            assert trained == {stage >= num_frozen}
+
+    def test_the_option_replaces_freeze_at(self, tmp_path: Path) -> None:
+        shipped = (CONFIGS / "mask_rcnn_svt_small_1x.yaml").read_text()
+        path = tmp_path / "frozen.yaml"
+        path.write_text(shipped.replace("    NAME: build_twins_fpn", "    FREEZE_AT: 1\n    NAME: build_twins_fpn"))
+        config = engine.load_config(path)
+        assert read_dump(config.model.cfg).MODEL.BACKBONE.FREEZE_AT == 1
+        engine.set_training(config, TrainingOptions(freeze="stages:2"))
+        with torch.device("meta"):
+            assert build_backbone(read_dump(config.model.cfg)).bottom_up.net.num_frozen_stages == 2
+
+    def test_nothing_is_frozen_by_default(self) -> None:
+        """detectron2's own default is 2, for ResNets."""
+        assert get_cfg().MODEL.BACKBONE.FREEZE_AT == 2
+        net = build_on_meta(twins_cfg("build_twins_backbone")).net
+        assert all(parameter.requires_grad for parameter in net.parameters())
+
+    @pytest.mark.parametrize(
+        ("values", "parts"),
+        [
+            (("MODEL.BACKBONE.FREEZE_AT", 5), ("MODEL.BACKBONE.FREEZE_AT=5", "from 0 to 4")),
+            (("MODEL.BACKBONE.FREEZE_AT", -1), ("MODEL.BACKBONE.FREEZE_AT=-1", "from 0 to 4")),
+            (
+                ("MODEL.BACKBONE.FREEZE_AT", 1, "MODEL.TWINS.FREEZE", "stages:2"),
+                ("MODEL.BACKBONE.FREEZE_AT=1", "MODEL.TWINS.FREEZE='stages:2'", "set one of them"),
+            ),
+        ],
+    )
+    def test_bad_freeze_at(self, values: tuple[Any, ...], parts: tuple[str, ...]) -> None:
+        with pytest.raises(td.TwinsError) as caught:
+            build_on_meta(twins_cfg("build_twins_backbone", *values))
+        assert all(part in str(caught.value) for part in parts) and "\n" not in str(caught.value)
 
     def test_weights(self, tmp_path: Path) -> None:
         path = tmp_path / "classifier.pth"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from itertools import islice
@@ -20,6 +21,7 @@ from d2_fixtures import (
 )
 from detection_fixtures import COCO_MINI, NO_PHOTOS, NUM_TRAIN, NUM_VAL, rectangle, run_python, write_coco
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
@@ -268,6 +270,30 @@ class TestMapping:
             self.load(records, instance_mask_format="polygon")
         line = str(caught.value)
         assert "1.png" in line and "dataloader.train.mapper.instance_mask_format=bitmask" in line and "\n" not in line
+
+    @pytest.mark.parametrize(
+        "crop",
+        [
+            T.RandomCrop("absolute", (30, 30)),
+            T.FixedSizeCrop((30, 30)),
+            T.RandomCrop_CategoryAreaConstraint("absolute", (30, 30)),
+            T.MinIoURandomCrop(),
+            T.CropTransform(0, 0, 30, 30),
+        ],
+        ids=lambda crop: type(crop).__name__,
+    )
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_crops_of_polygons_need_shapely(
+        self, records: list[Entry], monkeypatch: pytest.MonkeyPatch, crop: Any, nested: bool
+    ) -> None:
+        del records[0]["annotations"][1]  # it has a run-length mask
+        augmentations = [T.RandomFlip(), T.RandomApply(T.AugmentationList([crop]), prob=0.5) if nested else crop]
+        self.load(records, augmentations=augmentations)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(td.TwinsError, match="with shapely, which is not installed: pip install shapely"):
+            self.load(records, augmentations=augmentations)
+        self.load(records, augmentations=[T.RandomFlip(), T.ResizeShortestEdge(48)])
+        self.load(records, augmentations=augmentations, use_instance_mask=False)
 
     def test_crowds_may_have_run_length_masks(self, records: list[Entry]) -> None:
         """COCO's crowds have such masks."""

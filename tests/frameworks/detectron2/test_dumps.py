@@ -131,6 +131,15 @@ def test_train_eval_and_predict(tmp_path: Path, toy_data: Path) -> None:
     assert len(entry["detections"]) == 3
 
 
+@pytest.mark.parametrize("part", ["lr_multiplier", "dataloader"])
+def test_a_part_is_missing(tmp_path: Path, part: str) -> None:
+    """The file is not mistaken for one for CfgNode, about whose keys the error would be."""
+    config = engine.load_config(CONFIGS / "retinanet_svt_small_1x.py")
+    del config[part]
+    LazyConfig.save(config, str(tmp_path / "config.yaml"))
+    refused(tmp_path / "config.yaml", f"has no {part}", "a complete experiment")
+
+
 def test_a_yaml_run(tmp_path: Path) -> None:
     """The dump of a translated YAML file has the settings of the LazyConfig."""
     dump("mask_rcnn_svt_small_1x.yaml", tmp_path / "config.yaml", "SOLVER.BASE_LR=0.5")

@@ -75,7 +75,7 @@ class TestRun:
         names = {path.name for path in segmentation_run.work_dir.iterdir() if path.is_file()}
         (best,) = (name for name in names if name.startswith("best_mIoU_iter_"))
         checkpoints = {"iter_3.pth", "iter_6.pth", "iter_8.pth", best}
-        assert names == {*checkpoints, "last_checkpoint", "metrics.json", "metrics.jsonl", "tiny.py"}
+        assert names == {*checkpoints, "last_checkpoint", "metrics.json", "metrics.jsonl", "report.html", "tiny.py"}
         content = json.loads((segmentation_run.work_dir / "metrics.json").read_text())
         assert content["iter"] == 8 and "epoch" not in content
         assert content["losses"].keys() == {"loss", "decode.loss_ce"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from ...atomic import write_atomically
 from ...data.layouts import DataFolder, recognise
 from ...errors import TwinsError
 from ..data_survey import survey_labels, survey_objects
+from .build import check_out, write_page
 from .data_labels import label_page
 from .data_objects import object_page
 
@@ -20,21 +20,21 @@ def write_data_report(root: str | Path, out: str | Path) -> Path:
 
     Args:
         root: Folder of the data set.
-        out: Path of the HTML file; replaced if it exists.
+        out: Path of the HTML file; an earlier report is replaced.
 
     Returns:
         `out` as a path.
 
     Raises:
-        TwinsError: If the folder is not recognised, or nothing of a split can be used.
+        TwinsError: If the folder is not recognised, nothing of a split can be used, or `out` cannot be written.
     """
-    out = Path(out)
-    if out.is_dir():
-        raise TwinsError(f"{out}: is a folder; give the path of an HTML file, such as data_report.html")
+    root, out = Path(root), Path(out)
+    if not root.is_dir():
+        raise TwinsError(f"--data {str(root)!r} is not a folder: give the folder of the images and annotations")
+    check_out(out)
     with tempfile.TemporaryDirectory(prefix="twins_dense-") as scratch:
         page = data_page(recognise(root, out=scratch, skip_bad=True))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode())
+    write_page(out, page)
     return out
 
 

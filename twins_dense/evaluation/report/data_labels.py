@@ -14,7 +14,6 @@ from ...data.label_folders import IGNORED
 from ...data.label_maps import class_palette
 from ..data_survey import LabelSplitSurvey, LabelSurvey, spread_examples
 from .data_parts import (
-    NUM_EXAMPLES,
     Finding,
     class_findings,
     duplicate_findings,
@@ -22,6 +21,7 @@ from .data_parts import (
     first_of,
     images_section,
     names_of,
+    num_examples,
     number_of,
     overview_section,
     problem_findings,
@@ -79,11 +79,11 @@ def label_page(survey: LabelSurvey) -> str:
         _classes(survey),
         _values(survey),
         images_section(np.concatenate([split.sizes for split in survey.splits.values()])),
-        _examples(survey),
         duplicates_section(survey.duplicates, folder, {}),
         _empty(survey),
         problems_section(survey.problems, folder),
         settings_section(survey.suggestion),
+        _examples(survey),
     ]
     return render_page(f"Data set {folder.root.name}", facts, headlines, sections)
 
@@ -154,7 +154,7 @@ def _values(survey: LabelSurvey) -> Section:
 def _examples(survey: LabelSurvey) -> Section:
     rows = [(name, index) for name, split in survey.splits.items() for index in range(len(split.counts))]
     present = np.concatenate([survey.class_pixels(name) > 0 for name in survey.splits])
-    chosen = [rows[index] for index in spread_examples(present, NUM_EXAMPLES)]
+    chosen = [rows[index] for index in spread_examples(present, num_examples(len(survey.folder.classes)))]
     limit = f"{len(chosen):,} of {number_of(len(rows), 'image')} are shown." if len(chosen) < len(rows) else ""
     text = "Images of every class, as far as the limit allows, with their label maps. Check some of each class."
     cards = [_card(survey, *place) for place in chosen]
@@ -190,7 +190,7 @@ def _card(survey: LabelSurvey, split: str, index: int) -> Card:
     pixels = survey.class_pixels(split)[index]
     largest = [label for label in np.argsort(-pixels, kind="stable").tolist() if pixels[label]]
     total = int(found.counts[index].sum())
-    text = ", ".join(f"{names[label]} {100 * pixels[label] / total:.0f} %" for label in largest[:4]) or "no class"
+    text = ", ".join(f"{names[label]} {100 * pixels[label] / total:.0f}\u00a0%" for label in largest[:4]) or "no class"
     layer = Layer("annotation", indices, class_palette(len(names)), names)
     image = found.images[index]
     tags = [split, *(names[label] for label in largest)]

@@ -16,7 +16,6 @@ from ...errors import TwinsError
 from ..data_survey import ObjectSurvey, spread_examples
 from .charts import histogram
 from .data_parts import (
-    NUM_EXAMPLES,
     NUM_LISTED,
     Finding,
     bins,
@@ -26,6 +25,7 @@ from .data_parts import (
     first_of,
     images_section,
     names_of,
+    num_examples,
     number_of,
     overview_section,
     problem_findings,
@@ -41,6 +41,7 @@ _FEW_OBJECTS = 10
 _MOST_SHAPES = 200  # objects that are drawn on a card
 _NUM_SUSPECTS = 60  # cards of suspicious annotations
 _NUM_EMPTY = 12  # cards of images without objects
+_MOST_BARS = 30
 _GRID = 16  # cells of the map of positions, per side
 _SMALL, _LARGE = 32, 96  # COCO's limits of object sizes in pixels
 
@@ -100,12 +101,12 @@ def object_page(survey: ObjectSurvey) -> str:
         _classes(survey),
         *([_sizes(survey)] if any(num_objects.values()) else []),
         _images(survey),
-        _examples(survey),
         duplicates_section(survey.duplicates, folder, notes),
         _suspects(survey),
         _empty(survey),
         problems_section(survey.problems, folder),
         settings_section(survey.suggestion),
+        _examples(survey),
     ]
     return render_page(f"Data set {folder.root.name}", facts, headlines, sections)
 
@@ -242,7 +243,8 @@ def _positions(survey: ObjectSurvey) -> list[list[float]]:
 
 def _images(survey: ObjectSurvey) -> Section:
     counts = np.concatenate([statistics.objects_per_image for statistics in survey.statistics.values()])
-    edges = np.unique(np.linspace(0, counts.max() + 1, min(int(counts.max()) + 1, 30) + 1).astype(int))
+    step = -(-(int(counts.max()) + 1) // _MOST_BARS)
+    edges = np.arange(0, counts.max() + step + 1, step)
     chart = histogram(
         edges.tolist(),
         np.histogram(counts, edges)[0].tolist(),
@@ -263,7 +265,7 @@ def _examples(survey: ObjectSurvey) -> Section:
             images.append(image)
             splits.append(name)
             present.append([category_id in used for category_id in content.category_ids])
-    chosen = spread_examples(np.array(present), NUM_EXAMPLES)
+    chosen = spread_examples(np.array(present), num_examples(len(survey.folder.classes)))
     cards = [_card(survey, splits[index], images[index]) for index in chosen]
     html = render(
         "data_gallery.html.j2",
@@ -290,10 +292,10 @@ def _card(survey: ObjectSurvey, split: str, image: CocoImage, suspects: Sequence
     if suspects:
         objects = [entry for it in suspects for entry in (it.annotation, it.other) if entry is not None]
         objects = list({entry["id"]: entry for entry in objects}.values())
-        text = "; ".join(f"{it.kind}: {name_of[it.annotation['category_id']]} {it.detail}" for it in suspects[:5])
+        text = "; ".join(f"{it.kind}: {name_of[it.annotation['category_id']]}, {it.detail}" for it in suspects[:5])
         tags = [split, *(it.kind for it in suspects), *(name_of[entry["category_id"]] for entry in objects)]
     else:
-        text = ", ".join(f"{count} {name}" for name, count in counts.most_common(5)) or "no objects"
+        text = ", ".join(f"{count} × {name}" for name, count in counts.most_common(5)) or "no objects"
         tags = [split, *counts]
     objects = sorted(objects, key=lambda entry: -entry["bbox"][2] * entry["bbox"][3])[:_MOST_SHAPES]
     boxes = corners(objects)

@@ -20,7 +20,7 @@ from .page import Section, render
 from .pictures import thumbnail
 
 NUM_LISTED = 50  # rows of a table
-NUM_EXAMPLES = 60  # cards of the gallery of examples
+_EXAMPLES_PER_CLASS, _FEWEST_EXAMPLES, _MOST_EXAMPLES = 4, 24, 60
 _NUM_PAIRS = 20  # pairs of duplicates that are shown as pictures
 _NUM_SIZES = 10
 _PAIR_SIDE = 320  # pixels
@@ -42,6 +42,11 @@ class Finding:
 
     text: str
     section: str
+
+
+def num_examples(num_classes: int) -> int:
+    """Return the largest number of cards of the gallery of examples."""
+    return min(max(_EXAMPLES_PER_CLASS * num_classes, _FEWEST_EXAMPLES), _MOST_EXAMPLES)
 
 
 def number_of(count: int, noun: str) -> str:
@@ -95,7 +100,7 @@ def images_section(sizes: np.ndarray, more: Sequence[Any] = ()) -> Section:
         rows=rows,
         limit=first_of(len(rows), len(counted), "sizes"),
         same=len(counted) == 1,
-        charts=[*([(chart, "The short side of each image.")] if len(counted) > 1 else []), *more],
+        charts=[*([(chart, "The short side of each image.")] if len(counted) > _NUM_SIZES else []), *more],
     )
     return Section("images", "Images", html)
 

@@ -87,25 +87,26 @@ def _classes(analysis: DetectionAnalysis, curves: Sequence[ThresholdCurve], othe
     num_detections = np.bincount(matches.label[analysis.kept], minlength=len(names))
     ap50 = analysis.precision[0].mean(axis=0)
     kind = "mask AP" if analysis.box_ap is not None else "AP"
-    columns = [("class", "text"), (kind, "score")]
-    columns += [("other AP", "score"), ("difference", "score")] if other else []
+    columns = [("class", "text"), ("objects", "count"), (kind, "score")]
+    columns += [("difference", "score")] if other else []
     columns += [("AP50", "score")] + ([("box AP", "score")] if analysis.box_ap is not None else [])
     columns += [("recall", "score"), ("precision", "score"), ("F1", "score"), ("threshold", "number")]
-    columns += [("objects", "count"), ("detections", "count")]
+    columns += [("detections", "count")]
     rows = []
     listed = np.flatnonzero((num_objects > 0) | (num_detections > 0))
     for label in listed[np.argsort(-num_objects[listed], kind="stable")]:
         threshold = analysis.thresholds.by_class[label]
         position = int(np.searchsorted(GRID, threshold))
-        row = [names[label], analysis.ap[label]]
-        row += [other.ap[label], analysis.ap[label] - other.ap[label]] if other else []
+        row = [names[label], num_objects[label], analysis.ap[label]]
+        row += [analysis.ap[label] - other.ap[label]] if other else []
         row += [ap50[label]] + ([analysis.box_ap[label]] if analysis.box_ap is not None else [])
         row += [getattr(curves[label], name)[position] for name in ("recall", "precision", "f1")]
-        rows.append([*row, threshold, num_objects[label], num_detections[label]])
+        rows.append([*row, threshold, num_detections[label]])
     html = render(
         "detection_classes.html.j2",
         columns=columns,
         rows=rows,
+        compared=other is not None,
         num_absent=len(names) - len(rows),
         num_own=int(analysis.thresholds.own.sum()),
         min_objects=MIN_OBJECTS,
@@ -207,8 +208,9 @@ def _confusion(analysis: DetectionAnalysis) -> Section:
         columns=[[*names, "not found"][label] for label in used],
         values=counts[np.ix_(used, used)].tolist(),
         num_confused=int(between.sum()),
+        num_classes=len(names),
     )
-    return Section("confusion", "Confused classes", html)
+    return Section("confusion", "Confused classes" if len(names) > 1 else "Found and missed objects", html)
 
 
 def _objects(analysis: DetectionAnalysis) -> Section:
@@ -217,8 +219,7 @@ def _objects(analysis: DetectionAnalysis) -> Section:
         return [len(known), *np.bincount(known, minlength=NEVER + 1).tolist()]
 
     sizes = [
-        [name, analysis.ap_by_size[index], analysis.ap50_by_size[index], *fates(analysis.size_groups == index)]
-        for index, name in enumerate(SIZES)
+        [name, analysis.ap_by_size[index], *fates(analysis.size_groups == index)] for index, name in enumerate(SIZES)
     ]
     labels = _listed(analysis) or [0]
     classes = [

@@ -27,7 +27,7 @@ _KINDS: Mapping[int, tuple[str, str]] = {
 }
 _ERROR_TAGS = [_MISSED, *(name for kind, (_, name) in _KINDS.items() if kind != CORRECT)]
 _NUM_CHANGED = 12  # images that changed most
-_NUM_SUSPECTS = 12  # suspects of each kind
+_NUM_SUSPECTS = 12  # images for each kind of suspects
 _SUSPECTS: Mapping[str, str] = {
     "wrong class": "annotated as one class, but found as another",
     "missing annotation": "found where nothing is annotated",
@@ -88,13 +88,17 @@ def image_sections(analysis: DetectionAnalysis, other: DetectionAnalysis | None,
 
 def suspects_section(analysis: DetectionAnalysis) -> Section:
     """Return the section about suspected label errors."""
+    kinds = [kind for kind in _SUSPECTS if kind != "wrong class" or len(analysis.record.about.classes) > 1]
     numbers = Counter(suspect.kind for suspect in analysis.suspects)
-    shown: list[Suspect] = []
-    for kind in _SUSPECTS:
-        shown += [suspect for suspect in analysis.suspects if suspect.kind == kind][:_NUM_SUSPECTS]
-    cards = [_suspect_card(analysis, suspect) for suspect in shown]
-    pictures = gallery("suspects-gallery", cards, filters=[("suspicion", list(_SUSPECTS))]) if cards else None
-    rows = [(kind, numbers[kind], text) for kind, text in _SUSPECTS.items()]
+    cards: list[Card] = []
+    for kind in kinds:
+        images: dict[int, list[Suspect]] = {}
+        for suspect in analysis.suspects:
+            if suspect.kind == kind:
+                images.setdefault(_image_of(analysis, suspect), []).append(suspect)
+        cards += [_suspects_card(analysis, *item) for item in list(images.items())[:_NUM_SUSPECTS]]
+    pictures = gallery("suspects-gallery", cards, filters=[("suspicion", kinds)]) if cards else None
+    rows = [(kind, numbers[kind], _SUSPECTS[kind]) for kind in kinds]
     html = render("detection_suspects.html.j2", rows=rows, gallery=pictures, limit=_NUM_SUSPECTS)
     return Section("labels", "Suspected label errors", html)
 
@@ -130,25 +134,32 @@ def _section(analysis: DetectionAnalysis, id: str, title: str, cards: Sequence[C
     return Section(id, title, render("detection_images.html.j2", text=text, gallery=pictures, empty=empty))
 
 
-def _suspect_card(analysis: DetectionAnalysis, suspect: Suspect) -> Card:
-    matches, names = analysis.matches, analysis.record.about.classes
-    shapes, labels = [], []
-    image = -1
-    if suspect.object >= 0:
-        image = int(matches.object_image[suspect.object])
-        labels.append(names[matches.object_label[suspect.object]])
-        shapes.append(_object_shape(analysis, suspect.object, "missed"))
-    if suspect.detection >= 0:
-        image = int(matches.image[suspect.detection])
-        labels.append(names[matches.label[suspect.detection]])
-        kind = "wrong_class" if suspect.object >= 0 else "background"
-        shapes.append(_detection_shape(analysis, suspect.detection, kind))
+def _image_of(analysis: DetectionAnalysis, suspect: Suspect) -> int:
+    matches = analysis.matches
+    return int(matches.object_image[suspect.object] if suspect.object >= 0 else matches.image[suspect.detection])
+
+
+def _suspects_card(analysis: DetectionAnalysis, image: int, suspects: Sequence[Suspect]) -> Card:
+    """Return the card of an image with suspects of one kind."""
+    shapes = []
+    for suspect in suspects:
+        if suspect.object >= 0:
+            shapes.append(_object_shape(analysis, suspect.object, "missed"))
+        if suspect.detection >= 0:
+            kind = "wrong_class" if suspect.object >= 0 else "background"
+            shapes.append(_detection_shape(analysis, suspect.detection, kind))
+    first = suspects[0]
+    names = analysis.record.about.classes
+    annotated = names[analysis.matches.object_label[first.object]] if first.object >= 0 else ""
+    found = names[analysis.matches.label[first.detection]] if first.detection >= 0 else ""
     text = {
-        "wrong class": "annotated as {0}, found as {1} with a score of {2:.2f}",
-        "missing annotation": "{0} with a score of {2:.2f}, not annotated",
-        "spurious annotation": "annotated as {0}, nothing is found there",
-    }[suspect.kind].format(labels[0], labels[-1], suspect.confidence)
-    return _card(analysis, image, text, [suspect.kind], shapes)
+        "wrong class": f"annotated as {annotated}, found as {found} with a score of {first.confidence:.2f}",
+        "missing annotation": f"{found} with a score of {first.confidence:.2f}, not annotated",
+        "spurious annotation": f"annotated as {annotated}, nothing is found there",
+    }[first.kind]
+    if len(suspects) > 1:
+        text += f"; {len(suspects) - 1} more like this"
+    return _card(analysis, image, text, [first.kind], shapes)
 
 
 def _card(analysis: DetectionAnalysis, image: int, text: str, tags: Sequence[str], shapes: Sequence[Shape]) -> Card:

@@ -29,6 +29,7 @@ _KINDS: Mapping[str, tuple[str, str]] = {
 }
 _PLAIN = ("truth", "correct", "annotation")  # kinds that are drawn below the others, which are errors
 _NUM_TINTS = 7  # colours of annotations in gallery.css, one per label
+_FIRST = 12  # images that are shown before a button asks for more
 _SHOWN = ("truth", "prediction", "annotations")  # switches that are on at first
 
 
@@ -111,6 +112,7 @@ def gallery(id: str, cards: Sequence[Card], *, filters: Sequence[tuple[str, Sequ
     return render(
         "gallery.html.j2",
         id=id,
+        first=_FIRST,
         cards=[_card(card, groups, tints) for card in cards],
         groups=switches,
         kinds=kinds if len(kinds) > 1 else [],

@@ -117,7 +117,12 @@ def optimizer_params(model: nn.Module, *, no_decay: Sequence[str] = ()) -> list[
 
 
 def add_twins_config(cfg: CfgNode) -> None:
-    """Add `MODEL.TWINS` and `SOLVER.NO_DECAY` to a config; call it before the YAML file is merged."""
+    """Add `MODEL.TWINS` and `SOLVER.NO_DECAY` to a config; call it before the YAML file is merged.
+
+    `MODEL.BACKBONE.FREEZE_AT`, the number of stages that are not trained, becomes 0 as in the published recipes;
+    detectron2's default of 2 is meant for ResNets.
+    """
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.TWINS = CfgNode()
     cfg.MODEL.TWINS.VARIANT = "svt_small"
     cfg.MODEL.TWINS.OUT_FEATURES = list(_FEATURES)
@@ -128,7 +133,7 @@ def add_twins_config(cfg: CfgNode) -> None:
     cfg.MODEL.TWINS.CHECKPOINTING = False
     # Backbone weights in any format of `load_weights`; MODEL.WEIGHTS is for detectron2 checkpoints of whole models.
     cfg.MODEL.TWINS.WEIGHTS = ""
-    # The part that is not trained, see `TwinsBackbone.freeze`; "" for none.
+    # The part that is not trained, see `TwinsBackbone.freeze`; "" for the stages of MODEL.BACKBONE.FREEZE_AT.
     cfg.MODEL.TWINS.FREEZE = ""
     # For `optimizer_params` and AdamW; detectron2's own build_optimizer builds SGD.
     cfg.SOLVER.NO_DECAY = []
@@ -136,11 +141,22 @@ def add_twins_config(cfg: CfgNode) -> None:
 
 @BACKBONE_REGISTRY.register()
 def build_twins_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Twins:
-    """Build the backbone that `cfg.MODEL.TWINS` describes."""
+    """Build the backbone that `cfg.MODEL.TWINS` describes.
+
+    Raises:
+        TwinsError: If the config has no `MODEL.TWINS`, or a setting is unknown or out of range.
+    """
+    if "TWINS" not in cfg.MODEL:
+        raise TwinsError("the config has no MODEL.TWINS: call add_twins_config(cfg) before the YAML file is merged")
     twins = cfg.MODEL.TWINS
     for name in twins.OUT_FEATURES:
         if name not in _FEATURES:
             raise TwinsError(f"MODEL.TWINS.OUT_FEATURES has {name!r}: choose from {', '.join(_FEATURES)}")
+    if list(twins.OUT_FEATURES) != [name for name in _FEATURES if name in twins.OUT_FEATURES] or not twins.OUT_FEATURES:
+        raise TwinsError(
+            f"MODEL.TWINS.OUT_FEATURES={list(twins.OUT_FEATURES)}: list one or more of {', '.join(_FEATURES)}, in this "
+            "order and each once"
+        )
     net = build_net(
         twins.VARIANT,
         out_indices=[_FEATURES.index(name) for name in twins.OUT_FEATURES],
@@ -149,7 +165,7 @@ def build_twins_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> D2Twins:
         drop_path_rate=twins.DROP_PATH_RATE,
         checkpointing=twins.CHECKPOINTING,
         weights=twins.WEIGHTS,
-        freeze=twins.FREEZE,
+        freeze=_frozen_part(cfg),
     )
     return D2Twins(net)
 
@@ -164,11 +180,23 @@ def build_twins_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 def build_retinanet_twins_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build the backbone with an FPN, p6 computed from res5, and p7 from p6, for RetinaNet."""
     bottom_up = build_twins_backbone(cfg, input_shape)
-    channels = bottom_up.output_shape()["res5"].channels
+    channels = bottom_up.net.spec.stages[-1].dim
     return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: D2Twins, top_block: nn.Module) -> FPN:
+    found, levels = list(cfg.MODEL.TWINS.OUT_FEATURES), list(cfg.MODEL.FPN.IN_FEATURES)
+    if not levels or levels != _FEATURES[-len(levels) :]:  # the top block extends the level of res5
+        raise TwinsError(
+            f"MODEL.FPN.IN_FEATURES={levels}: list consecutive levels that end with res5, such as "
+            f"{_FEATURES} or {_FEATURES[1:]}"
+        )
+    missing = [name for name in levels if name not in found]
+    if missing:
+        raise TwinsError(
+            f"MODEL.TWINS.OUT_FEATURES={found} lacks {', '.join(missing)}, which MODEL.FPN.IN_FEATURES={levels} needs: "
+            "list all of them"
+        )
     return FPN(
         bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -177,3 +205,19 @@ def _build_fpn(cfg: CfgNode, bottom_up: D2Twins, top_block: nn.Module) -> FPN:
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+def _frozen_part(cfg: CfgNode) -> str | None:
+    """Return the part that is not trained, from either of the two settings for it (see `TwinsBackbone.freeze`)."""
+    num_stages, part = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.TWINS.FREEZE
+    if type(num_stages) is not int or not 0 <= num_stages <= len(_FEATURES):
+        raise TwinsError(
+            f"MODEL.BACKBONE.FREEZE_AT={num_stages!r}: choose the number of stages that are not trained, from 0 to "
+            f"{len(_FEATURES)}"
+        )
+    if num_stages and part:
+        raise TwinsError(
+            f"MODEL.BACKBONE.FREEZE_AT={num_stages} and MODEL.TWINS.FREEZE={part!r}: set one of them and leave the "
+            "other one out"
+        )
+    return f"stages:{num_stages}" if num_stages else part

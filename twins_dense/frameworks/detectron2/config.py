@@ -57,7 +57,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     if path.suffix == ".pkl":
         raise TwinsError(f"config {str(path)!r} is a pickle, which can run code: use the Python config of the run")
     content = read_yaml(path) if path.suffix in (".yaml", ".yml") else None
-    from_cfg = content is not None and not set(_PARTS) <= content.keys()
+    from_cfg = content is not None and not content.keys() & set(_PARTS)  # CfgNode's keys are in capitals
     if from_cfg:
         config = load_cfg(path, overrides)
     elif content is not None:  # a dump of a LazyConfig

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.data import DatasetCatalog, DatasetFromList, MetadataCatalog, build_detection_train_loader
-from detectron2.data.transforms import RandomCrop
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
@@ -27,6 +27,8 @@ from ...evaluation.coco import complete_ground_truth
 from ...seeds import derived_seed
 from .backbone import logger
 
+# Everything in detectron2 that crops.
+_CROPS = (T.CropTransform, T.FixedSizeCrop, T.MinIoURandomCrop, T.RandomCrop, T.RandomCrop_CategoryAreaConstraint)
 # Holds the ground truth for detectron2's own evaluator, one file per data set, until the process ends.
 _ground_truth_folder = tempfile.TemporaryDirectory(prefix="twins_dense-")
 
@@ -324,5 +326,7 @@ def check_masks(dataset: list[dict[str, Any]], mapper: Any) -> None:
 
 
 def _crops(augmentation: Any) -> bool:
-    inner = [*getattr(augmentation, "augs", ()), *filter(None, [getattr(augmentation, "aug", None)])]
-    return isinstance(augmentation, RandomCrop) or any(map(_crops, inner))
+    """Return whether an augmentation or a transform, or one inside it, crops polygons."""
+    inner = [getattr(augmentation, name, None) for name in ("aug", "tfm")]
+    inner += [*getattr(augmentation, "augs", ()), *getattr(augmentation, "transforms", ())]
+    return isinstance(augmentation, _CROPS) or any(map(_crops, filter(None, inner)))

@@ -303,7 +303,8 @@ def _set_backbone(config: DictConfig, name: str, value: Any) -> None:
     if is_cfg(config) and name == "weights":
         config.model.weights = value
     elif is_cfg(config):
-        _set_yaml(config, {f"MODEL.TWINS.{name.upper()}": value})
+        others = {"MODEL.BACKBONE.FREEZE_AT": 0} if name == "freeze" else {}
+        _set_yaml(config, {f"MODEL.TWINS.{name.upper()}": value, **others})
     else:
         net = OmegaConf.select(config, _NET)
         if net is None:

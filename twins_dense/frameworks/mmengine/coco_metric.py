@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
 from ...evaluation.coco import Backend, check_coco_options, coco_detections, evaluate_coco
+from ...evaluation.record import RecordWriter, Task
+from .recording import RecordedMetric
 
 
 @METRICS.register_module()
-class CocoMetric(BaseMetric):
+class CocoMetric(RecordedMetric):
     """COCO's average precision over all evaluated images, as `coco/bbox_AP`, `coco/segm_AP50`, … in 0..1.
 
     Predictions are `BaseDataElement`s with the meta information of `CocoDetectionDataset` (`image_id`, `height`,
@@ -27,6 +30,7 @@ class CocoMetric(BaseMetric):
     """
 
     default_prefix = "coco"
+    task: Task = "detection"
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class CocoMetric(BaseMetric):
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Return the average precision over all collected images."""
         assert self.dataset_meta is not None
+        results = self.with_finished(results)
         categories = [
             {"id": category, "name": name}
             for category, name in zip(self.dataset_meta["category_ids"], self.dataset_meta["classes"], strict=True)
@@ -69,3 +74,17 @@ class CocoMetric(BaseMetric):
         return evaluate_coco(
             ground_truth, detections, iou_types=self.iou_types, backend=self.backend, max_dets=self.max_dets
         )
+
+    def obstacle(self, dataset: Any) -> str:
+        return ""
+
+    def settings(self) -> dict[str, Any]:
+        assert self.dataset_meta is not None
+        category_ids = list(self.dataset_meta["category_ids"])
+        return {"category_ids": category_ids, "iou_types": self.iou_types, "max_dets": self.max_dets}
+
+    def entry_of(self, sample: Any, result: Any, index: int, writer: RecordWriter) -> dict[str, Any]:
+        return {"file": os.path.abspath(sample.metainfo["file"]), **result}
+
+    def result_of(self, entry: Mapping[str, Any], folder: Path) -> Any:
+        return {name: entry[name] for name in ("image", "annotations", "detections")}

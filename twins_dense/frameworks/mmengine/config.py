@@ -135,6 +135,8 @@ def set_tta(config: Config) -> None:
     config.test_dataloader = copy.deepcopy(test_part(config, "dataloader"))
     config.test_dataloader.dataset.pipeline = config.tta_pipeline
     config.model = {**config.tta_model, "module": model_of(config)}
+    if config.model.type in ("SegTTAModel", "mmseg.SegTTAModel"):
+        config.model.type = "twins_dense.SegTTAModel"  # the same, and it returns probabilities
 
 
 def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger, print_log
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -49,6 +50,7 @@ from .config import (
 from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
 from .monitoring import check_average, without_training_hooks
+from .recording import Recording, obstacle, warn_of_obstacle
 from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
 from .transfer import read_for_transfer
 
@@ -129,11 +131,15 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a checkpoint on the test data of a config, or on its validation data if it has no test data.
 
+    The results of each image are recorded in `work_dir/record` (see `evaluation.record`). If the folder contains an
+    unfinished record of the same evaluation, only the remaining images are computed.
+
     Returns:
         The metrics, with scores as fractions. They are also written to `work_dir/metrics.json`.
 
     Raises:
-        TwinsError: if the config, the data or the checkpoint cannot be used.
+        TwinsError: if the config, the data or the checkpoint cannot be used, or if the folder contains another
+            evaluation.
     """
     _refuse(launch)
     work_dir = for_evaluation(work_dir)
@@ -146,12 +152,18 @@ def evaluate(
     _prepare(config)
     config.model = without_initial_weights(config).model
     state = read_for_config(config, checkpoint)
-    datasets = _build_datasets(config, "test")
-    _check_categories(datasets["test"], dataset_meta(state["meta"]), f"checkpoint {str(checkpoint)!r}")
+    (dataset,) = _build_datasets(config, "test").values()
+    _check_categories(dataset, dataset_meta(state["meta"]), f"checkpoint {str(checkpoint)!r}")
     with building(config):
-        runner = _build_runner(config, datasets)
-    unwrapped(runner.model).load_state_dict(state["state_dict"])
-    metrics = as_fractions(runner.test())
+        evaluator = Runner.build_evaluator(None, copy.deepcopy(config.test_evaluator))  # it uses no attribute
+    reason = obstacle(evaluator, dataset)
+    if reason:
+        warn_of_obstacle(reason)
+        found = _tested(config, dataset, evaluator, state)
+    else:
+        with Recording(config, checkpoint, dataset, evaluator, work_dir) as recording:
+            found = recording.metrics() if recording.is_complete else _tested(config, recording, evaluator, state)
+    metrics = as_fractions(found)
     if is_main_process():
         metrics_file.write_metrics(
             work_dir,
@@ -159,9 +171,21 @@ def evaluate(
             epoch=state["meta"].get("epoch"),
             iteration=state["meta"].get("iter"),
             checkpoint=str(checkpoint),
-            dataset=datasets["test"].source,
+            dataset=dataset.source,
         )
     return metrics
+
+
+def _tested(config: Config, images: Any, evaluator: Evaluator, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a trained model on a data set, or on the images that remain in a recording."""
+    recording = images if isinstance(images, Recording) else None
+    with building(config):
+        runner = _build_runner(config, {"test": recording.images if recording else images}, test_evaluator=evaluator)
+    unwrapped(runner.model).load_state_dict(state["state_dict"])
+    if recording:
+        recording.agree()
+        runner.register_hook(recording.hook)
+    return runner.test()
 
 
 def load_model(
@@ -277,13 +301,19 @@ def _build_datasets(config: Config, *splits: str) -> dict[str, Any]:
     return datasets
 
 
-def _build_runner(config: Config, datasets: Mapping[str, Any]) -> Runner:
-    """Build a Runner as `Runner.from_cfg` does, but with existing data sets; log what they left out."""
+def _build_runner(config: Config, datasets: Mapping[str, Any], **others: Any) -> Runner:
+    """Build a Runner as `Runner.from_cfg` does, but with existing data sets; log what they left out.
+
+    Args:
+        config: The config.
+        datasets: Data sets by split.
+        others: Arguments of the Runner that replace those in the config.
+    """
     arguments = {name: config[name] for name in inspect.signature(Runner).parameters if name in config}
     arguments.pop("load_from", None)  # `train` loads it strictly; MMEngine would even resume from it
     for split, dataset in datasets.items():
         arguments[f"{split}_dataloader"] = {**config[f"{split}_dataloader"], "dataset": dataset}
-    runner = LogFileRunner(**arguments, cfg=without_run_settings(config))
+    runner = LogFileRunner(**{**arguments, **others}, cfg=without_run_settings(config))
     silence_deprecations(runner.logger)
     for dataset in datasets.values():
         if dataset.problems:

@@ -14,6 +14,13 @@ class Gallery {
     for (const card of this.cards) card.tags = new Set(JSON.parse(card.dataset.tags));
     root.querySelectorAll(".card .picture").forEach(addHalos);
     this.listen(root);
+    this.more = root.querySelector(".gallery-more");
+    this.first = this.more ? this.cards.filter((card) => !card.classList.contains("later")).length : Infinity;
+    this.more?.addEventListener("click", () => {
+      const next = this.visible()[this.first];
+      this.showAll();
+      next.querySelector(".panes")?.focus();
+    });
     this.filters.forEach((filter) => filter.addEventListener("change", () => this.filter()));
     this.list.addEventListener("click", (event) => {
       const card = event.target.closest(".panes")?.closest(".card");
@@ -55,10 +62,26 @@ class Gallery {
   filter() {
     const wanted = this.filters.map((filter) => filter.value).filter(Boolean);
     for (const card of this.cards) card.hidden = !wanted.every((tag) => card.tags.has(tag));
-    const count = this.visible().length;
+    const count = this.limit();
     const total = `${this.cards.length} image${this.cards.length === 1 ? "" : "s"}`;
     this.root.querySelector(".gallery-count").textContent = wanted.length ? `${count} of ${total}` : total;
     this.root.querySelector(".empty").hidden = count > 0 || !wanted.length;
+  }
+
+  // Show only the first of the images that match, until the reader asks for more; return how many match.
+  limit() {
+    const cards = this.visible();
+    cards.forEach((card, i) => card.classList.toggle("later", i >= this.first));
+    if (this.more) {
+      this.more.hidden = cards.length <= this.first;
+      this.more.textContent = `Show ${cards.length - this.first} more`;
+    }
+    return cards.length;
+  }
+
+  showAll() {
+    this.first = Infinity;
+    this.limit();
   }
 
   visible() { return this.cards.filter((card) => !card.hidden); }
@@ -141,6 +164,7 @@ class Viewer {
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.dialog.addEventListener("close", () => {
       this.panes.replaceChildren();
+      if (this.card.classList.contains("later")) this.gallery.showAll();
       this.card.querySelector(".panes").focus();
     });
     this.panes.addEventListener("wheel", (event) => {
