@@ -8,6 +8,7 @@ from cli_fixtures import twins
 from d2_fixtures import MARKS, clean_detectron2, write_lazy  # noqa: F401  (a fixture)
 from detection_fixtures import NUM_VAL
 
+from twins_dense.evaluation.metrics_file import read_metrics
 from twins_dense.evaluation.record import read_record
 
 pytestmark = MARKS
