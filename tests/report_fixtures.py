@@ -37,8 +37,7 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
     0: two objects, both found. 1: the second object is missed. 2: the second object is found as the next class.
     3: the second object is found 8 pixels too far to the right (IoU 0.43). 4: the first object is found twice.
     5: something is found where nothing is. 6: no object, and nothing is found. 7: two objects are found, beside a
-    crowd region. The names of the files contain HTML if the
-    classes are given.
+    crowd region. The names of the files contain HTML if the classes are given.
 
     Args:
         folder: Folder of the evaluation. The images are written beside it, so that evaluations can be compared.

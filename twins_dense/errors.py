@@ -25,6 +25,14 @@ def one_line(value: object) -> str:
     return " ".join(str(value).split())
 
 
+def shown(name: object) -> str:
+    """Return a name from a file as part of a message: without special characters, and at most 100 characters long."""
+    text = name if isinstance(name, str) else repr(name)
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= 100 else f"{text[:60]}…{text[-20:]}"
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """Return a hint to append after an unknown name: the closest choice, and all choices if there are few."""
     choices = list(choices)

@@ -107,7 +107,7 @@ def _version(peer: str) -> str:
 
 
 def _parse_shape(shape: str) -> tuple[int, int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", shape)
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", shape)
     if match is None:
         raise TwinsError(f"--shape {shape!r}: write BATCHxHEIGHTxWIDTH, for example 1x800x1216")
     batch, height, width = map(int, match.groups())

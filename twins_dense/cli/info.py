@@ -30,7 +30,7 @@ def command(variants: tuple[str, ...], size: str, as_json: bool) -> None:
     from .. import create_backbone, create_classifier, list_variants
     from ..models.complexity import count_macs, count_parameters
 
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
     if match is None:
         raise TwinsError(f"--size {size!r}: give HEIGHTxWIDTH in pixels, for example 800x1216")
     height, width = map(int, match.groups())

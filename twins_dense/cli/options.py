@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,16 @@ from ..errors import TwinsError, did_you_mean
 from ..models.spec import get_spec
 
 RECIPES = ("published", "small-data")  # those of `frameworks.options.Recipe`, whose package would make `--help` slow
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers. click's own accepts NaN, which no comparison excludes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def _together(*options: Callable) -> Callable:
@@ -66,7 +77,7 @@ training_options = _together(
     click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images."),
     click.option("--size", type=click.IntRange(min=32), help="Short side of images (segmentors: side of crops)."),
     click.option("--batch", type=click.IntRange(min=1), help="Images per iteration, over all processes."),
-    click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate at that batch size."),
+    click.option("--lr", type=NumberRange(min=0, min_open=True), help="Learning rate at that batch size."),
     click.option("--max-dets", type=click.IntRange(min=1), help="Detections per image, in the model and the metric."),
     click.option("--anchor-sizes", callback=_anchor_sizes, help="One per level, in pixels: 8,16,32,64,128."),
     click.option(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from ..errors import TwinsError
-from .options import parse_source
+from .options import NumberRange, parse_source
+
+if TYPE_CHECKING:
+    from ..inference.results import Result
 
 
 class ScoreThreshold(click.ParamType):
@@ -20,7 +24,7 @@ class ScoreThreshold(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Literal["auto"]:
         if value == "auto":
             return "auto"
-        return click.FloatRange(0, 1).convert(value, param, ctx)
+        return NumberRange(0, 1).convert(value, param, ctx)
 
 
 @click.command("predict", short_help="Run a trained model on images and draw the results.")
@@ -41,7 +45,7 @@ class ScoreThreshold(click.ParamType):
     "--overlap",
     default=0.2,
     show_default=True,
-    type=click.FloatRange(0, 0.9),
+    type=NumberRange(0, 0.9),
     help="Overlap of the tiles, as a fraction of their side.",
 )
 @click.option("--tta", help="Also predict on flipped and resized images, such as 'flip' or 'flip,0.8,1.25'.")
@@ -92,7 +96,7 @@ def command(
 
     from ..data.image_lists import find_images
     from ..inference import Detections, load_model
-    from ..inference.output import write_results
+    from ..inference.output import predict_each, write_results
     from ..inference.sources import readable
 
     source, images, overrides = parse_source(arguments)
@@ -105,7 +109,10 @@ def command(
     model = load_model(source, device=device, precision=precision, overrides=overrides)  # type: ignore[arg-type]
     files, left_out = readable(files, skip_bad=skip_bad)
 
-    results = model.predict(files, score, batch_size, tile=tile, overlap=overlap, tta=tta)
+    def predict(part: Sequence[Path], size: int) -> Iterator[Result]:
+        return model.predict(part, score, size, tile=tile, overlap=overlap, tta=tta)
+
+    results = predict_each(predict, files, batch_size, left_out) if skip_bad else predict(files, batch_size)
     written = write_results(results, files, folder, show_labels=labels)  # type: ignore[arg-type]
     counts: Counter[str] = Counter()
     for result in tqdm(written, desc="predict", unit="image", total=len(files), disable=None):
@@ -113,5 +120,7 @@ def command(
         counts["instances"] += len(result) if isinstance(result, Detections) else 0
     for line in left_out:
         click.echo(f"left out: {line}", err=True)
+    if not counts["images"]:
+        raise TwinsError(f"no image could be predicted; the first: {left_out[0]}")
     what = f"{counts['instances']} instances in " if model.task == "detection" else ""
     click.echo(f"{what}{counts['images']} images: {folder} contains the pictures and predictions.json")

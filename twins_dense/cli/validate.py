@@ -120,7 +120,12 @@ def command(
             net, report = from_onnx[:2] if onnx else _torch_classifier(name, file, target, compiled)
             if is_first_process() and not reproduce:
                 click.echo(report)
-            config = {"variant": name, "protocol": protocol, "amp": amp, "compiled": compiled}
+            config = {
+                "model": {"type": "TwinsClassifier", "variant": name},
+                "protocol": protocol,
+                "amp": amp,
+                "compiled": compiled,
+            }
             about = _about(config, file, data, len(validation.samples), target)
             with RecordWriter(validation.folder / name, about, rank=rank) as writer:
                 metrics = validation.run(net, name, file, report, on_image=writer.add)

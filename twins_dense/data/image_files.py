@@ -41,6 +41,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAX_PIXELS = 2**27  # of a resized image; it then takes 400 MB
+MAX_SIDE = 8192  # pixels of the short side that images may be resized to
 _TAIL_SIZE = 64  # bytes, because a few bytes of padding may follow the end marker
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.image_files import UNREADABLE, check_proportions, decode_image
+from ..data.image_files import MAX_SIDE, UNREADABLE, check_proportions, decode_image
 from ..data.image_lists import ImageList
 from ..errors import TwinsError, did_you_mean, one_line
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING
@@ -61,6 +61,8 @@ class Protocol:
                 raise TwinsError(f"size={self.size} with the protocol native: leave out the size")
         elif self.size is None or self.size < 2 * STEP or self.size % STEP:
             raise TwinsError(f"size={self.size}: give a multiple of {STEP}, {2 * STEP} or more")
+        elif self.size > MAX_SIDE:
+            raise TwinsError(f"size={self.size}: give at most {MAX_SIDE}, which already takes gigabytes")
 
     @property
     def short_side(self) -> int | None:

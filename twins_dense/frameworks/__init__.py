@@ -20,6 +20,8 @@ from .work_dir import best_checkpoint
 if TYPE_CHECKING:
     import torch
 
+    from ..evaluation.record import Task
+
 _YAML = (".yaml", ".yml")
 
 
@@ -37,6 +39,9 @@ class Engine(Protocol):
 
     def default_work_dir(self, config: Any) -> Path:
         """Return the work directory to use if the user does not choose one."""
+
+    def task_of(self, config: Any) -> Task:
+        """Return whether the model of a config detects or segments."""
 
     def set_amp(self, config: Any) -> None:
         """Enable mixed-precision training (bfloat16)."""
@@ -82,7 +87,11 @@ class Engine(Protocol):
     def evaluate(
         self, config: Any, checkpoint: str | Path, work_dir: str | Path, *, launch: Mapping[str, Any] | None = None
     ) -> dict[str, float]:
-        """Evaluate a checkpoint on the test data, write `metrics.json` and return the metrics as fractions."""
+        """Evaluate a checkpoint on the test data, write `metrics.json` and return the metrics as fractions.
+
+        The results of each image are recorded in `work_dir/record`, and an unfinished record of the same evaluation is
+        resumed (see `evaluation.record`).
+        """
 
     def predictor(self, config: Any, checkpoint: str | Path, device: torch.device) -> Detector | Segmentor:
         """Load a trained model that computes raw results."""

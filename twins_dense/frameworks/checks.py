@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
+from ..data.image_files import MAX_SIDE
 from ..errors import TwinsError, one_line
-from ..weights.load import describe_misfit
+from ..weights.load import describe_defect, describe_misfit
 from .options import Recipe, TrainingOptions
 
 _NUM_SHOWN = 4
@@ -38,6 +40,35 @@ def check_checkpoint(state: Mapping[str, Any], target: Mapping[str, Any], checkp
             f"checkpoint {str(checkpoint)!r} belongs to another model; {misfit}. "
             "Use the config and the overrides that it was trained with"
         )
+    defect = describe_defect(state, target)
+    if defect:
+        raise TwinsError(f"checkpoint {str(checkpoint)!r}: {defect}")
+
+
+def check_dataset_meta(meta: Any, checkpoint: str | Path, num_classes: int | None = None) -> None:
+    """Raise `TwinsError` unless the metadata of the training data in a checkpoint is usable and suits the model.
+
+    Args:
+        meta: The metadata: the `classes`, and possibly the `category_ids` or the `palette`, one for each class.
+        checkpoint: Path of the checkpoint, for messages.
+        num_classes: Number of classes of the model, if it is known.
+    """
+    start = f"checkpoint {str(checkpoint)!r}: the description of its training data"
+    if not isinstance(meta, Mapping):
+        raise TwinsError(f"{start} is a {type(meta).__name__} instead of a dict; use another checkpoint")
+    counts = {}
+    for key, is_valid in (("classes", _is_name), ("category_ids", _is_id), ("palette", _is_colour)):
+        values = meta.get(key)
+        if values is None:
+            continue
+        if not isinstance(values, (list, tuple)) or not all(map(is_valid, values)):
+            raise TwinsError(f"{start} has {key}={reprlib.repr(values)}; use another checkpoint")
+        counts[key] = len(values)
+    if counts and num_classes is not None:
+        counts["classes of the model"] = num_classes
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{number} {key}" for key, number in counts.items())
+        raise TwinsError(f"{start} does not fit together: {listed}; use another checkpoint")
 
 
 def check_resumable(*, done: int, limit: int, limit_key: str) -> None:
@@ -97,12 +128,28 @@ def check_training_options(options: TrainingOptions) -> None:
         value = getattr(options, name)
         if value is not None and (type(value) is not int or value < least):
             raise TwinsError(f"{name}={value!r}: choose a whole number, {least} or more")
+    if options.size is not None and options.size > MAX_SIDE:
+        raise TwinsError(
+            f"size={options.size}: choose at most {MAX_SIDE}, because an image takes memory for its square"
+        )
     if options.lr is not None and not _is_positive(options.lr):
         raise TwinsError(f"lr={options.lr!r}: choose a positive number")
     if options.anchor_sizes is not None and not (options.anchor_sizes and all(map(_is_positive, options.anchor_sizes))):
         raise TwinsError(f"anchor_sizes={options.anchor_sizes!r}: give one positive number for each level")
     if options.recipe not in (None, *get_args(Recipe)):
         raise TwinsError(f"recipe={options.recipe!r}: choose one of {', '.join(get_args(Recipe))}")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(type(v) is int and 0 <= v < 256 for v in value)
 
 
 def _is_positive(value: Any) -> bool:

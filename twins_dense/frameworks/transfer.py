@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TwinsError
-from ..weights.load import describe_misfit
+from ..weights.load import describe_defect, describe_misfit
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ def fit_transfer(
             f"checkpoint {source!r} cannot be the start of this model, which may differ from it only in its classes; "
             f"{misfit}. Use a config of the same model"
         )
+    defect = describe_defect(state, {name: value for name, value in target.items() if name not in fresh})
+    if defect:
+        raise TwinsError(f"checkpoint {source!r}: {defect}")
     loaded = tuple(name for name in target if name not in fresh)
     report = TransferReport(source, loaded, tuple(name for name in target if name in fresh))
     return {**target, **{name: state[name] for name in loaded}}, report

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import TwinsError
+from ..errors import TwinsError, shown
+from ..evaluation.metrics_file import NAME as METRICS_NAME
+from ..evaluation.record import NAME as RECORD_NAME
+from ..evaluation.record import read_record
 
 _POINTER = "last_checkpoint"  # both MMEngine and detectron2 write it
 
@@ -39,6 +44,21 @@ def for_evaluation(work_dir: str | Path) -> Path:
     return folder
 
 
+def unfinished_evaluation(candidates: Iterable[Path], checkpoint: str | Path) -> Path | None:
+    """Return the newest of some folders that contains an interrupted evaluation of a checkpoint, or `None`.
+
+    Args:
+        candidates: Folders, which need not be folders of evaluations.
+        checkpoint: Path or catalog name of the checkpoint. Only its name counts, because runs can be moved.
+    """
+    records = [folder / RECORD_NAME / "about.json" for folder in candidates if not (folder / METRICS_NAME).is_file()]
+    for about in sorted(filter(Path.is_file, records), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        folder = about.parent.parent
+        if Path(read_record(folder).about.checkpoint).name == Path(checkpoint).name:
+            return folder
+    return None
+
+
 def last_checkpoint(folder: Path) -> Path:
     """Return the checkpoint to resume from.
 
@@ -46,11 +66,11 @@ def last_checkpoint(folder: Path) -> Path:
         TwinsError: if it is missing.
     """
     pointer = folder / _POINTER
-    name = pointer.read_text().strip()
+    name = pointer.read_bytes().decode(errors="replace").strip()
     path = folder / Path(name).name  # ignore its folder, which may have been moved
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise TwinsError(
-            f"{pointer} names {name!r}, which does not exist: write the name of another checkpoint to that file"
+            f"{pointer} names {shown(name)!r}, which does not exist: write the name of another checkpoint to that file"
         )
     return path
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.layouts import recognise
-from ..errors import TwinsError
+from ..errors import TwinsError, one_line, requires_extra
 from ..frameworks import OpenedCheckpoint
 from ..frameworks.checks import check_categories
 from ..frameworks.prediction import Detector, Segmentor
@@ -148,8 +148,15 @@ class Model:
             yield from self._run(batch, options)
 
     def _run(self, images: Sequence[SourceImage], options: PredictOptions) -> Sequence[Result]:
-        with torch.inference_mode(), self._autocast():
-            return self._predict(images, options)
+        try:
+            with torch.inference_mode(), self._autocast():
+                return self._predict(images, options)
+        except Exception as error:  # of the framework, for example for images that become less than a pixel high
+            height, width = images[0].array.shape[:2]
+            names = ", ".join(one_line(image.path) for image in images if image.path is not None)
+            raise TwinsError(
+                f"image {names or 'given'} of {width}x{height} pixels cannot be predicted ({one_line(error)})"
+            ) from error
 
     def _predict(self, images: Sequence[SourceImage], options: PredictOptions) -> Sequence[Result]:
         """Return the results of images of one size."""
@@ -192,9 +199,10 @@ class DetectionModel(_TrainedModel):
 
     @functools.cached_property
     def recommended_scores(self) -> np.ndarray:
-        from ..evaluation.thresholds import find_evaluation, recommended_thresholds
+        with requires_extra("report"):
+            from ..evaluation.thresholds import find_evaluation, recommended_thresholds
 
-        return recommended_thresholds(find_evaluation(self._checkpoint.path)).by_class
+            return recommended_thresholds(find_evaluation(self._checkpoint.path)).by_class
 
     def _predict(self, images: Sequence[SourceImage], options: PredictOptions) -> Sequence[Detections]:
         def detect(arrays: Sequence[np.ndarray]) -> Any:

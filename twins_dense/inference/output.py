@@ -4,43 +4,95 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..atomic import atomic_path
+from ..errors import TwinsError
 from .results import Classification, Detections, Result, Segmentation, save_picture
 
 if TYPE_CHECKING:
     from ..data.drawing import ShowLabels
 
+_END = b"\n]\n"  # of predictions.json
+
 
 def write_results(
-    results: Iterable[Result], files: Sequence[Path], folder: Path, *, show_labels: ShowLabels = "auto"
+    results: Iterable[Result | None], files: Sequence[Path], folder: Path, *, show_labels: ShowLabels = "auto"
 ) -> Iterator[Result]:
     """Write pictures and `predictions.json` to a folder, and yield each result after it is written.
 
     Pictures are named after the images, in the same subfolders. For segmentors, label PNGs and `legend.png` are written
-    as well. `predictions.json` appears once all results are written.
+    as well. `predictions.json` holds the results so far after each of them, whatever ends the loop.
 
     Args:
-        results: Results of the images, in their order.
+        results: Results of the images, in their order; `None` for an image that is left out.
         files: Paths of the images.
         folder: Folder for the results; it is created.
         show_labels: See `Detections.draw`.
     """
-    with atomic_path(folder / "predictions.json") as temporary, temporary.open("w", encoding="utf-8") as entries:
-        for number, (result, file, target) in enumerate(zip(results, files, _targets(files, folder), strict=True)):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "predictions.json").open("wb", buffering=0) as entries:
+        for result, file, target in zip(results, files, _targets(files, folder), strict=True):
+            if result is None:
+                continue
             target.parent.mkdir(parents=True, exist_ok=True)
-            entry = json.dumps(_write(result, file, target, show_labels), indent=1)
-            entries.write(",\n" if number else "[\n")
-            entries.write("\n".join(f" {line}" for line in entry.splitlines()))
-            if number == 0 and isinstance(result, Segmentation):
+            _append(entries, _write(result, file, target, show_labels))
+            if isinstance(result, Segmentation) and not (folder / "legend.png").exists():
                 result.legend().save(folder / "legend.png")
             yield result
-        entries.write("\n]\n")
+
+
+def predict_each(
+    predict: Callable[[Sequence[Path], int], Iterable[Result]],
+    files: Sequence[Path],
+    batch_size: int,
+    left_out: list[str],
+) -> Iterator[Result | None]:
+    """Yield the result of each image, or `None` for an image whose prediction fails.
+
+    Args:
+        predict: Function that yields the results of files, computed in batches of the given size.
+        files: Paths of the images.
+        batch_size: Number of images per batch.
+        left_out: List that receives one line for each image that failed.
+    """
+    start, alone = 0, 0  # the next image, and the number of images to predict one by one
+    while start < len(files):
+        size = 1 if alone else batch_size
+        part = files[start : start + alone] if alone else files[start:]
+        error = None
+        try:
+            for result in predict(part, size):
+                yield result
+                start, alone = start + 1, max(alone - 1, 0)
+        except TwinsError as caught:
+            error = caught
+        if error is not None and size == 1:
+            left_out.append(str(error))
+            yield None
+            start, alone = start + 1, max(alone - 1, 0)
+        elif error is not None:  # it can be any image of the batch
+            alone = batch_size
+
+
+def _append(entries: FileIO, entry: dict[str, Any]) -> None:
+    """Append an entry to a list in a JSON file. If that fails, the file holds the entries before."""
+    text = "\n".join(f" {line}" for line in json.dumps(entry, indent=1).splitlines())
+    end = max(entries.tell() - len(_END), 0)
+    entries.seek(end)
+    try:
+        content = memoryview((",\n" if end else "[\n").encode() + text.encode() + _END)
+        while content:  # on a full disk, a part may be written
+            content = content[entries.write(content) :]
+    except BaseException:
+        entries.truncate(end)
+        entries.seek(end)
+        entries.write(_END if end else b"[" + _END)
+        raise
 
 
 def _write(result: Result, file: Path, target: Path, show_labels: ShowLabels) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import TwinsError, did_you_mean
+from ..errors import TwinsError, did_you_mean, shown
 from ..models.spec import TwinsSpec, get_spec, list_variants
 from .formats import (
     COLUMNS,
@@ -96,16 +96,16 @@ def recognise(state: Mapping[str, Any]) -> RecognisedState:
     anchor = re.compile(r"(?P<parents>.*?)(?P<name>patch_embeds\.0\.(proj|projection)\.weight)")
     match = next((found for key in state if (found := anchor.fullmatch(key))), None)
     if match is None or not _made_of_parents(match["parents"]):
-        shown = ", ".join(list(state)[:3]) or "no keys"
+        listed = ", ".join(map(shown, list(state)[:3])) or "no keys"
         raise TwinsError(
-            f"it is not a Twins state dict (it has {shown}, but no patch_embeds.0.proj.weight): "
+            f"it is not a Twins state dict (it has {listed}, but no patch_embeds.0.proj.weight): "
             "give a file from the official repository, timm, mmpretrain or mmseg"
         )
     parents = match["parents"]
     foreign = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
     if foreign is not None or state[match[0]].dim() != 4:
         raise TwinsError(
-            f"its entry {foreign or match[0]!r} is not a parameter of a Twins model: give a file with weights"
+            f"its entry {shown(foreign or match[0])!r} is not a parameter of a Twins model: give a file with weights"
         )
 
     inside = {key.removeprefix(parents): value for key, value in state.items() if key.startswith(parents)}
@@ -155,7 +155,7 @@ def convert(state: Mapping[str, Any], *, to: str, task: str | None = None) -> Co
     kept = {key: value for key, value in found.state.items() if task == "classifier" or not _of_classifier(key)}
     stuck = next((key for key in kept if key not in names), None)
     if stuck is not None:
-        raise TwinsError(f"{stuck} does not exist in {to} format: choose another format, or weights without it")
+        raise TwinsError(f"{shown(stuck)} does not exist in {to} format: choose another format, or weights without it")
     prefix = PREFIXES[to][task]
     converted = {
         name if name.startswith("head.") else prefix + name: value for name, value in _rename(kept, names).items()
@@ -192,7 +192,7 @@ def _names(state: Mapping[str, Any], source: str, to: str = "official") -> dict[
     """Map source names to target names, for all parameters that a model with the blocks of `state` can have."""
     blocks = {match[0] for key in state if (match := re.match(r"(blocks|stages|layers)\.\d+\.\d+(?=\.)", key))}
     is_local = {block.partition(".")[2]: f"{block}.attn.qkv.weight" in state for block in blocks}
-    stages = sorted({match[1] for key in state if (match := re.match(r"patch_embeds\.(\d+)\.", key))}, key=int)
+    stages = sorted({match[1] for key in state if (match := re.match(r"patch_embeds\.(\d{1,9})\.", key))}, key=int)
     places = {
         "s": stages,
         "last": stages[-1:],
@@ -240,7 +240,7 @@ def _stacked(state: Mapping[str, Any], query: str) -> torch.Tensor:
         or rows.dim() * other_rows.dim() == 0
         or rows.shape[1:] != other_rows.shape[1:]
     ):
-        raise TwinsError(f"{query} and its kv do not fit together: give a complete state dict")
+        raise TwinsError(f"{shown(query)} and its kv do not fit together: give a complete state dict")
     return torch.cat([rows, other_rows])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import TwinsError
+from ..errors import TwinsError, shown
 from ..models.spec import TwinsSpec
 from .download import fetch_weights
 from .formats import NormEps
@@ -20,6 +20,9 @@ from .read import read_checkpoint
 _SHOWN = 3
 # An ImageNet classifier can be loaded, without its head, into a classifier with a different number of classes.
 _IMAGENET_CLASSES = 1000
+# Types of entries that `load_state_dict` converts to parameters and to counters as they are meant.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
         Report of the parameters that were loaded, freshly initialised and dropped.
 
     Raises:
-        TwinsError: If a parameter is missing, unexpected or of another shape. The message shows the first three.
+        TwinsError: If a parameter is missing, unexpected or of another shape; the message shows the first three. Also
+            if one has another type than floating-point numbers, or values that are not finite.
     """
     if isinstance(source, Mapping):
         name, found = "state dict", recognise(unwrap(source))
@@ -102,6 +106,9 @@ def load_weights(net: nn.Module, source: str | PathLike[str] | Mapping[str, Any]
             f"{misfit}. Give weights of the model's variant and kind"
         )
     loaded = sorted((target.keys() & state.keys()) - set(initialised))
+    defect = describe_defect(state, {key: target[key] for key in loaded})
+    if defect:
+        raise TwinsError(f"weights {name!r}: {defect}")
     net.load_state_dict({key: state[key] for key in loaded}, strict=False)
     return LoadReport(
         name,
@@ -146,7 +153,10 @@ def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[st
     except TwinsError as error:
         raise TwinsError(f"weights {name!r}: {error}") from None
     misfit = describe_misfit(conversion.state, model.state_dict())
+    defect = "" if misfit else describe_defect(conversion.state, model.state_dict())
     spec = getattr(model.backbone, "spec", None)
+    if defect:
+        raise TwinsError(f"weights {name!r}: {defect}")
     if misfit:
         raise TwinsError(
             f"weights {name!r}: this is a segmentor with {found.variant}, the model has "
@@ -167,7 +177,7 @@ def fit_segmentor(model: nn.Module, checkpoint: Any, name: str) -> tuple[dict[st
 def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     """Describe the number of differences in names and shapes and the first three; return "" if there are none."""
     problems = [f"{key} is missing" for key in sorted(target.keys() - state.keys())]
-    problems += [f"{key} {_shape(state[key])} is unexpected" for key in sorted(state.keys() - target.keys())]
+    problems += [f"{shown(key)} {_shape(state[key])} is unexpected" for key in sorted(state.keys() - target.keys())]
     problems += [
         f"{key} is {_shape(state[key])} but the model has {_shape(target[key])}"
         for key in sorted(target.keys() & state.keys())
@@ -177,6 +187,32 @@ def describe_misfit(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
         return ""
     more = "; …" if len(problems) > _SHOWN else ""
     return f"entries that do not fit ({len(problems)}): {'; '.join(problems[:_SHOWN])}{more}"
+
+
+def describe_defect(state: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    """Describe the first entry whose type a model cannot use, or the number of values that are not finite.
+
+    Values count as they will be in the model: 1e300 is not finite in float32. Return "" if all entries are good.
+
+    Args:
+        state: State dict with the names and shapes of `target`; others are ignored.
+        target: State dict of the model.
+    """
+    num_infinite, first = 0, ""
+    for key in target.keys() & state.keys():
+        value, wanted = state[key], target[key].dtype
+        if not isinstance(value, Tensor) or not _is_dense_and_real(value):
+            return f"its entry {key!r} is not a dense, real tensor: save it as one"
+        if value.dtype not in (_FLOATS if wanted.is_floating_point else _INTEGERS):
+            return f"its entry {key!r} has the type {value.dtype}: convert it to {wanted}, which the model has"
+        num_bad = int((~value.to(wanted).isfinite()).sum())
+        if num_bad and (not num_infinite or key < first):
+            first = key
+        num_infinite += num_bad
+    if not num_infinite:
+        return ""
+    values = "1 of its values is" if num_infinite == 1 else f"{num_infinite:,} of its values are"
+    return f"{values} not finite (the first in {first!r}): use a checkpoint from before they became so"
 
 
 def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
@@ -192,15 +228,21 @@ def read_state_dict(source: str | PathLike[str]) -> Mapping[str, Any]:
         raise TwinsError(f"weights {str(source)!r}: {error}") from None
     odd = next((key for key, value in state.items() if isinstance(value, Tensor) and not _is_plain(value)), None)
     if odd is not None:
-        raise TwinsError(f"weights {str(source)!r}: its entry {odd!r} is not a dense, real tensor: save it as one")
+        raise TwinsError(
+            f"weights {str(source)!r}: its entry {shown(odd)!r} is not a dense, real tensor: save it as one"
+        )
     return state
 
 
 def _is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor is dense, real, and stored completely: a small file can declare a huge tensor."""
-    if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_meta:
+    if not _is_dense_and_real(tensor):
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _is_dense_and_real(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_complex() and not tensor.is_meta
 
 
 def _recognise_file(path: str | PathLike[str]) -> RecognisedState:
@@ -225,7 +267,8 @@ def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
         return group not in names
     stage = rest.partition(".")[0]
     if group in ("patch_embeds", "blocks", "pos_block", "norm_list"):
-        return group in names and not any(name.startswith(f"{group}.{stage}.") for name in target)
+        is_stage = stage.isascii() and stage.isdecimal() and len(stage) < 3
+        return is_stage and group in names and not any(name.startswith(f"{group}.{stage}.") for name in target)
     return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
+from collections import OrderedDict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _read_torch(path: Path) -> Any:
         warnings.simplefilter("ignore")  # about the pickle protocol; errors say more
         try:
             with path.open("rb") as file:  # not the path, because torch looks at its suffix
-                return torch.load(file, map_location="cpu", weights_only=True)
+                return _without_attributes(torch.load(file, map_location="cpu", weights_only=True))
         except Exception as error:  # the type depends on where a file is broken
             refused = _refused(path, error)
             if refused:
@@ -116,6 +117,23 @@ def _read_torch(path: Path) -> Any:
                 ) from None
             reason = _first_sentence(error)
             raise TwinsError(f"it is not a complete torch checkpoint ({reason}); download it again") from None
+
+
+def _without_attributes(content: Any) -> Any:
+    """Remove the attributes of every `OrderedDict` in a checkpoint: a file can replace `keys` or `items` by them.
+
+    `load_state_dict` would read one attribute, `_metadata`, to convert the parameters of older modules. Ours have none.
+    """
+    pending, seen = [content], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen or not isinstance(node, (dict, list, tuple)):
+            continue
+        seen.add(id(node))
+        if isinstance(node, OrderedDict):
+            vars(node).clear()
+        pending.extend(dict.values(node) if isinstance(node, dict) else node)
+    return content
 
 
 def _refused(path: Path, error: Exception) -> str:

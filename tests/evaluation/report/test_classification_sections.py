@@ -47,6 +47,8 @@ def test_comparison(tmp_path: Path) -> None:
     found = by_id(record, other)
     assert "3 images are classified correctly that the other classifier gets wrong" in found["changes"].html
     assert found["changes"].html.count('class="card"') == 3
+    assert "predicted cat with 80 %; the other predicts dog with 60 %" in found["changes"].html
+    assert "now correct (3)" in found["changes"].html and "now wrong" not in found["changes"].html
     assert "No image is classified wrongly." in found["worst"].html
     assert cells(found["classes"].html, "class-scores")[0][3:5] == ["66.7", "33.3"]
     top1, top5, _ = headlines(record, other)

@@ -57,12 +57,38 @@ def fill(contours: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "expected"), [((47, 31), (47, 31)), ((1100, 600), (512, 279)), ((5, 1024), (2, 512))])
 def test_thumbnails_have_at_most_512_pixels_and_are_never_enlarged(
-    size: tuple[int, int], expected: tuple[int, int]
+    tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
-    width, height = size
-    picture = open_uri(thumbnail(np.full((height, width, 3), (200, 90, 30), np.uint8)))
+    Image.new("RGB", size, (200, 90, 30)).save(tmp_path / "a.png")
+    uri, *found = thumbnail(tmp_path / "a.png")
+    picture = open_uri(uri)
+    assert tuple(found) == size
     assert (picture.format, picture.size) == ("JPEG", expected)
     assert np.abs(np.asarray(picture).astype(int) - (200, 90, 30)).max() <= 3
+
+
+def test_large_jpeg_files_are_reduced_by_their_decoder(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 2501).astype(np.uint8)[None, :, None].repeat(1901, axis=0).repeat(3, axis=2)
+    Image.fromarray(ramp).save(tmp_path / "a.jpg")
+    uri, width, height = thumbnail(tmp_path / "a.jpg")
+    assert (width, height) == (2501, 1901)
+    picture = open_uri(uri)
+    assert picture.size == (512, 389)
+    expected = np.asarray(Image.fromarray(ramp).resize((512, 389))).astype(int)
+    assert np.abs(np.asarray(picture) - expected).max() <= 4
+
+
+@pytest.mark.parametrize(("name", "size"), [("a.jpg", (47, 31)), ("a.jpg", (2501, 1901)), ("a.png", (47, 31))])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_upright_thumbnails_are_turned(tmp_path: Path, name: str, size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(tmp_path / name, exif=exif)
+    uri, *found = thumbnail(tmp_path / name, upright=True)
+    assert tuple(found) == (size[::-1] if orientation == 6 else size)
+    width, height = open_uri(uri).size
+    assert (width > height) == (orientation != 6)
+    assert thumbnail(tmp_path / name)[1:] == size
 
 
 def test_thumbnails_show_the_pixels_as_they_are_stored(tmp_path: Path) -> None:
@@ -173,7 +199,7 @@ def test_shapes_are_drawn_in_pixels_of_the_image_with_large_ones_and_errors_last
     assert [(classes, label) for classes, _, label, _ in found] == [
         ("kind-truth", "large"),
         ("kind-truth", "small"),
-        ("kind-missed", "error"),
+        ("kind-missed error", "error"),
         ("kind-correct", "mask"),
         ("kind-correct", "point"),
     ]

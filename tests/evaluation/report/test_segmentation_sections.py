@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_fixtures
+from PIL import Image
 from record_fixtures import cells, segmentation_record
 from report_fixtures import HOSTILE_NAMES
 
@@ -50,7 +51,8 @@ def test_planted_errors_are_named_with_their_counts(tmp_path: Path) -> None:
     assert re.findall(r"card-title\">(.*?)<", found["worst"].html) == [f"street {i}.jpg" for i in (5, 4, 3)]
     assert re.findall(r"card-title\">(.*?)<", found["best"].html) == [f"street {i}.jpg" for i in (0, 1, 2)]
     assert "7.8 % of the pixels are wrong, most often cat as dog" in found["worst"].html
-    assert found["worst"].html.count("<option") == 1 + 3  # all, and the classes
+    assert found["worst"].html.count("<option") == 1 + 3 + 1 + 1  # all and the classes, all and the mistake
+    assert "cat as dog (3)" in found["worst"].html
 
 
 def test_comparison(tmp_path: Path) -> None:
@@ -84,6 +86,16 @@ def test_only_ignored_pixels(tmp_path: Path) -> None:
     assert "2 classes without pixels" in found["classes"].html
     assert "There is no image to show." in found["worst"].html
     assert all(np.isnan(headline.value) for headline in headlines(record))
+
+
+def test_images_are_turned_like_their_label_maps(tmp_path: Path) -> None:
+    """Label maps belong to the image as its EXIF orientation turns it."""
+    truth = np.zeros((24, 16), int)
+    record = segmentation_record(tmp_path, [truth], [truth], ["all"])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (24, 16)).save(record.entries[0]["file"], exif=exif)
+    assert 'width="16" height="24"' in by_id(record)["worst"].html
 
 
 def test_150_classes_of_which_some_are_absent(tmp_path: Path) -> None:

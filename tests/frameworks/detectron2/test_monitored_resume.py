@@ -139,7 +139,7 @@ def test_a_kill_in_the_evaluation_that_stops_the_run(tmp_path: Path, toy_data: P
 def test_a_recorded_evaluation_is_not_repeated(whole: Run, tmp_path: Path) -> None:
     shutil.copytree(whole.work_dir, tmp_path / "run")
     before = snapshot(tmp_path / "run")
-    result = twins("train", whole.config, "--work-dir", tmp_path / "run", "--resume")
+    result = twins("train", whole.config, "--work-dir", tmp_path / "run", "--resume", "--no-report")
     assert result.code == 0, result.err
     assert "evaluation after" not in result.out
     after = snapshot(tmp_path / "run")

@@ -138,7 +138,7 @@ class TestEarlyStopping:
     def test_stop_and_go_on(self, exact: Path, toy_data: Path) -> None:
         more = "train.update(max_iter=6, eval_period=1, monitoring=dict(patience=2, samples=0))\noptimizer.lr = 0.0\n"
         config, work_dir = write_lazy(exact / "tiny.py", toy_data, "retinanet", more=more), exact / "run"
-        result = twins("train", config, "--work-dir", work_dir)
+        result = twins("train", config, "--work-dir", work_dir, "--no-report")
         assert result.code == 0, result.err
         assert "stopped: 2 evaluations have brought no better coco/bbox_AP" in result.out
         assert result.out.count("evaluation after") == 3
@@ -149,7 +149,7 @@ class TestEarlyStopping:
         assert json.loads((work_dir / "metrics.json").read_text())["iter"] == 3
 
         before = snapshot(work_dir)
-        result = twins("train", config, "--work-dir", work_dir, "--resume")
+        result = twins("train", config, "--work-dir", work_dir, "--resume", "--no-report")
         assert result.code == 0, result.err
         assert "stopped:" in result.out and "evaluation after" not in result.out
         after = snapshot(work_dir)

@@ -156,7 +156,7 @@ class TestResume:
         counted.clear()
         with twins_log() as lines:
             case.evaluate(tmp_path / "eval", "dataloader.test.num_workers=1")
-        assert f"resumed: {num_finished} of {NUM_VAL} images are finished" in lines
+        assert f"resuming: {num_finished} of {NUM_VAL} images are finished" in lines
         assert counted == [entry["image"]["id"] for entry in read_record(case.whole).entries][num_finished:]
         assert_same_evaluation(tmp_path / "eval", case.whole)
 
@@ -181,12 +181,33 @@ class TestResume:
             file.write(b'{"index":4,"fi')
         num_finished = len(read_record(tmp_path / "eval").entries)
         assert 0 < num_finished < NUM_VAL
-        result = twins(*command)
+        result = twins(*command, "--resume", "--detections")
         assert result.code == 0, result.err
-        assert (
-            f"resumed: {num_finished} of {NUM_VAL} images are finished" in (tmp_path / "eval" / "log.txt").read_text()
-        )
+        assert f"resuming: {num_finished} of {NUM_VAL} images are finished" in result.out
         assert_same_evaluation(tmp_path / "eval", case.whole)
+        found = json.loads((tmp_path / "eval" / "detections.json").read_text())
+        assert found == [one for entry in read_record(case.whole).entries for one in entry["detections"]]
+
+    @pytest.mark.parametrize("case", ["retinanet"], indirect=True)
+    def test_an_interruption(self, case: Case, counted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+        """`eval --resume` finds the folder beside the checkpoint."""
+        process = DetectionEvaluator.process
+
+        def interrupted(self: DetectionEvaluator, inputs: Any, outputs: Any) -> None:
+            if len(counted) == 2:
+                raise KeyboardInterrupt
+            process(self, inputs, outputs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DetectionEvaluator, "process", interrupted)
+            result = twins("eval", case.config, case.checkpoint)
+        assert result.code == 130
+        assert result.err.startswith(f"stopped: 2 of {NUM_VAL} images are finished in ") and "--resume" in result.err
+        result = twins("eval", case.config, case.checkpoint, "--resume")
+        assert result.code == 0, result.err
+        (folder,) = case.config.parent.with_name(f"{case.config.parent.name}_eval").iterdir()
+        assert len(counted) == NUM_VAL
+        assert_same_evaluation(folder, case.whole)
 
     def test_a_finished_one(self, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Only the metrics are computed again; neither the data set nor the model is loaded."""
@@ -265,7 +286,7 @@ class TestOtherConfigs:
         config.write_text(case.config.read_text() + more)
         result = twins("eval", config, case.checkpoint, "--work-dir", tmp_path / "eval")
         assert result.code == 0, result.err
-        assert result.out.count("with COCOEvaluator is not recorded") == 1
+        assert result.out.count("there will be no report of it: dataloader.evaluator is a COCOEvaluator") == 1
         assert not (tmp_path / "eval" / "record").exists()
         ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (case.whole, tmp_path / "eval"))
         assert list(ours["metrics"]) == list(theirs["metrics"])

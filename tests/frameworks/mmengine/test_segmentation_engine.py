@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from itertools import islice
@@ -92,12 +93,19 @@ class TestRun:
         assert len(losses) == 8 and min(losses[-3:]) < losses[0]
 
     def test_evaluate_gives_the_metrics_of_the_run(self, segmentation_run: Run, tmp_path: Path) -> None:
-        result = twins("eval", segmentation_run.config, segmentation_run.checkpoint, "--work-dir", tmp_path / "out")
+        arguments = ("eval", segmentation_run.config, segmentation_run.checkpoint, "--work-dir", tmp_path / "out")
+        assert_error(twins(*arguments, "--detections"), "--detections", "segmentation")
+        result = twins(*arguments, "--label-maps")
         assert result.code == 0, result.err
         found = json.loads((tmp_path / "out" / "metrics.json").read_text())
         expected = json.loads((segmentation_run.work_dir / "metrics.json").read_text())
         assert found["metrics"] == expected["metrics"] and found["iter"] == 8
-        *_, names, values, _ = result.out.splitlines()
+        maps = [
+            np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+            for path in (tmp_path / "out" / "label_maps").iterdir()
+        ]
+        assert len(maps) == NUM_VAL and all(values.min() >= 1 and values.max() <= len(CLASSES) for values in maps)
+        *_, names, values, _, _ = result.out.splitlines()
         assert names.split() == ["mIoU", "mAcc", "aAcc"]
         assert values.split() == [f"{expected['metrics'][name]:.3f}" for name in names.split()]
 

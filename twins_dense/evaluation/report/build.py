@@ -95,10 +95,11 @@ def write_page(path: Path, page: str) -> None:
 def _finished(folder: Path) -> Record:
     record = read_record(folder)
     if not record.is_complete:
-        verb = "validate" if record.about.task == "classification" else "eval"
+        is_classifier = record.about.task == "classification"
+        remedy = "validate again" if is_classifier else "finish it by `twins-dense eval … --resume`"
         raise TwinsError(
             f"the evaluation in {str(folder)!r} is unfinished ({len(record.entries)} of {record.about.num_images} "
-            f"images): finish it by `twins-dense {verb} … --resume`"
+            f"images): {remedy}"
         )
     return record
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from .gallery import Card, gallery
 from .page import Headline, Section, render
 
 _PAIRS = 30  # rows of the table of confusions
-_CHANGED = 24  # images that changed
+_CHANGED = 30  # images that changed
 _MATRIX = 40  # classes of the largest confusion matrix
 
 
@@ -27,11 +26,11 @@ def headlines(record: Record, against: Record | None = None) -> list[Headline]:
     """
     scores = score_classification(record)
     other = score_classification(against) if against is not None else None
-    num_images = len(scores.labels)
+    num_images, protocol = len(scores.labels), record.about.settings["protocol"]
     others = other.hits.mean(0).tolist() if other else [None, None]
     differences = scores.differences(other) if other else [None, None]
     explanations = (
-        f"Share of the {num_images:,} images whose class is the most probable one.",
+        f"Share of the {num_images:,} images whose class is the most probable one ({protocol} protocol).",
         "Share of the images whose class is among the five most probable ones.",
     )
     found = []
@@ -102,14 +101,20 @@ def _confusion(scores: ClassificationScores) -> Section:
 def _changes(record: Record, scores: ClassificationScores, other: ClassificationScores) -> Section:
     _, mine, theirs = np.intersect1d(scores.indices, other.indices, return_indices=True)
     now, before = scores.hits[mine, 0], other.hits[theirs, 0]
-    better, worse = np.flatnonzero(now & ~before), np.flatnonzero(before & ~now)
-    # The most certain changes first: the probability of the label that is wrong.
-    gained = sorted(better, key=lambda i: -other.probabilities[theirs[i], 0])[:_CHANGED]
-    lost = sorted(worse, key=lambda i: -scores.probabilities[mine[i], 0])[:_CHANGED]
-    cards = [_card(record, scores, mine[i], ("now correct",)) for i in gained]
-    cards += [_card(record, scores, mine[i], ("now wrong",)) for i in lost]
+    changed = np.flatnonzero(now != before)
+    mistakes = np.where(now, other.probabilities[theirs, 0], scores.probabilities[mine, 0])
+    cards = []
+    for i in changed[np.argsort(-mistakes[changed], kind="stable")][:_CHANGED]:
+        label, probability = other.top[theirs[i], 0], other.probabilities[theirs[i], 0]
+        text = f"; the other predicts {other.names[label]} with {100 * probability:.0f} %"
+        cards.append(_card(record, scores, mine[i], text, "now correct" if now[i] else "now wrong"))
     pictures = gallery("changes-gallery", cards, filters=[("change", ["now correct", "now wrong"])]) if cards else None
-    html = render("classification_changes.html.j2", num_better=len(better), num_worse=len(worse), gallery=pictures)
+    html = render(
+        "classification_changes.html.j2",
+        num_better=np.count_nonzero(now[changed]),
+        num_worse=np.count_nonzero(before[changed]),
+        gallery=pictures,
+    )
     return Section("changes", "Images that changed", html)
 
 
@@ -122,7 +127,7 @@ def _worst(record: Record, scores: ClassificationScores, num_images: int) -> Sec
     return Section("worst", "Worst images", html)
 
 
-def _card(record: Record, scores: ClassificationScores, index: int, tags: Iterable[str] = ()) -> Card:
+def _card(record: Record, scores: ClassificationScores, index: int, more: str = "", *tags: str) -> Card:
     truth, top = scores.names[scores.labels[index]], scores.top[index].tolist()
     probabilities = scores.probabilities[index].tolist()
     predicted = scores.names[top[0]]
@@ -132,4 +137,4 @@ def _card(record: Record, scores: ClassificationScores, index: int, tags: Iterab
         text += f"; the true class is number {rank + 1} with {100 * probabilities[rank]:.0f} %"
     elif predicted != truth:
         text += f"; the true class is not among the first {len(top)}"
-    return Card(record.entries[scores.indices[index]]["file"], truth, text, (*tags, truth, predicted))
+    return Card(record.entries[scores.indices[index]]["file"], truth, text + more, (*tags, truth, predicted))

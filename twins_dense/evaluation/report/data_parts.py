@@ -12,7 +12,6 @@ import numpy as np
 
 from ...data.check import suggested_options
 from ...data.duplicates import Kind, Pair, SplitImage, groups_of, leaks
-from ...data.image_files import read_image
 from ...data.layouts import DataFolder
 from ...data.statistics import Suggestion, name_warnings
 from .charts import histogram
@@ -23,6 +22,7 @@ NUM_LISTED = 50  # rows of a table
 _EXAMPLES_PER_CLASS, _FEWEST_EXAMPLES, _MOST_EXAMPLES = 4, 24, 60
 _NUM_PAIRS = 20  # pairs of duplicates that are shown as pictures
 _NUM_SIZES = 10
+_LONGEST = 40  # characters of a name in a sentence
 _PAIR_SIDE = 320  # pixels
 _KINDS: Mapping[Kind, str] = {
     "same file": "the same file",
@@ -62,9 +62,10 @@ def first_of(shown: int, total: int, nouns: str) -> str:
 
 
 def names_of(names: Sequence[str], limit: int = 12) -> str:
-    """Return names separated by commas, and the number of those beyond the limit."""
+    """Return names separated by commas, long ones shortened, and the number of those beyond the limit."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    shortened = (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names[:limit])
+    return ", ".join(shortened) + more
 
 
 def relative(path: str | Path, folder: DataFolder) -> str:
@@ -190,7 +191,7 @@ def duplicates_section(pairs: Sequence[Pair], folder: DataFolder, notes: Mapping
             "images": [
                 {**view(image), "uri": uri, "width": width, "height": height}
                 for image in (pair.first, pair.second)
-                for uri, width, height in [_picture(image.path)]
+                for uri, width, height in [thumbnail(image.path, long_side=_PAIR_SIDE)]
             ],
         }
         for pair in pairs[:_NUM_PAIRS]
@@ -222,12 +223,6 @@ def duplicates_section(pairs: Sequence[Pair], folder: DataFolder, notes: Mapping
         limit_listed=first_of(len(rows), len(pairs), "pairs"),
     )
     return Section("duplicates", "Duplicates and leaks", html)
-
-
-def _picture(path: str) -> tuple[str, int, int]:
-    """Return the data URI of a thumbnail, and the width and height of the image."""
-    image = read_image(path)
-    return thumbnail(image, long_side=_PAIR_SIDE), image.shape[1], image.shape[0]
 
 
 def problem_findings(problems: Mapping[str, Sequence[str]]) -> Iterator[Finding]:

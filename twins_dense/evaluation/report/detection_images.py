@@ -170,15 +170,21 @@ def _card(analysis: DetectionAnalysis, image: int, text: str, tags: Sequence[str
 def _object_shape(analysis: DetectionAnalysis, index: int, kind: str) -> Shape:
     matches = analysis.matches
     entry = analysis.record.entries[matches.object_image[index]]
-    name = analysis.record.about.classes[matches.object_label[index]]
+    name = _name(analysis, matches.object_label[index])
     return _shape(analysis, entry, entry["annotations"][matches.object_source[index]], kind, name)
 
 
 def _detection_shape(analysis: DetectionAnalysis, index: int, kind: str) -> Shape:
     matches = analysis.matches
     entry = analysis.record.entries[matches.image[index]]
-    label = f"{analysis.record.about.classes[matches.label[index]]} {matches.score[index]:.2f}"
+    label = f"{_name(analysis, matches.label[index])} {matches.score[index]:.2f}".strip()
     return _shape(analysis, entry, entry["detections"][matches.source[index]], kind, label)
+
+
+def _name(analysis: DetectionAnalysis, label: int) -> str:
+    """Return the name of a class, or nothing if there is only one class."""
+    names = analysis.record.about.classes
+    return names[label] if len(names) > 1 else ""
 
 
 def _shape(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ...data.image_files import read_image
 from ...errors import TwinsError
 from .page import render
 from .pictures import palette_picture, path_data, thumbnail
@@ -79,7 +78,8 @@ class Card:
         text: One line about it, such as "3 missed, 1 wrong class; F1 0.67".
         tags: Values by which the gallery can be filtered, such as the names of classes and kinds of errors.
         shapes: Objects that are drawn over it.
-        layers: Maps that are drawn over it.
+        layers: Maps that are drawn over it. They belong to the upright image, whereas shapes belong to the stored one;
+            the two differ if the file has an EXIF orientation.
     """
 
     file: str
@@ -126,15 +126,14 @@ def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[s
     """Return the values of the template for a card."""
     values = {"title": card.title, "text": card.text, "tags": json.dumps(list(dict.fromkeys(card.tags)))}
     try:
-        image = read_image(card.file)
+        uri, width, height = thumbnail(card.file, upright=bool(card.layers))
     except TwinsError:
         return {**values, "problem": f"{card.file} is missing or cannot be read."}
-    height, width = image.shape[:2]
     shapes: dict[int, list[dict[str, str]]] = {}
     for shape in _in_drawing_order(card.shapes):
         shapes.setdefault(groups.index(_KINDS[shape.kind][0]), []).append(_shape(shape, tints))
     layers = [(groups.index(layer.name), palette_picture(layer.indices, layer.palette)) for layer in card.layers]
-    picture = {"uri": thumbnail(image), "height": height, "width": width, "layers": layers, "shapes": shapes}
+    picture = {"uri": uri, "height": height, "width": width, "layers": layers, "shapes": shapes}
     return {**values, "problem": None, "picture": picture}
 
 
@@ -154,8 +153,12 @@ def _shape(shape: Shape, tints: Mapping[str, int]) -> dict[str, str]:
     outlines = [outline for outline in shape.contours if len(outline) > 2]
     corners = np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
     box = " ".join(f"{value:.0f}" for value in shape.box)
-    classes = f"kind-{shape.kind}" + (f" tint-{tints[shape.label]}" if shape.kind == "annotation" else "")
-    return {"classes": classes, "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
+    classes = [f"kind-{shape.kind}"]
+    if shape.kind == "annotation":
+        classes.append(f"tint-{tints[shape.label]}")
+    if shape.kind not in _PLAIN:
+        classes.append("error")
+    return {"classes": " ".join(classes), "label": shape.label, "box": box, "path": path_data(outlines or [corners])}
 
 
 def _legends(cards: Iterable[Card], switches: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -12,24 +13,42 @@ import numpy as np
 from PIL import Image
 
 from ...data.coco_masks import decode_segmentation, segmentation_problem
-from ...errors import TwinsError
+from ...data.image_files import UNREADABLE, convert_image, open_image
+from ...errors import TwinsError, one_line
 
 LONG_SIDE = 512  # pixels of a thumbnail
 _QUALITY = 78  # of JPEG files, 1..95
 
 
-def thumbnail(image: np.ndarray, *, long_side: int = LONG_SIDE) -> str:
-    """Return an image as the data URI of a JPEG file, reduced if it is larger than a thumbnail.
+def thumbnail(path: str | Path, *, upright: bool = False, long_side: int = LONG_SIDE) -> tuple[str, int, int]:
+    """Return an image as the data URI of a JPEG file, and its width and height in pixels before it is reduced.
 
     Args:
-        image: uint8 RGB (H, W, 3).
-        long_side: Largest height and width of the result in pixels.
+        path: Path of the image file.
+        upright: Whether to apply the EXIF orientation, as for `read_image`.
+        long_side: Largest height and width of the thumbnail in pixels; smaller images keep their size.
+
+    Raises:
+        TwinsError: If the file is missing, unreadable or truncated.
     """
-    picture = Image.fromarray(image)
+    try:
+        with open_image(path) as image:
+            width, height = image.size
+            # The decoder of JPEG files can reduce large images itself, which saves most of the time.
+            enough = long_side * 3 // 2
+            is_reduced = image.draft(None, (enough, enough)) is not None
+            decoded = image.size
+            picture = convert_image(image, upright=upright)
+    except UNREADABLE as error:
+        raise TwinsError(f"{path}: cannot be read as an image ({one_line(error)}); replace the file") from error
+    if not is_reduced:
+        width, height = picture.size
+    elif picture.size != decoded:  # turned by 90 degrees
+        width, height = height, width
     picture.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=_QUALITY, optimize=True, progressive=True)
-    return _data_uri("image/jpeg", file)
+    return _data_uri("image/jpeg", file), width, height
 
 
 def palette_picture(indices: np.ndarray, palette: Sequence[Sequence[int]], *, long_side: int = LONG_SIDE) -> str:

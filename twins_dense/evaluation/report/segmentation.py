@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ _EXPLANATIONS = {
 }
 _PAIRS = 20  # rows of the table of confusions
 _CHANGED = 12  # images that changed most
+_MISTAKES = 3  # mistakes of an image by which it can be found
 _WRONG, _UNKNOWN = (213, 94, 0), (150, 150, 150)
 _CONFIDENCE_LIMITS = (0.5, 0.7, 0.9)
 _CONFIDENCE_NAMES = ("confidence below 50 %", "50 to 70 %", "70 to 90 %", "above 90 %")
@@ -137,7 +139,11 @@ def _changes(record: Record, scores: SegmentationScores, against: Record, other:
 
 
 def _images(id: str, title: str, text: str, cards: Sequence[Card], record: Record) -> Section:
-    filters = [("class", record.about.classes)] if len(record.about.classes) > 1 else []
+    names = set(record.about.classes)
+    mistakes = Counter(tag for card in cards for tag in card.tags if tag not in names)
+    filters = [("class", record.about.classes), ("mistake", [mistake for mistake, _ in mistakes.most_common()])]
+    if len(names) == 1:
+        filters = []
     pictures = gallery(f"{id}-gallery", cards, filters=filters) if cards else None
     return Section(id, title, render("segmentation_images.html.j2", text=text, gallery=pictures))
 
@@ -150,11 +156,9 @@ def _card(record: Record, scores: SegmentationScores, index: int, text: str, aga
     entry, names = record.entries[index], record.about.classes
     truth, prediction = read_maps(record, entry)
     known, wrong = truth != IGNORED, (truth != prediction) & (truth != IGNORED)
-    if wrong.any():
-        pairs = truth[wrong].astype(np.int64) * len(names) + prediction[wrong]
-        first, second = divmod(int(np.bincount(pairs).argmax()), len(names))
-        share = wrong.sum() / known.sum()
-        text += f"; {_percent(share)} of the pixels are wrong, most often {names[first]} as {names[second]}"
+    mistakes = _mistakes(names, truth[wrong], prediction[wrong])
+    if mistakes:
+        text += f"; {_percent(wrong.sum() / known.sum())} of the pixels are wrong, most often {mistakes[0]}"
     palette = record.about.settings["palette"]
     small = {"truth": truth, "prediction": prediction}
     if against is not None:
@@ -167,8 +171,15 @@ def _card(record: Record, scores: SegmentationScores, index: int, text: str, aga
         steps = np.digitize(confidence / 255, _CONFIDENCE_LIMITS).astype(np.uint8)
         layers.append(Layer("confidence", steps, _CONFIDENCE_COLORS, _CONFIDENCE_NAMES))
     present = (scores.regions.truth[index] > 0) | (scores.regions.prediction[index] > 0)
-    tags = [name for name, is_present in zip(names, present, strict=True) if is_present]
+    tags = [name for name, is_present in zip(names, present, strict=True) if is_present] + mistakes
     return Card(entry["file"], Path(entry["file"]).name, text, tags, layers=layers)
+
+
+def _mistakes(names: Sequence[str], truth: np.ndarray, prediction: np.ndarray) -> list[str]:
+    """Return the most frequent mistakes of an image, such as "tree as building", from the classes of wrong pixels."""
+    pairs, counts = np.unique(truth.astype(np.int64) * len(names) + prediction, return_counts=True)
+    order = pairs[np.argsort(-counts, kind="stable")][:_MISTAKES].tolist()
+    return [f"{names[pair // len(names)]} as {names[pair % len(names)]}" for pair in order]
 
 
 def _listed(scores: SegmentationScores) -> list[int]:

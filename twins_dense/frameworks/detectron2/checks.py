@@ -93,6 +93,9 @@ def read_detector(path: str | Path) -> dict[str, Any]:
             f"checkpoint {str(path)!r} is not a detectron2 checkpoint (it has no 'model'): use a model_*.pth from a "
             f"training run; {_WEIGHTS_HINT}"
         )
+    meta = content.get("dataset_meta")
+    if meta is not None:
+        checks.check_dataset_meta(meta, path)
     return content
 
 

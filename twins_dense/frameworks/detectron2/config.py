@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line
+from ...evaluation.record import Task
 from ..options import MonitoringOptions
 from .cfg_node import load_cfg
 from .yaml_file import read_yaml
@@ -147,6 +148,11 @@ def set_allow_outside(config: DictConfig) -> None:
 def set_amp(config: DictConfig) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.train.amp = {"enabled": True, "dtype": "bfloat16"}
+
+
+def task_of(config: DictConfig) -> Task:
+    """Return "detection", the only task of our detectron2 models."""
+    return "detection"
 
 
 def set_tta(config: DictConfig) -> NoReturn:

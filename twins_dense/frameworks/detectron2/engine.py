@@ -22,6 +22,7 @@ from .config import (
     set_skip_bad,
     set_strict,
     set_tta,
+    task_of,
     write_config,
 )
 from .evaluation import evaluate
@@ -48,6 +49,7 @@ __all__ = [
     "set_strict",
     "set_training",
     "set_tta",
+    "task_of",
     "to_data",
     "train",
     "write_config",

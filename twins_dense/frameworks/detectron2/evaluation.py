@@ -20,7 +20,7 @@ from torch import nn
 
 from ...evaluation import metrics_file
 from .. import checks
-from ..console import Progress, duration, logger
+from ..console import Progress, duration, is_of_class, logger
 from ..work_dir import for_evaluation
 from .backbone import logger as twins_logger
 from .checks import building, categories_of, check_classes, dataset_name_of, read_detector
@@ -37,20 +37,24 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluate a detectron2 checkpoint on the test data of a config.
 
+    The evaluation is recorded image by image in `work_dir/record`, see `twins_dense.evaluation.record`. If the folder
+    contains an unfinished evaluation of the same checkpoint and config, only the remaining images are evaluated; if it
+    is finished, only the metrics are computed again.
+
     Returns:
         The metrics by name (such as `coco/bbox_AP50`), with scores as fractions and without those of single classes,
         which are only in `work_dir/metrics.json`. If there are several machines, only the first returns any metrics.
 
     Raises:
-        TwinsError: if the config, the data or the checkpoint cannot be used.
+        TwinsError: if the config, the data or the checkpoint cannot be used, or if the folder contains the record of
+            another evaluation.
     """
     work_dir = for_evaluation(work_dir)
     config.train.output_dir = str(work_dir)
     launch_run(_evaluate, launch, config, str(checkpoint))
     if launch and launch.get("machine_rank"):  # only the first machine has the metrics
         return {}
-    # The scores of single classes have names such as "coco/bbox_AP-person".
-    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if "_AP-" not in name}
+    return {name: value for name, value in metrics_file.read_metrics(work_dir).items() if not is_of_class(name)}
 
 
 def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -98,7 +102,7 @@ def _results(config: DictConfig, checkpoint: str, identity: str) -> dict[str, An
     """Evaluate a checkpoint, record the evaluation if that is possible, and return the results of the evaluator."""
     name = dataset_name_of(config.dataloader.test)
     with building():
-        # The data set comes first: building it registers the ground truth that the evaluator reads.
+        # The data set comes first, as in `build_test`.
         records = instantiate(config.dataloader.test.get("dataset"))
         evaluator = instantiate(config.dataloader.evaluator)
     model, content = load_model(config, checkpoint)
@@ -114,12 +118,12 @@ def _results(config: DictConfig, checkpoint: str, identity: str) -> dict[str, An
             # Only the first process needs to have the record.
             finished = set(comm.all_gather([entry["image"]["id"] for entry in writer.finished])[0])
             if finished:
-                twins_logger.info(f"resumed: {len(finished)} of {len(records)} images are finished")
+                twins_logger.info(f"resuming: {len(finished)} of {len(records)} images are finished")
             records = [record for record in records if record["image_id"] not in finished]
         else:
-            twins_logger.info(
-                f"The evaluation with {type(evaluator).__name__} is not recorded, so it cannot be resumed and has no "
-                "report; use our DetectionEvaluator on a list of images for that"
+            twins_logger.warning(
+                "This evaluation cannot be resumed, and there will be no report of it: dataloader.evaluator is a "
+                f"{type(evaluator).__name__}; use our DetectionEvaluator, and a list as dataloader.test.dataset"
             )
         with building():
             loader = instantiate({**config.dataloader.test, **({} if records is None else {"dataset": records})})

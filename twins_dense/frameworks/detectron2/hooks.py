@@ -147,8 +147,8 @@ class FiniteLosses(HookBase):
 def as_fractions(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return the results of an evaluator with the names used in MMEngine runs, and COCO's scores as fractions.
 
-    detectron2's COCOEvaluator returns percentages by task: `{"bbox": {"AP50": 41.2}}` becomes
-    `{"coco/bbox_AP50": 0.412}`. Results of other evaluators keep their values.
+    COCO's evaluators return percentages by task: `{"bbox": {"AP50": 41.2}}` becomes `{"coco/bbox_AP50": 0.412}`.
+    Results of other evaluators keep their values.
     """
     metrics = {}
     for task, values in results.items():

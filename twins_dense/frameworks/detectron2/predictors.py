@@ -12,6 +12,7 @@ from detectron2.config import instantiate
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList, ResizeShortestEdge
 from omegaconf import DictConfig
 
+from ..checks import check_dataset_meta
 from ..prediction import Instances
 from .checks import building, dataset_meta_of, dataset_name_of
 from .evaluation import load_model
@@ -39,6 +40,7 @@ class DetectionPredictor:
         self._mapper = instantiate(config.dataloader.test.mapper)
         # Checkpoints from detectron2's own tools lack the names.
         meta = content.get("dataset_meta") or dataset_meta_of(dataset_name_of(config.dataloader.test))
+        check_dataset_meta(meta, checkpoint, heads.num_classes if meta["classes"] else None)
         self.classes = tuple(meta["classes"] or map(str, range(heads.num_classes)))
         self.category_ids = tuple(meta["category_ids"] or range(heads.num_classes))
 

@@ -25,7 +25,7 @@ from ...errors import TwinsError, one_line
 from ...weights.download import fetch_weights
 from ...weights.load import describe_misfit, fit_segmentor
 from ...weights.read import read_checkpoint
-from ..checks import check_checkpoint
+from ..checks import check_checkpoint, check_dataset_meta
 from ..console import logger
 from ..stored_config import KEY, make_record
 from .config import building, without_initial_weights
@@ -115,7 +115,8 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
     """
     model = unwrapped(model)
     checkpoint = read_checkpoint(fetch_weights(path))
-    if not isinstance(checkpoint, dict) or not {"meta", "state_dict"} <= checkpoint.keys():
+    parts = [checkpoint.get(key) if isinstance(checkpoint, dict) else None for key in ("meta", "state_dict")]
+    if not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts):
         raise TwinsError(
             f"checkpoint {str(path)!r} is not from a training run: use an epoch_N.pth or iter_N.pth written by "
             "`twins-dense train`; backbone weights go into the config as model.backbone.weights"
@@ -126,6 +127,7 @@ def read_for_model(model: nn.Module, path: str | Path) -> dict[str, Any]:
         logger.info(f"checkpoint {report}")
     else:
         check_checkpoint(checkpoint["state_dict"], model.state_dict(), path)
+    check_dataset_meta(dataset_meta(checkpoint["meta"]), path, getattr(model, "num_classes", None))
     return checkpoint
 
 
@@ -142,7 +144,8 @@ def dataset_meta(meta: Mapping[str, Any]) -> Mapping[str, Any]:
     Checkpoints written by mmsegmentation before 1.0 use other keys for it, or lack it; then the result may be empty.
     """
     old = {"classes": meta.get("CLASSES"), "palette": meta.get("PALETTE")}
-    return meta.get("dataset_meta") or {name: value for name, value in old.items() if value is not None}
+    found = meta.get("dataset_meta")
+    return {name: value for name, value in old.items() if value is not None} if found in (None, {}) else found
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from .config import (
     set_skip_bad,
     set_strict,
     set_tta,
+    task_of,
     write_config,
 )
 from .monitoring import set_monitoring
@@ -35,6 +36,7 @@ __all__ = [
     "set_strict",
     "set_training",
     "set_tta",
+    "task_of",
     "to_data",
     "train",
     "write_config",

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from ...errors import TwinsError
 from ..prediction import Instances
 from .config import building, test_part
 from .runner import load_model
@@ -36,6 +37,10 @@ class TorchvisionPredictor:
 
     def __init__(self, config: Config, checkpoint: str | Path, device: torch.device) -> None:
         self.model, meta = load_model(config, checkpoint, device)
+        if not {"classes", "category_ids"} <= meta.keys():
+            raise TwinsError(
+                f"checkpoint {str(checkpoint)!r} does not name its classes: use a checkpoint of `twins-dense train`"
+            )
         self.classes = tuple(meta["classes"])
         self.category_ids = tuple(meta["category_ids"])
 

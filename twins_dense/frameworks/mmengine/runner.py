@@ -40,6 +40,7 @@ from .checkpoints import (
 from .config import (
     building,
     check_settings,
+    guarded,
     model_of,
     set_max_dets_of_metric,
     settings_called,
@@ -228,6 +229,7 @@ def _refuse(launch: Mapping[str, Any] | None) -> None:
         )
 
 
+@guarded
 def _prepare(config: Config) -> None:
     """Run the custom imports of a config, and adapt it to the available devices and processes."""
     if config.get("model") is None:
@@ -273,6 +275,9 @@ def _prepare(config: Config) -> None:
 
 def _check_resumable(config: Config, meta: Mapping[str, Any]) -> None:
     key, done = ("max_epochs", "epoch") if config.train_cfg.get("max_epochs") else ("max_iters", "iter")
+    for name in (done, "seed"):
+        if type(meta.get(name)) is not int:
+            raise TwinsError(f"the last checkpoint has {name}={meta.get(name)!r} in its meta: it cannot be resumed")
     checks.check_resumable(done=meta[done], limit=config.train_cfg[key], limit_key=f"train_cfg.{key}")
     checks.check_batch_size(
         config.train_dataloader.get("batch_size"),

@@ -3,8 +3,6 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelectorAll(".gallery").forEach((root) => new Gallery(root));
 });
 
-const PLAIN_KINDS = ["truth", "correct", "annotation"];
-
 class Gallery {
   constructor(root) {
     this.root = root;
@@ -110,6 +108,7 @@ class Gallery {
   // Give the picture as many panes as there are views of it, and show in each what belongs to the view.
   arrange(panes) {
     const pictures = [...panes.querySelectorAll(".picture:not(.blank)")];
+    pictures.forEach((picture) => resized.unobserve(picture));
     panes.replaceChildren(...this.views.map((buttons, i) => {
       const picture = pictures[i] ?? pictures[0].cloneNode(true);
       const groups = buttons.map((each) => each.dataset.group);
@@ -118,7 +117,7 @@ class Gallery {
       const pane = make("span", "pane");
       if (this.views.length > 1) pane.append(make("span", "pane-name", buttons[0].textContent));
       pane.append(picture);
-      labelWhenSized(picture);
+      resized.observe(picture);
       return pane;
     }));
   }
@@ -163,7 +162,7 @@ class Viewer {
     document.body.append(this.dialog);
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.dialog.addEventListener("close", () => {
-      this.panes.replaceChildren();
+      this.clear();
       if (this.card.classList.contains("later")) this.gallery.showAll();
       this.card.querySelector(".panes").focus();
     });
@@ -203,8 +202,14 @@ class Viewer {
     this.text.textContent = card.querySelector(".card-text").textContent;
     this.count.textContent = `${cards.indexOf(card) + 1} of ${cards.length}`;
     this.point.textContent = "";
-    this.panes.replaceChildren(card.querySelector(".picture").cloneNode(true));
+    this.clear();
+    this.panes.append(card.querySelector(".picture").cloneNode(true));
     this.show();
+  }
+
+  clear() {
+    this.panes.querySelectorAll(".picture").forEach((picture) => resized.unobserve(picture));
+    this.panes.replaceChildren();
   }
 
   // Arrange the panes for the switches of the gallery, without changing the zoom.
@@ -339,13 +344,9 @@ function addHalos(picture) {
   });
 }
 
+// Labels are placed anew when a picture is arranged, because an observer reports a new element once, and whenever the
+// size of the picture changes.
 const resized = new ResizeObserver((entries) => entries.forEach((entry) => placeLabels(entry.target)));
-
-// An observer reports each new element once, and then whenever its size changes.
-function labelWhenSized(picture) {
-  resized.unobserve(picture);
-  resized.observe(picture);
-}
 
 const LABELLED = 0.15; // share of a picture that labels may cover, so that small pictures have few labels
 
@@ -357,8 +358,8 @@ function placeLabels(picture) {
   if (!svg || !width) return;
   const scale = width / svg.viewBox.baseVal.width;
   const shapes = [...svg.querySelectorAll("g:not([hidden]) > .shape:not([hidden])")];
-  const isPlain = (shape) => Number(PLAIN_KINDS.includes(kindOf(shape)));
-  const labels = shapes.sort((a, b) => isPlain(a) - isPlain(b)).map((shape) => {
+  const isError = (shape) => Number(shape.classList.contains("error"));
+  const labels = shapes.sort((a, b) => isError(b) - isError(a)).map((shape) => {
     const element = make("span", shape.getAttribute("class").replace("shape", "label"), shape.querySelector("title").textContent);
     return { box: shape.dataset.box.split(" ").map((value) => value * scale), element };
   }).filter(({ element }) => element.textContent);
