@@ -51,7 +51,15 @@ def test_one_of_everything(run: DistributedRun) -> None:
     assert [rank["world"] for rank in run.ranks] == [2, 2]
     names = sorted(path.name for path in run.work_dir.iterdir() if path.is_file())
     (best,) = (name for name in names if name.startswith("best_coco_segm_AP_epoch_"))
-    written = ["epoch_1.pth", "epoch_2.pth", "last_checkpoint", "metrics.json", "metrics.jsonl", "two.py"]
+    written = [
+        "epoch_1.pth",
+        "epoch_2.pth",
+        "last_checkpoint",
+        "metrics.json",
+        "metrics.jsonl",
+        "report.html",
+        "two.py",
+    ]
     assert names == [best, *written]
     assert json.loads((run.work_dir / "metrics.json").read_text())["iter"] == 4
     (records,) = read_scalars(run.work_dir)
