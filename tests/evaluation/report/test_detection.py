@@ -109,7 +109,7 @@ class TestPlantedErrors:
         found = by_id(record)
         worst, best = text_of(found["worst"]), text_of(found["best"])
         assert all(f"photo {i}.jpg" in worst for i in range(1, 6)) and "photo 0.jpg" not in worst
-        assert "1 missed object, 1 wrong class; F1 0.50" in worst
+        assert "1 × missed object, 1 × wrong class; F1 0.50" in worst
         assert "photo 0.jpg" in best and "no error; F1 1.00" in best
         assert text_of(by_id(record, num_images=2)["worst"]).count("photo ") == 2
 
