@@ -313,11 +313,16 @@ def _parse_override(override: str) -> tuple[str, Any]:
     if not separator or not key:
         raise TwinsError(f"override {shown(override)!r}: write key=value, for example train_cfg.max_epochs=12")
     try:
-        return key, ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return key, text
     except (TypeError, MemoryError, RecursionError) as error:  # `{[]: 1}`, or thousands of operators
         raise TwinsError(f"override {shown(override)!r}: the value cannot be read ({one_line(error)})") from None
+    try:
+        repr(value)
+    except ValueError as error:  # a hexadecimal number of thousands of digits, which no message could show
+        raise TwinsError(f"override {shown(override)!r}: the value cannot be used ({one_line(error)})") from None
+    return key, value
 
 
 def _set(config: Config, key: str, value: Any, override: str) -> None:
