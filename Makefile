@@ -13,11 +13,12 @@ SOURCES := $(wildcard twins_dense tests tools datasets configs setup.py)
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test check clean
+.PHONY: help demo test hostile check clean
 
 help:
 	@echo 'make demo    train, evaluate and draw a small Mask R-CNN'
 	@echo 'make test    run the tests (PYTEST_ARGS="-m slow" runs the slow tests, -n0 uses one process)'
+	@echo 'make hostile try many hostile inputs, for half an hour'
 	@echo 'make check   run ruff and mypy'
 	@echo 'make clean   remove .venv, caches and build outputs; keeps data and results'
 	@echo 'The first call installs into .venv, a download of about 3 GB. PYTHON=... chooses the Python (3.10 or newer).'
@@ -28,6 +29,9 @@ demo: $(RUNTIME)
 # One process per core, but at most four, because each takes up to 2 GB of memory.
 test: $(DEV)
 	$(VPY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+hostile: $(DEV)
+	$(VPY) -m pytest -n auto --maxprocesses 4 --dist worksteal -m hostile $(PYTEST_ARGS)
 
 check: $(DEV)
 	$(VPY) -m ruff check $(SOURCES)

@@ -93,7 +93,8 @@ BAD = "import mappers\ndataloader.train.mapper._target_ = mappers.BadMapper\n"
 
 
 def command(config: Path, work_dir: Path, *options: object) -> list[str]:
-    return [sys.executable, "program.py", "train", str(config), "--work-dir", str(work_dir), *map(str, options)]
+    start = [sys.executable, "program.py", "train", str(config), "--work-dir", str(work_dir), "--no-report"]
+    return [*start, *map(str, options)]
 
 
 def train(config: Path, work_dir: Path, *options: object, **environment: str) -> subprocess.CompletedProcess[str]:

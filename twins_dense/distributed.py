@@ -39,12 +39,21 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def from_first_process(value: str) -> str:
-    """Return the value that the first of the processes started by torchrun has passed."""
-    import torch.distributed as dist
+def from_first_process(name: str, value: str) -> str:
+    """Return the value that the first of the processes started by torchrun has passed.
 
-    values = [value]
-    with joined_processes() as (_, num_processes):
-        if num_processes > 1:
-            dist.broadcast_object_list(values)
-    return values[0]
+    Only torchrun's store is used, because a process can join a group only once.
+
+    Args:
+        name: Name of the value, which must not be used twice in one run.
+        value: The value of this process.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return value
+    from torch.distributed import rendezvous
+
+    store, rank, _ = next(rendezvous("env://"))
+    key = f"twins_dense/{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    if rank == 0:
+        store.set(key, value)
+    return store.get(key).decode()

@@ -39,6 +39,8 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in ("bbox", "segm"):
         assert f"AP50 {metrics[f'coco/{kind}_AP50']:.3f}" in result.out
     assert str(run) in result.out and str(data) in result.out
+    assert "Learning curves" in (run / "report.html").read_text(encoding="utf-8")
+    assert str(run / "report.html") in result.out
 
 
 def test_demo_into_a_file(tmp_path: Path) -> None:

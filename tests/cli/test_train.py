@@ -18,6 +18,9 @@ from cli_fixtures import Malicious, Result, assert_error, cut, snapshot, twins
 from detection_fixtures import TINY_SVT, Run, write_config
 
 import twins_dense as td
+from twins_dense.evaluation.metrics_file import read_metrics
+from twins_dense.evaluation.record import read_record
+from twins_dense.frameworks.work_dir import best_checkpoint
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,44 @@ class TestTrainWithBadSettings:
         before = snapshot(tiny_run.work_dir)
         assert_error(twins("train", tiny_run.config, "--work-dir", tiny_run.work_dir), "--resume", "--work-dir")
         assert snapshot(tiny_run.work_dir) == before
+
+
+class TestReport:
+    """Training ends with an evaluation of the best checkpoint and a report, and does not fail with them."""
+
+    @pytest.mark.parametrize("fixture", ["tiny_run", "segmentation_run"])
+    def test_of_a_run(self, fixture: str, request: pytest.FixtureRequest) -> None:
+        run: Run = request.getfixturevalue(fixture)
+        record = read_record(run.work_dir / "evaluation")
+        assert record.is_complete
+        assert Path(record.about.checkpoint).name == best_checkpoint(run.work_dir).name
+        assert read_metrics(run.work_dir / "evaluation")
+        page = (run.work_dir / "report.html").read_text(encoding="utf-8")
+        for part in ("Report of work", "Learning curves", "tiny", "Worst images"):
+            assert part in page
+
+    def test_it_can_be_left_out(self, case: Case) -> None:
+        result = case.train("--no-report")
+        assert (result.code, result.err) == (0, "")
+        assert not {"report.html", "evaluation"} & {path.name for path in case.work_dir.iterdir()}
+
+    def test_a_failure_is_a_warning_and_resuming_a_finished_run_writes_it(
+        self, case: Case, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: Any, **options: Any) -> None:
+            raise RuntimeError("no space left\non this device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("twins_dense.evaluation.report.build.write_page", fail)
+            result = case.train()
+        assert (result.code, result.err) == (0, "warning: there is no report (no space left on this device)\n")
+        assert (case.work_dir / "epoch_1.pth").is_file() and not (case.work_dir / "report.html").exists()
+        files = {path: path.stat().st_mtime_ns for path in (case.work_dir / "evaluation" / "record").iterdir()}
+        result = case.train("--resume")
+        assert (result.code, result.err) == (0, "")
+        assert (case.work_dir / "report.html").is_file()
+        # The images are not evaluated again.
+        assert {path: path.stat().st_mtime_ns for path in files if path.name == "about.json"}.items() <= files.items()
 
 
 class TestSkipBad:

@@ -231,7 +231,7 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (2 * 2**30, 2 * 2**30))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.hostile) for seed in range(2, 12))])
 def test_the_native_decoder_survives_what_the_check_accepts(seed: int) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _DECODE],

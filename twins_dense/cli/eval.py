@@ -81,7 +81,8 @@ def command(
     ):
         if is_wanted and engine.task_of(config) != task:
             raise TwinsError(f"{option}: this is a {engine.task_of(config)} model; leave the option out")
-    work_dir = from_first_process(_folder(engine, config, checkpoint, work_dir, resume))
+    folder = _folder(engine, config, checkpoint, work_dir, resume)
+    work_dir = from_first_process("work_dir", folder) if work_dir is None else folder
     if data_dir is not None:
         from ..data.layouts import recognise
         from ..frameworks.work_dir import for_evaluation

@@ -109,6 +109,6 @@ def _report(engine: Any, config: Any, work_dir: str, launch: dict[str, Any]) -> 
     try:
         return report_run(engine, config, work_dir, launch=launch)
     except Exception as error:
-        if is_first_process():
-            click.echo(f"warning: there is no report ({one_line(error)})", err=True)
+        # Every process warns, because the first one may only notice that another has stopped.
+        click.echo(f"warning: there is no report ({one_line(error)})", err=True)
         return None

@@ -103,16 +103,17 @@ def margin_of(height: int, width: int) -> int:
 
 def _extent_problem(polygon: list[float], height: int, width: int) -> str | None:
     """Describe what makes a polygon too large to be drawn; return `None` if it is valid."""
-    xs, ys, margin = polygon[::2], polygon[1::2], margin_of(height, width)
-    if min(min(xs), min(ys)) < -margin or max(xs) > width + margin or max(ys) > height + margin:
+    margin, longest = margin_of(height, width), _MAX_LENGTH * max(height, width)
+    low, high = min(polygon), max(polygon)
+    # No edge is longer than the extent, so that this is enough to know for ordinary polygons.
+    if low >= 0 and high <= min(height, width) + margin and len(polygon) * (high - low) <= longest:
+        return None
+    if low < -margin or max(polygon[::2]) > width + margin or max(polygon[1::2]) > height + margin:
         return f"extends more than {margin} pixels beyond its image of {width}x{height} pixels"
-    longest = _MAX_LENGTH * max(height, width)
-    # No edge is longer than the extent, which is enough to know for ordinary polygons.
-    if len(xs) * max(max(xs) - min(xs), max(ys) - min(ys)) > longest:
-        points = np.array(polygon).reshape(-1, 2)
-        length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
-        if length > longest:
-            return f"has edges of {length:.0f} pixels in all; at most {longest} are possible"
+    points = np.array(polygon).reshape(-1, 2)
+    length = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum()
+    if length > longest:
+        return f"has edges of {length:.0f} pixels in all; at most {longest} are possible"
     return None
 
 

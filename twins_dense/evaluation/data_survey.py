@@ -52,6 +52,19 @@ class ObjectSurvey:
         objects = (annotation for image in images for annotation in filter(is_instance, image.annotations))
         return sum(not annotation.get("segmentation") for annotation in objects)
 
+    def num_annotated_differently(self) -> int:
+        """Return the number of pairs of identical images whose classes or boxes, rounded to pixels, differ."""
+        objects = {
+            SplitImage(str(image.path), name): sorted(
+                (annotation["category_id"], *(round(value) for value in annotation["bbox"]))
+                for annotation in filter(is_instance, image.annotations)
+            )
+            for name, content in self.contents.items()
+            for image in content.images
+        }
+        identical = (pair for pair in self.duplicates if pair.kind != "near")
+        return sum(objects[pair.first] != objects[pair.second] for pair in identical)
+
 
 @dataclass(frozen=True)
 class LabelSplitSurvey:

@@ -120,6 +120,7 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
         record: Record of a detector.
     """
     iou_type = main_iou_type(record)
+    precision, by_size = _coco_precision(record, iou_type)  # first, because it checks the detections
     matches = match_record(record, iou_type)
     thresholds = recommend(matches)
     kept = (matches.score >= thresholds.by_class[matches.label]) & matches.counted
@@ -127,7 +128,6 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
     kinds, _ = classify_detections(matches)
     size_groups = np.digitize(matches.object_area, (32**2, 96**2))
     fates = object_fates(matches, kept)
-    precision, by_size = _coco_precision(record, iou_type)
     correct = kept & (matches.matched[0] >= 0)
     images = len(record.entries)
     num_found = np.bincount(matches.image[correct], minlength=images)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.layouts import recognise
-from ..errors import TwinsError, one_line
+from ..errors import TwinsError, one_line, requires_extra
 from ..frameworks import OpenedCheckpoint
 from ..frameworks.checks import check_categories
 from ..frameworks.prediction import Detector, Segmentor
@@ -199,9 +199,10 @@ class DetectionModel(_TrainedModel):
 
     @functools.cached_property
     def recommended_scores(self) -> np.ndarray:
-        from ..evaluation.thresholds import find_evaluation, recommended_thresholds
+        with requires_extra("report"):
+            from ..evaluation.thresholds import find_evaluation, recommended_thresholds
 
-        return recommended_thresholds(find_evaluation(self._checkpoint.path)).by_class
+            return recommended_thresholds(find_evaluation(self._checkpoint.path)).by_class
 
     def _predict(self, images: Sequence[SourceImage], options: PredictOptions) -> Sequence[Detections]:
         def detect(arrays: Sequence[np.ndarray]) -> Any:

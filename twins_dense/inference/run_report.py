@@ -38,6 +38,7 @@ def report_run(
     with requires_extra("report"):
         from ..evaluation.report.build import EVALUATION_NAME, write_report
 
+    wait_for_all()  # until the first process has written the last checkpoint
     checkpoint = best_checkpoint(work_dir)
     folder = Path(work_dir) / EVALUATION_NAME
     is_first = is_first_process() and not (launch or {}).get("machine_rank")
@@ -47,6 +48,7 @@ def report_run(
             shutil.rmtree(folder, ignore_errors=True)
     wait_for_all()
     engine.evaluate(config, checkpoint, folder, launch=launch)
+    wait_for_all()  # until every process has written its part of the record
     return write_report(work_dir) if is_first else None
 
 

@@ -267,7 +267,8 @@ def _may_be_dropped(key: str, target: Mapping[str, Any]) -> bool:
         return group not in names
     stage = rest.partition(".")[0]
     if group in ("patch_embeds", "blocks", "pos_block", "norm_list"):
-        return group in names and not any(name.startswith(f"{group}.{stage}.") for name in target)
+        is_stage = stage.isascii() and stage.isdecimal() and len(stage) < 3
+        return is_stage and group in names and not any(name.startswith(f"{group}.{stage}.") for name in target)
     return False
 
 

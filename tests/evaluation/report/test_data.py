@@ -150,6 +150,7 @@ class TestPlantedProblems:
             "1 image of train repeats another one.",
             "1 class has objects only in val: only in val.",
             "1 class has no objects in val, so that no score says how well it is found: dog.",
+            "1 pair of identical images has different annotations.",
             "7 annotations may be wrong: 1 outside, 2 tiny, 1 enormous, 1 thin, 1 annotated twice, 1 two classes.",
             "1 of 18 images of train has no objects.",
         ]
@@ -238,6 +239,7 @@ class TestAnyData:
         image = [("a.png", small(0), [(0, BOX)])]
         found = report(write_coco(tmp_path / "data", {"train": image, "val": image}, with_masks=True))
         assert "1 of 1 image of val shows the same as images of train" in found.findings()[0]
+        assert not any("different annotations" in text for text in found.findings())
         assert "All images have 160 × 120 pixels." in found.text("images")
 
     def test_limits_are_stated(self, tmp_path: Path) -> None:

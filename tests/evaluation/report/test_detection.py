@@ -54,6 +54,12 @@ def flawless(tmp_path_factory: pytest.TempPathFactory) -> Record:
     return read_record(report_fixtures.detection_record(folder, flawless=True))
 
 
+@pytest.fixture(scope="module")
+def boxes(record: Record) -> Record:
+    settings = {**record.about.settings, "iou_types": ["bbox"], "max_dets": 100}
+    return Record(record.folder, replace(record.about, settings=settings), record.entries)
+
+
 class TestPlantedErrors:
     def test_sections(self, record: Record, flawless: Record) -> None:
         assert list(by_id(record)) == IDS
@@ -103,7 +109,7 @@ class TestPlantedErrors:
         found = by_id(record)
         worst, best = text_of(found["worst"]), text_of(found["best"])
         assert all(f"photo {i}.jpg" in worst for i in range(1, 6)) and "photo 0.jpg" not in worst
-        assert "1 missed object, 1 wrong class; F1 0.50" in worst
+        assert "1 × missed object, 1 × wrong class; F1 0.50" in worst
         assert "photo 0.jpg" in best and "no error; F1 1.00" in best
         assert text_of(by_id(record, num_images=2)["worst"]).count("photo ") == 2
 
@@ -117,6 +123,21 @@ class TestPlantedErrors:
             low, high = headline.interval
             assert low < headline.value < high
             assert headline.other is None and headline.explanation
+
+
+class TestBoxes:
+    """A detector without masks."""
+
+    def test_headlines(self, boxes: Record) -> None:
+        found = headlines(boxes)
+        assert [headline.name for headline in found] == ["box AP", "box AP50", "recall"]
+        assert found[2].value == pytest.approx(11 / 14)
+
+    def test_sections(self, boxes: Record) -> None:
+        found = by_id(boxes)
+        assert "mask AP" not in found["classes"] and "box AP" not in found["classes"]
+        assert rows_of(found["classes"], "class-scores")["cat"][0] == "4"
+        assert rows_of(found["errors"], "error-types")["duplicate"][1] == "1"
 
 
 class TestComparison:

@@ -115,7 +115,7 @@ class TestErrorsOfTraining:
     def test_skip_bad(self, case: Case) -> None:
         DAMAGES["missing image"][0](case)
         DAMAGES["missing validation image"][0](case)
-        result = case.train("--skip-bad")
+        result = case.train("--skip-bad", "--no-report")
         assert result.code == 0, result.err
         assert result.out.count("Left out, 1 in all:\n") == 2
         assert "000000000003.jpg is missing" in result.out and "000000000009.jpg is missing" in result.out

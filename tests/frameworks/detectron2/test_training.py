@@ -55,7 +55,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, toy_data: Path) -> Run:
     root = tmp_path_factory.mktemp("run")
     more = "train.update(max_iter=6, eval_period=3, monitoring=dict(tensorboard=True))\ntrain.checkpointer.period = 3\n"
     config = write_lazy(root / "tiny.py", toy_data, schedule="3x", more=more)
-    result = run_python("-m", "twins_dense", "train", str(config), "--work-dir", str(root / "work"), cwd=root)
+    options = ("--work-dir", str(root / "work"), "--no-report")
+    result = run_python("-m", "twins_dense", "train", str(config), *options, cwd=root)
     assert result.returncode == 0, result.stderr
     return Run(config, root / "work", root / "work" / "model_final.pth", result.stdout)
 

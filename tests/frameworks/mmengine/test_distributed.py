@@ -51,7 +51,15 @@ def test_one_of_everything(run: DistributedRun) -> None:
     assert [rank["world"] for rank in run.ranks] == [2, 2]
     names = sorted(path.name for path in run.work_dir.iterdir() if path.is_file())
     (best,) = (name for name in names if name.startswith("best_coco_segm_AP_epoch_"))
-    written = ["epoch_1.pth", "epoch_2.pth", "last_checkpoint", "metrics.json", "metrics.jsonl", "two.py"]
+    written = [
+        "epoch_1.pth",
+        "epoch_2.pth",
+        "last_checkpoint",
+        "metrics.json",
+        "metrics.jsonl",
+        "report.html",
+        "two.py",
+    ]
     assert names == [best, *written]
     assert json.loads((run.work_dir / "metrics.json").read_text())["iter"] == 4
     (records,) = read_scalars(run.work_dir)
@@ -93,5 +101,5 @@ def test_metrics_are_those_of_one_process(run: DistributedRun, tmp_path: Path, m
     expected = engine.evaluate(engine.load_config(run.config), run.work_dir / "epoch_2.pth", tmp_path / "eval")
     found = json.loads((run.work_dir / "metrics.json").read_text())["metrics"]
     assert found == pytest.approx(expected, abs=1e-6)
-    assert len(expected) == 24 + 2 * 3  # of all classes together, and of each class
+    assert len(expected) == 24 + 2 * 2 * 3  # of all classes together, and of each class
     assert any(value > 0 for value in found.values())  # otherwise, equal metrics would prove little

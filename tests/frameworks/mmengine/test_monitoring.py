@@ -163,7 +163,7 @@ class TestDetection:
         config = detection_config(tmp_path / "plain.py", toy_data, None)
         found = engine.evaluate(config, best, tmp_path / "evaluation")
         expected = {name: value for name, value in evaluations[epoch - 1].items() if name in found}
-        assert len(expected) == MASK_METRICS + 2 * 3
+        assert len(expected) == MASK_METRICS + 2 * 2 * 3
         assert found == expected
 
     def test_averaged_weights(self, run: Path) -> None:

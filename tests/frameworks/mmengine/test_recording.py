@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detection_fixtures import NUM_VAL, Run, run_python
+from mmengine.structures import BaseDataElement
 from PIL import Image
 from run_fixtures import config_of
 from segmentation_fixtures import CLASSES
@@ -147,19 +148,21 @@ class TestDetection:
         assert_same_evaluation(tmp_path / "out", detection)
 
     def test_resume_after_a_kill_with_two_processes(self, tiny_run: Run, tmp_path: Path) -> None:
-        arguments = [str(tiny_run.config), str(tiny_run.checkpoint), str(tmp_path / "out")]
-        assert run_python("-c", KILLED, *arguments).returncode == -9
-        begun = read_record(tmp_path / "out").entries
+        checkpoint = tmp_path / "run" / "epoch_2.pth"
+        checkpoint.parent.mkdir()
+        shutil.copy(tiny_run.checkpoint, checkpoint)
+        out = tmp_path / "run_eval" / "killed"
+        assert run_python("-c", KILLED, str(tiny_run.config), str(checkpoint), str(out)).returncode == -9
+        begun = read_record(out).entries
         assert [entry["index"] for entry in begun] == [0, 1]
         launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "twins_dense", "eval")
-        result = run_python(*launch, *arguments[:2], "--work-dir", arguments[2])
+        result = run_python(*launch, str(tiny_run.config), str(checkpoint), "--resume")
         assert result.returncode == 0, result.stderr
         assert f"2 of {NUM_VAL} images are finished" in result.stdout
-        record = read_record(tmp_path / "out")
+        assert list(out.parent.iterdir()) == [out]
+        record = read_record(out)
         assert record.is_complete and list(record.entries[:2]) == begun
-        metrics = [
-            json.loads((path / "metrics.json").read_text())["metrics"] for path in (tmp_path / "out", tiny_run.work_dir)
-        ]
+        metrics = [json.loads((path / "metrics.json").read_text())["metrics"] for path in (out, tiny_run.work_dir)]
         assert metrics[0] == pytest.approx(metrics[1], abs=1e-6)
 
     def test_a_finished_evaluation_needs_no_model(
@@ -190,6 +193,22 @@ class TestDetection:
         found = engine.evaluate(config, tiny_run.checkpoint, tmp_path / "out")
         assert found["coco/bbox_AP"] >= 0 and not (tmp_path / "out" / "record").exists()
         assert "there will be no report" in caplog.text and "CocoMetric, DumpResults" in caplog.text
+
+    def test_a_model_that_loses_its_samples_is_not_recorded(
+        self, tiny_run: Run, detection: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        element = TorchvisionDetector._element
+
+        def without_index(self: TorchvisionDetector, sample: Any, output: Any) -> Any:
+            found = element(self, sample, output)
+            kept = {name: value for name, value in found.metainfo.items() if name != "record_index"}
+            return BaseDataElement(metainfo=kept, **dict(found.items()))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TorchvisionDetector, "_element", without_index)
+            evaluate(tiny_run, tmp_path / "out")
+        assert (tmp_path / "out" / "metrics.json").read_bytes() == (detection / "metrics.json").read_bytes()
+        assert not (tmp_path / "out" / "record").exists() and caplog.text.count("there will be no report") == 1
 
 
 class TestSegmentation:

@@ -289,3 +289,15 @@ class TestCheckData:
         config.write_text(text.replace("    skip_bad=False,\n", ""))
         line = assert_error(twins("train", config, "--work-dir", tmp_path / "work"))
         assert "'mmseg.BaseSegDataset' does not check its files: use" in line
+
+
+def test_names_that_lead_outside(data: Path, tmp_path: Path) -> None:
+    """A list of images can name files outside the folders, which are read only if that is allowed."""
+    for folder in ("images", "annotations"):
+        (data / folder / "training" / "0.png").rename(data / folder / "elsewhere.png")
+    (tmp_path / "names.txt").write_text("../elsewhere\n1\n")
+    options = {"ann_file": str(tmp_path / "names.txt")}
+    with pytest.raises(TwinsError, match=r"1 × file outside its folder \(add --allow-outside .*elsewhere\.png"):
+        dataset(data, **options)
+    assert len(dataset(data, skip_bad=True, **options)) == 1
+    assert len(dataset(data, allow_outside=True, **options)) == 2

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 from .svg import plain, to_svg
 
@@ -187,10 +187,12 @@ def histogram(
         axes = _axes(figure, _HEIGHT, x_label=x_label, y_label=y_label)
         if log_x:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.minorticks_off()
         groups = _bars(axes, edges, counts)
         axes.set_xlim(edges[0], edges[-1])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         _from_zero(axes)
         return to_svg(figure, description, groups)
 

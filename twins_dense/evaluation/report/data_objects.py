@@ -134,6 +134,11 @@ def _splits(survey: ObjectSurvey) -> tuple[Sequence[Any], Sequence[Any]]:
 
 
 def _object_findings(survey: ObjectSurvey) -> Iterator[Finding]:
+    num_different = survey.num_annotated_differently()
+    if num_different:
+        verb = "has" if num_different == 1 else "have"
+        text = f"{number_of(num_different, 'pair')} of identical images {verb} different annotations."
+        yield Finding(text, "duplicates")
     kinds = Counter(suspect.kind for suspects in survey.suspects.values() for suspect in suspects)
     if kinds:
         text = ", ".join(f"{kinds[kind]:,} {kind}" for kind in KINDS if kinds[kind])

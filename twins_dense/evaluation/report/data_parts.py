@@ -22,6 +22,7 @@ NUM_LISTED = 50  # rows of a table
 _EXAMPLES_PER_CLASS, _FEWEST_EXAMPLES, _MOST_EXAMPLES = 4, 24, 60
 _NUM_PAIRS = 20  # pairs of duplicates that are shown as pictures
 _NUM_SIZES = 10
+_LONGEST = 40  # characters of a name in a sentence
 _PAIR_SIDE = 320  # pixels
 _KINDS: Mapping[Kind, str] = {
     "same file": "the same file",
@@ -61,9 +62,10 @@ def first_of(shown: int, total: int, nouns: str) -> str:
 
 
 def names_of(names: Sequence[str], limit: int = 12) -> str:
-    """Return names separated by commas, and the number of those beyond the limit."""
+    """Return names separated by commas, long ones shortened, and the number of those beyond the limit."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    shortened = (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names[:limit])
+    return ", ".join(shortened) + more
 
 
 def relative(path: str | Path, folder: DataFolder) -> str:

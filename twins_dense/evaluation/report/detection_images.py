@@ -120,7 +120,7 @@ def image_card(analysis: DetectionAnalysis, image: int, text: str | None = None)
     errors = Counter(_KINDS[kind][1] for kind in analysis.kinds[detections].tolist() if kind != CORRECT)
     errors[_MISSED] = int(analysis.num_missed[image])
     if text is None:
-        counts = [f"{errors[name]} {_plural(name, errors[name])}" for name in _ERROR_TAGS if errors[name]]
+        counts = [f"{errors[name]} × {name}" for name in _ERROR_TAGS if errors[name]]
         text = f"{', '.join(counts) or 'no error'}; F1 {analysis.f1[image]:.2f}"
     labels = {*matches.object_label[objects].tolist(), *matches.label[detections].tolist()}
     tags = [*(names[label] for label in sorted(labels)), *(name for name in _ERROR_TAGS if errors[name])]
@@ -195,8 +195,3 @@ def _shape(
     if analysis.matches.iou_type == "segm":
         contours = contours_of(item.get("segmentation"), entry["image"]["height"], entry["image"]["width"])
     return Shape((x, y, x + width, y + height), kind, label, contours)
-
-
-def _plural(name: str, count: int) -> str:
-    """Return a kind of error in the plural, if it has one."""
-    return f"{name}s" if count > 1 and name in (_MISSED, "duplicate") else name

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, Literal
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from ...atomic import write_atomically
-from ...errors import TwinsError, did_you_mean, one_line
+from ...errors import TwinsError, did_you_mean, one_line, shown
 from ...evaluation.record import Task
 from ..checks import config_errors
+from .config_types import check_types
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # The names of `max_dets` in torchvision's Mask R-CNN and RetinaNet.
 OWN_MAX_DETS = ("box_detections_per_img", "detections_per_img")
@@ -35,6 +40,27 @@ _OTHER_KEYS = {
     "tta_model",
     "tta_pipeline",
 }
+
+
+def building(config: Config) -> AbstractContextManager[None]:
+    """Return a context manager that turns errors raised while a part of a config is built into one line.
+
+    The line names the overrides, one of which is often the reason.
+    """
+    overrides = vars(config).get("_overrides", ())
+    given = f" with {shown(' '.join(overrides))}" if overrides else ""
+    return config_errors(f"config {str(config.filename)!r}{given}")
+
+
+def guarded(function: Callable[Concatenate[Config, P], T]) -> Callable[Concatenate[Config, P], T]:
+    """Decorate a function of a config, so that any error from an unusual value in the config becomes one line."""
+
+    @functools.wraps(function)
+    def call(config: Config, *arguments: P.args, **options: P.kwargs) -> T:
+        with building(config):
+            return function(config, *arguments, **options)
+
+    return call
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -77,6 +103,7 @@ def apply_overrides(config: Config, overrides: Sequence[str] | None = None) -> N
     for part in shared:
         if not any(override.startswith(f"test_{part}") for override in overrides):
             config[f"test_{part}"] = copy.deepcopy(config[f"val_{part}"])
+    check_types(dict(config.items()), f"config {str(config.filename)!r}")
 
 
 def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
@@ -89,23 +116,27 @@ def write_config(config: Config, stem: Path, comment: Sequence[str]) -> Path:
     return path
 
 
+@guarded
 def default_work_dir(config: Config) -> Path:
     """Return the default folder of a run: the `work_dir` of the config, or `work_dirs/NAME_OF_THE_CONFIG`."""
     return Path(config.get("work_dir") or Path("work_dirs") / Path(config.filename).stem)
 
 
+@guarded
 def set_data_root(config: Config, data_root: str | Path) -> None:
     """Make `data_root` the root folder of every data set of a config."""
     for dataset in datasets_of(config):
         dataset.data_root = str(data_root)
 
 
+@guarded
 def set_skip_bad(config: Config) -> None:
     """Make every data set of a config skip unusable images and annotations."""
     for dataset in datasets_of(config):
         dataset.skip_bad = True
 
 
+@guarded
 def set_strict(config: Config) -> None:
     """Make every data set of a config refuse boxes of no width or height, instead of leaving them out.
 
@@ -118,12 +149,14 @@ def set_strict(config: Config) -> None:
         dataset.strict = True
 
 
+@guarded
 def set_allow_outside(config: Config) -> None:
     """Make every data set of a config read images outside the image folder if the data names them."""
     for dataset in datasets_of(config):
         dataset.allow_outside = True
 
 
+@guarded
 def set_amp(config: Config) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.optim_wrapper = {**config.get("optim_wrapper", {}), "type": "AmpOptimWrapper", "dtype": "bfloat16"}
@@ -134,6 +167,7 @@ def task_of(config: Config) -> Task:
     return "segmentation" if is_segmentor(config) else "detection"
 
 
+@guarded
 def set_tta(config: Config) -> None:
     """Make a config evaluate predictions averaged over the sizes and flips of its `tta_pipeline`."""
     if config.get("tta_model") is None or config.get("tta_pipeline") is None:
@@ -150,6 +184,7 @@ def test_part(config: Config, part: Literal["dataloader", "evaluator", "cfg"]) -
     return config.get(f"test_{part}") or config.get(f"val_{part}")
 
 
+@guarded
 def check_settings(config: Config) -> None:
     """Check the settings that would make MMEngine fail in the middle of a run.
 
@@ -166,6 +201,10 @@ def check_settings(config: Config) -> None:
             "default_hooks.checkpoint.max_keep_ckpts=1: choose 2 or more, or -1 for all: the old checkpoint is removed "
             "before the new one is written, so a run that is killed in between could not be resumed"
         )
+    for name in _DATALOADERS:
+        batch_size = (config.get(name) or {}).get("batch_size", 1)
+        if type(batch_size) is not int or batch_size < 1:
+            raise TwinsError(f"{name}.batch_size={batch_size!r}: choose a whole number, 1 or more")
     for split in ("val", "test") if is_segmentor(config) else ():
         batch_size = (config.get(f"{split}_dataloader") or {}).get("batch_size", 1)
         if batch_size != 1:
@@ -201,6 +240,7 @@ def num_detections(max_dets: int | None, options: Mapping[str, Any] | None) -> i
     return found
 
 
+@guarded
 def set_max_dets_of_metric(config: Config) -> None:
     """Make `CocoMetric` count as many detections per image as the detector finds, and at least COCO's 100."""
     model = model_of(config)
@@ -209,11 +249,6 @@ def set_max_dets_of_metric(config: Config) -> None:
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if evaluator.get("type") == "CocoMetric":
                 evaluator.max_dets = max(100, num_detections(model.get("max_dets"), model.get("options")))
-
-
-def building(config: Config) -> AbstractContextManager[None]:
-    """Return a context manager that turns errors raised while a part of a config is built into one line."""
-    return config_errors(f"config {str(config.filename)!r}")
 
 
 def without_initial_weights(config: Config) -> Config:
@@ -276,11 +311,18 @@ def _check_keys(config: Config, path: str) -> None:
 def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise TwinsError(f"override {override!r}: write key=value, for example train_cfg.max_epochs=12")
+        raise TwinsError(f"override {shown(override)!r}: write key=value, for example train_cfg.max_epochs=12")
     try:
-        return key, ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return key, text
+    except (TypeError, MemoryError, RecursionError) as error:  # `{[]: 1}`, or thousands of operators
+        raise TwinsError(f"override {shown(override)!r}: the value cannot be read ({one_line(error)})") from None
+    try:
+        repr(value)
+    except ValueError as error:  # a hexadecimal number of thousands of digits, which no message could show
+        raise TwinsError(f"override {shown(override)!r}: the value cannot be used ({one_line(error)})") from None
+    return key, value
 
 
 def _set(config: Config, key: str, value: Any, override: str) -> None:
@@ -295,7 +337,8 @@ def _set(config: Config, key: str, value: Any, override: str) -> None:
             found = part in choices
         if not found:
             parent = ".".join(parents[:depth]) or "the config"
-            raise TwinsError(f"override {override!r}: {parent} has no {part!r}{did_you_mean(part, choices)}")
+            hint = did_you_mean(shown(part), map(str, choices))
+            raise TwinsError(f"override {shown(override)!r}: {shown(parent)} has no {shown(part)!r}{hint}")
         index: Any = int(part) if isinstance(node, list) else part
         if depth < len(parents):
             node = node[index]

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from ...errors import TwinsError, did_you_mean
 from ...evaluation.coco import metric_names
 from ..options import MonitoringOptions
-from .config import set_max_dets_of_metric
+from .config import guarded, set_max_dets_of_metric
 from .resuming import ResumableEarlyStoppingHook
 from .validation_hooks import SamplePicturesHook, ValidationLossHook
 
@@ -29,6 +29,7 @@ _AVERAGING = "EMAHook"
 _TRAINING_HOOKS = (_AVERAGING, ResumableEarlyStoppingHook.__name__)
 
 
+@guarded
 def set_monitoring(config: Config, options: MonitoringOptions) -> None:
     """Make a config watch and keep what the options say.
 

@@ -19,6 +19,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ...errors import one_line
 from ...evaluation.record import About, RecordWriter, Task, device_name, identity_of, package_versions
 from ...weights.download import fetch_weights
 from ..console import logger
@@ -144,7 +145,7 @@ class Recording:
 
     def metrics(self) -> dict[str, Any]:
         """Return the metrics if no image remains."""
-        self.agree()
+        self.metric.resume(self.writer.finished, (), self.writer.folder)
         prefix = f"{self.metric.prefix}/" if self.metric.prefix else ""
         return {f"{prefix}{name}": value for name, value in self.metric.compute_metrics([]).items()}
 
@@ -156,7 +157,10 @@ class Recording:
 
 
 class _RecordHook(Hook):
-    """Write the entries of a batch after its evaluation."""
+    """Write the entries of a batch after its evaluation.
+
+    If the output of the model lacks what the entries need, the record is removed and the evaluation continues.
+    """
 
     def __init__(self, recording: Recording) -> None:
         self.recording: Recording | None = recording
@@ -174,7 +178,7 @@ class _RecordHook(Hook):
             self.recording = None
             if is_main_process():
                 shutil.rmtree(writer.folder)
-                warn_of_obstacle(f"the output of the model has no {error}")
+                warn_of_obstacle(f"the output of the model is incomplete ({one_line(error)})")
 
 
 class _Images(torch.utils.data.Dataset):

@@ -40,6 +40,7 @@ from .checkpoints import (
 from .config import (
     building,
     check_settings,
+    guarded,
     model_of,
     set_max_dets_of_metric,
     settings_called,
@@ -228,6 +229,7 @@ def _refuse(launch: Mapping[str, Any] | None) -> None:
         )
 
 
+@guarded
 def _prepare(config: Config) -> None:
     """Run the custom imports of a config, and adapt it to the available devices and processes."""
     if config.get("model") is None:

@@ -13,7 +13,7 @@ from ...errors import TwinsError
 from .. import recipes
 from ..checks import check_training_options
 from ..options import TrainingOptions
-from .config import OWN_MAX_DETS, apply_overrides, is_segmentor, model_of, settings_called
+from .config import OWN_MAX_DETS, apply_overrides, guarded, is_segmentor, model_of, settings_called
 from .recipes import apply_small_data_recipe
 from .schedules import set_epochs, shorten_warm_up, world_size
 
@@ -21,6 +21,7 @@ from .schedules import set_epochs, shorten_warm_up, world_size
 _LONG_SIDE = 1333 / 800
 
 
+@guarded
 def set_data(config: Config, data: DataFolder) -> None:
     """Make a config use a recognised data folder, with its classes, for training and evaluation.
 
@@ -60,6 +61,7 @@ def set_data(config: Config, data: DataFolder) -> None:
     apply_overrides(config)
 
 
+@guarded
 def set_training(config: Config, options: TrainingOptions) -> None:
     """Change how a config trains, as `TrainingOptions` describes.
 
