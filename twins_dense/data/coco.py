@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import TwinsError, one_line
 from .coco_checks import content_problem, entries_by_id, is_flat, is_key, reference_problem
-from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation, is_inside
+from .image_files import NUM_THREADS, UNREADABLE, check_image, exif_orientation, is_inside, open_image
 from .problems import data_error
 
 
@@ -281,7 +280,7 @@ def _image_problem(path: Path, width: int, height: int) -> str | None:
 
 
 def _orientation_problem(path: Path) -> str | None:
-    with Image.open(path) as image:
+    with open_image(path) as image:
         orientation = exif_orientation(image)
     if orientation == 1:
         return None

@@ -17,10 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 from hotcoco.metrics import pixel_confusion
-from PIL import Image
 from tqdm import tqdm
 
-from ..data.image_files import NUM_THREADS, UNREADABLE
+from ..data.image_files import NUM_THREADS, UNREADABLE, open_image
 from ..errors import TwinsError, one_line
 from .calibration import Calibration, calibration
 from .confusion import confused_pairs
@@ -220,7 +219,7 @@ def _label_values(settings: Mapping[str, Any]) -> np.ndarray:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return np.asarray(file, dtype=np.uint8)
     except UNREADABLE as error:
         raise TwinsError(f"{path} cannot be read ({one_line(error)}); the report needs this label map") from None
