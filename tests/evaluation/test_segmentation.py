@@ -82,7 +82,7 @@ def test_planted_confusion(tmp_path: Path) -> None:
     prediction[3, 25] = 1
     scores = score_segmentation(segmentation_record(tmp_path, [truth], [prediction], NAMES))
     assert scores.confusion.tolist() == [[190, 0, 0], [28, 162, 0], [0, 1, 189]]
-    assert scores.confused_pairs() == [(1, 0, 28), (2, 1, 1)]
+    assert scores.confused_pairs == [(1, 0, 28), (2, 1, 1)]
     areas = scores.regions.total()
     assert areas.iou.tolist() == [190 / 218, 162 / 191, 189 / 190]
     assert areas.recall.tolist() == [1, 162 / 190, 189 / 190]
@@ -96,7 +96,7 @@ def test_a_perfect_prediction_of_one_class(tmp_path: Path) -> None:
     scores = score_segmentation(segmentation_record(tmp_path, [truth] * 2, [truth] * 2, ["all"]))
     assert scores.totals() == {"mIoU": 1, "mAcc": 1, "aAcc": 1}
     assert scores.intervals() == dict.fromkeys(scores.totals(), (1, 1))
-    assert scores.boundaries.total().iou.tolist() == [1] and scores.confused_pairs() == []
+    assert scores.boundaries.total().iou.tolist() == [1] and scores.confused_pairs == []
 
 
 def test_an_image_without_known_pixels(tmp_path: Path) -> None:
