@@ -102,6 +102,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     # With the path of the driver, Selenium does not look for one on the network.
     driver = webdriver.Chrome(options=options, service=Service(driver_program))
+    driver.set_script_timeout(120)  # seconds
     try:
         yield Browser(driver)
     finally:

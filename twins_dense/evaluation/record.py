@@ -145,7 +145,7 @@ class RecordWriter:
         self._file.flush()
 
     def write_map(self, name: str, values: np.ndarray) -> str:
-        """Write an array as a gray PNG file to `maps/`, and return its path relative to the folder.
+        """Write an array as a greyscale PNG file to `maps/`, and return its path relative to the folder.
 
         Args:
             name: Name of the file.

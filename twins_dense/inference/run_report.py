@@ -48,6 +48,7 @@ def report_run(
             shutil.rmtree(folder, ignore_errors=True)
     wait_for_all()
     engine.evaluate(config, checkpoint, folder, launch=launch)
+    wait_for_all()  # until every process has written its part of the record
     return write_report(work_dir) if is_first else None
 
 
