@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twins_dense.data.image_files import read_image
+import twins_dense
+from twins_dense.data.image_files import open_image, read_image
 from twins_dense.errors import TwinsError
 
 WIDTH, HEIGHT = 47, 31
@@ -74,3 +75,32 @@ def test_gray_of_16_bits_keeps_its_range(tmp_path: Path) -> None:
     Image.fromarray(levels).save(tmp_path / "deep.png")
     expected = np.array([[0, 1, 128], [156, 255, 255]])
     assert (read_image(tmp_path / "deep.png") == expected[:, :, None]).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_uncompressed_tiff_files_are_turned_upright(tmp_path: Path, mode: str, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3)[: 2 + (mode == "RGB")], dtype=np.uint8)
+    for suffix in ("png", "tiff"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / f"image.{suffix}", exif=exif)
+    with open_image(tmp_path / "image.tiff") as image:
+        opened = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(opened, read_image(tmp_path / "image.png", upright=True))
+    np.testing.assert_array_equal(opened, read_image(tmp_path / "image.tiff"))
+
+
+def test_no_image_is_opened_by_name() -> None:
+    package = Path(twins_dense.__file__).parent
+    opened = {
+        line.strip()
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "Image.open(" in line
+    }
+    assert opened == {
+        'with Path(path).open("rb") as file, Image.open(file) as image:',
+        "with Image.open(source) as image:",  # an open file
+        "with Image.open(io.BytesIO(content)) as image:",
+    }

@@ -10,7 +10,7 @@ from hotcoco.metrics import calibration_error, confusion_matrix
 from record_fixtures import classification_record
 
 from twins_dense.errors import TwinsError
-from twins_dense.evaluation.classification import score_classification, wilson_interval
+from twins_dense.evaluation.classification import score_classification
 
 NAMES = ("cat", "dog", "crane", "crane")
 
@@ -60,14 +60,6 @@ def test_scores_equal_slow_references(tmp_path: Path, num_classes: int) -> None:
     np.testing.assert_array_equal(scores.counts[:, 1], expected_confusion.diagonal())
     assert sum(count for *_, count in scores.confused_pairs) == 60 - scores.hits[:, 0].sum()
     assert (num_classes == 1) == (scores.confused_pairs == [])
-
-
-def test_wilson_intervals() -> None:
-    """The published example of 81 of 263 (Newcombe, 1998), and the extremes."""
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=5e-5)
-    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1), abs=5e-5)
-    assert wilson_interval(0, 0) is None
 
 
 def test_differences_are_paired(tmp_path: Path) -> None:

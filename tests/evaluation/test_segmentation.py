@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from hotcoco.metrics import calibration_curve, calibration_error
+from PIL import Image
 from record_fixtures import segmentation_record
 
 from twins_dense.errors import TwinsError
 from twins_dense.evaluation.calibration import calibration
-from twins_dense.evaluation.segmentation import score_segmentation
+from twins_dense.evaluation.segmentation import read_maps, score_segmentation
 
 NAMES = ("road", "pole", "sky")
 
@@ -59,6 +60,20 @@ def test_scores_equal_those_of_mmsegmentation(tmp_path: Path, num_classes: int, 
         assert scores.of_images[index] == pytest.approx(np.nanmean(miou), rel=1e-12)
 
 
+@pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+def test_label_maps_that_are_turned(tmp_path: Path, orientation: int) -> None:
+    """Uncompressed TIFF files, which Pillow scrambles if it opens them by name."""
+    truth, prediction = np.indices((40, 30))[1] // 10, np.indices((40, 30))[0] // 14
+    record = segmentation_record(tmp_path, [truth], [prediction], NAMES)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turns = {3: lambda a: a[::-1, ::-1], 5: lambda a: a.T, 6: np.rot90, 7: lambda a: a[::-1, ::-1].T}
+    stored = turns.get(orientation, lambda a: np.rot90(a, -1))(truth)
+    for entry in record.entries:
+        Image.fromarray(stored.astype(np.uint8)).save(entry["labels"], "tiff", exif=exif)
+    np.testing.assert_array_equal(read_maps(record, record.entries[0])[0], truth)
+
+
 def test_planted_confusion(tmp_path: Path) -> None:
     truth = np.zeros((20, 30), int)
     truth[:, 10:20], truth[:, 20:], truth[0] = 1, 2, 255
@@ -67,7 +82,7 @@ def test_planted_confusion(tmp_path: Path) -> None:
     prediction[3, 25] = 1
     scores = score_segmentation(segmentation_record(tmp_path, [truth], [prediction], NAMES))
     assert scores.confusion.tolist() == [[190, 0, 0], [28, 162, 0], [0, 1, 189]]
-    assert scores.confused_pairs() == [(1, 0, 28), (2, 1, 1)]
+    assert scores.confused_pairs == [(1, 0, 28), (2, 1, 1)]
     areas = scores.regions.total()
     assert areas.iou.tolist() == [190 / 218, 162 / 191, 189 / 190]
     assert areas.recall.tolist() == [1, 162 / 190, 189 / 190]
@@ -81,7 +96,7 @@ def test_a_perfect_prediction_of_one_class(tmp_path: Path) -> None:
     scores = score_segmentation(segmentation_record(tmp_path, [truth] * 2, [truth] * 2, ["all"]))
     assert scores.totals() == {"mIoU": 1, "mAcc": 1, "aAcc": 1}
     assert scores.intervals() == dict.fromkeys(scores.totals(), (1, 1))
-    assert scores.boundaries.total().iou.tolist() == [1] and scores.confused_pairs() == []
+    assert scores.boundaries.total().iou.tolist() == [1] and scores.confused_pairs == []
 
 
 def test_an_image_without_known_pixels(tmp_path: Path) -> None:

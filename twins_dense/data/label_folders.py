@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import TwinsError, one_line
 from .coco_folder import split_of
-from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE
+from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE, open_image
 
 _Item = TypeVar("_Item")
 IGNORED = 255  # value of pixels that belong to no class
@@ -130,7 +129,7 @@ def count_values(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
 def _count(path: Path) -> tuple[np.ndarray, tuple[int, int]] | str:
     """Return the number of pixels of each value and the size of a label map, or what is wrong with it."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode not in ("L", "P", "1"):
                 return f"has the mode {image.mode}: save one 8-bit value per pixel, the class"
             return np.bincount(np.asarray(image, dtype=np.uint8).ravel(), minlength=256), image.size

@@ -18,13 +18,12 @@ from typing import Any
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import TwinsError, one_line
 from .coco_content import CocoContent, CocoSplits, box_annotation, build_content
 from .coco_folder import split_of
-from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE
+from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE, open_image
 from .image_lists import read_lines
 
 _LISTS = {"train": ("train", "trainval"), "val": ("val",), "test": ("test",)}
@@ -128,7 +127,7 @@ def _images(folder: Path) -> dict[str, Path]:
 def _read_file(file: Path, image_path: Path) -> tuple[tuple[int, int] | None, list[dict[str, Any]], list[str]]:
     """Return the size of an image, its objects with their names, and problems; the size is `None` for a bad image."""
     try:
-        with Image.open(image_path) as image:
+        with open_image(image_path) as image:
             size = image.size
     except UNREADABLE as error:
         return None, [], [f"image {one_line(image_path)} cannot be read ({one_line(error)})"]

@@ -17,9 +17,7 @@ THIN = 20.0  # ratio of the sides
 SAME = 0.95  # IoU of two boxes that mark the same object
 OUTLIER = 4.5  # robust standard deviations from the median of the class
 _MIN_OBJECTS = 20  # of a class, to tell what is unusual
-_MIN_SPREAD = (
-    0.1  # robust standard deviation of logarithms, so that classes of nearly equal objects are not all outliers
-)
+_MIN_SPREAD = 0.1  # of logarithms, so that a class of nearly equal objects does not consist of outliers
 _BORDER = 2.0  # pixels
 _ROWS = 256  # of a matrix of IoUs that are computed at once
 

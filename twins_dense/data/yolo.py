@@ -15,13 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 from ..errors import TwinsError, one_line, requires_extra
 from .coco_content import CocoContent, CocoSplits, box_annotation, build_content, polygon_annotation
 from .coco_folder import split_of
-from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE, exif_orientation
+from .image_files import IMAGE_SUFFIXES, NUM_THREADS, UNREADABLE, exif_orientation, open_image
 from .image_lists import read_lines
 
 _TOLERANCE = 0.01  # by which coordinates may exceed the image, as in Ultralytics; they are clipped
@@ -216,7 +215,7 @@ def _read_all(split: str, paths: list[Path], num_classes: int, has_keypoints: bo
 def _read_image(path: Path, num_classes: int, has_keypoints: bool) -> _Result:
     """Return the stored size of an image, its annotations, and problems; the size is 0, 0 for a bad image."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             size, orientation = image.size, exif_orientation(image)
     except UNREADABLE as error:
         return (0, 0), [], [f"image {one_line(path)} cannot be read ({one_line(error)})"]

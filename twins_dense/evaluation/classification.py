@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from ..errors import TwinsError
-from .bootstrap import bootstrap_weights, interval_of
 from .calibration import Calibration, calibration
+from .confusion import confused_pairs
+from .intervals import Interval, bootstrap_intervals
 from .record import Record
-
-_LEVEL = 0.95  # of intervals
 
 
 @dataclass(frozen=True)
@@ -67,21 +64,18 @@ class ClassificationScores:
     @property
     def confused_pairs(self) -> list[tuple[int, int, int]]:
         """All wrong predictions as (true class, predicted class, images), the most frequent pair first."""
-        wrong = np.flatnonzero(~self.hits[:, 0])
-        pairs = Counter(zip(self.labels[wrong].tolist(), self.top[wrong, 0].tolist(), strict=True))
-        return [(*pair, count) for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
+        return confused_pairs(self.confusion)
 
     @property
     def calibration(self) -> Calibration:
         """Calibration of the probability of the most probable label."""
         return calibration(self.probabilities[:, 0], self.hits[:, 0])
 
-    def differences(self, against: ClassificationScores) -> list[tuple[float, float] | None]:
+    def differences(self, against: ClassificationScores) -> list[Interval | None]:
         """Return the 95 % bootstrap intervals of the differences of top-1 and top-5, over the images of both."""
         _, mine, theirs = np.intersect1d(self.indices, against.indices, return_indices=True)
         changes = self.hits[mine].astype(np.float64) - against.hits[theirs]
-        samples = np.array([weights @ changes for weights in bootstrap_weights(len(changes))]) / len(changes)
-        return [interval_of(samples[:, i], value) for i, value in enumerate(changes.mean(0).tolist())]
+        return bootstrap_intervals(lambda weights: (weights @ changes / len(changes)).tolist(), len(changes))
 
 
 @functools.lru_cache(maxsize=2)
@@ -107,19 +101,3 @@ def score_classification(record: Record) -> ClassificationScores:
         np.array([entry["probabilities"] for _, entry in entries]),
         [entry["error"] for entry in record.entries if "error" in entry],
     )
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of a share of independent trials (Wilson, "Probable Inference", 1927).
-
-    Unlike the bootstrap, it is meaningful for few images, and for none or all of them correct. It is `None` without
-    trials.
-    """
-    if not trials:
-        return None
-    z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
-    share = successes / trials
-    center = share + z**2 / (2 * trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    scale = 1 + z**2 / trials
-    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)

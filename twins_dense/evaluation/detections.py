@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from .average_precision import average_precisions, mean_average_precision
-from .bootstrap import bootstrap_weights
 from .calibration import Calibration, calibration
 from .coco import coco_evaluation
 from .detection_errors import (
-    NEVER,
     ErrorCost,
     Suspect,
     classify_detections,
@@ -22,6 +20,7 @@ from .detection_errors import (
     label_suspects,
     object_fates,
 )
+from .intervals import bootstrap_weights
 from .matching import Matches, ground_truth, match_record
 from .record import Record
 from .thresholds import Thresholds, main_iou_type, recommend
@@ -105,11 +104,6 @@ class DetectionAnalysis:
     def num_errors(self) -> np.ndarray:
         """(N,) False positives and missed objects of each image."""
         return self.num_false + self.num_missed
-
-    @property
-    def never_found(self) -> np.ndarray:
-        """Indices of the objects that no detection of any class and score overlaps by 0.1."""
-        return np.flatnonzero(self.fates == NEVER)
 
 
 @functools.lru_cache(maxsize=2)

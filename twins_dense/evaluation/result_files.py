@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..atomic import atomic_path
+from ..data.image_files import open_image
 from .record import Record
 
 DETECTIONS_NAME = "detections.json"
@@ -45,7 +46,7 @@ def write_label_maps(record: Record, folder: Path) -> Path:
     out = folder / LABEL_MAPS_NAME
     common = os.path.commonpath([Path(entry["labels"]).parent for entry in record.entries])
     for entry in record.entries:
-        with Image.open(record.folder / entry["prediction"]) as opened:
+        with open_image(record.folder / entry["prediction"]) as opened:
             values = np.asarray(opened) + np.asarray(opened).dtype.type(record.about.settings["first_value"])
         path = (out / Path(entry["labels"]).relative_to(common)).with_suffix(".png")
         with atomic_path(path) as temporary:

@@ -17,13 +17,13 @@ from typing import Any
 import cv2
 import numpy as np
 from hotcoco.metrics import pixel_confusion
-from PIL import Image
 from tqdm import tqdm
 
-from ..data.image_files import NUM_THREADS, UNREADABLE
+from ..data.image_files import NUM_THREADS, UNREADABLE, open_image
 from ..errors import TwinsError, one_line
-from .bootstrap import bootstrap_weights, interval_of
 from .calibration import Calibration, calibration
+from .confusion import confused_pairs
+from .intervals import Interval, bootstrap_intervals
 from .record import Record
 
 IGNORED = 255
@@ -115,7 +115,7 @@ class SegmentationScores:
             "aAcc": float(_ratio(areas.both.sum(), areas.truth.sum())),
         }
 
-    def intervals(self, against: SegmentationScores | None = None) -> dict[str, tuple[float, float] | None]:
+    def intervals(self, against: SegmentationScores | None = None) -> dict[str, Interval | None]:
         """Return the 95 % bootstrap interval over images of each total, or of its difference from `against`."""
 
         def values(weights: np.ndarray) -> list[float]:
@@ -123,20 +123,12 @@ class SegmentationScores:
             other = against.totals(weights) if against else dict.fromkeys(mine, 0.0)
             return [mine[name] - other[name] for name in mine]
 
-        num_images = len(self.boundary_widths)
-        names = self.totals()
-        if num_images < 2:
-            return dict.fromkeys(names)
-        samples = np.array([values(weights) for weights in bootstrap_weights(num_images)])
-        of_all = values(np.ones(num_images))
-        return {name: interval_of(samples[:, i], of_all[i]) for i, name in enumerate(names)}
+        return dict(zip(self.totals(), bootstrap_intervals(values, len(self.boundary_widths)), strict=True))
 
+    @property
     def confused_pairs(self) -> list[tuple[int, int, int]]:
-        """Return (true class, predicted class, pixels) of all wrong pixels, the most frequent pair first."""
-        wrong = self.confusion * ~np.eye(len(self.confusion), dtype=bool)
-        order = np.argsort(-wrong, axis=None, kind="stable")[: np.count_nonzero(wrong)]
-        rows, columns = np.unravel_index(order, wrong.shape)
-        return [(int(row), int(column), int(wrong[row, column])) for row, column in zip(rows, columns, strict=True)]
+        """All wrong pixels as (true class, predicted class, pixels), the most frequent pair first."""
+        return confused_pairs(self.confusion)
 
 
 @functools.lru_cache(maxsize=2)
@@ -227,7 +219,7 @@ def _label_values(settings: Mapping[str, Any]) -> np.ndarray:
 
 def _read(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as file:
+        with open_image(path) as file:
             return np.asarray(file, dtype=np.uint8)
     except UNREADABLE as error:
         raise TwinsError(f"{path} cannot be read ({one_line(error)}); the report needs this label map") from None

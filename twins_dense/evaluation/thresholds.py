@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import TwinsError
 from .matching import Matches, match_record
-from .record import Record, checkpoint_hash, read_record
+from .record import Record, checkpoint_hash, named_if_broken, read_record
 
 GRID = np.arange(101) / 100
 MIN_OBJECTS = 25
@@ -90,7 +90,8 @@ def recommended_thresholds(record: Record) -> Thresholds:
     They maximise F1 at an IoU of 0.5 (of masks, if the detector has them). A class with fewer than `MIN_OBJECTS`
     objects uses the threshold of all classes together.
     """
-    return recommend(match_record(record, main_iou_type(record)))
+    with named_if_broken(record.folder):
+        return recommend(match_record(record, main_iou_type(record)))
 
 
 def find_evaluation(checkpoint: str | Path) -> Record:

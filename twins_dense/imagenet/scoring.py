@@ -11,14 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import ResNet50_Weights
 from tqdm import tqdm
 
 from ..atomic import write_atomically
-from ..data.image_files import UNREADABLE, check_proportions
+from ..data.image_files import UNREADABLE, check_proportions, open_image
 from ..errors import TwinsError, one_line
 from ..weights.preprocessing import Preprocessing
 from .classes import WNIDS
@@ -74,7 +73,7 @@ class LabelledImages(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int] | str:
         path, label = self.samples[index]
         try:
-            with Image.open(path) as file:
+            with open_image(path) as file:
                 check_proportions(file, self.short_side)
                 return self.transform(file.convert("RGB")), label
         except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn by matplotlib; their colours follow the light or dark theme of the page."""
+"""Draw charts as inline SVG with matplotlib; their colours follow the light or dark theme of the page."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def line_chart(
 ) -> Markup:
     """Draw lines with their names beside them.
 
-    Up to seven lines have a colour and a dash pattern of their own. If there are more, only the strong ones have, and
-    the others are thin and grey, without a name.
+    Up to seven lines have a colour and a dash pattern of their own. If there are more, this is only true of the strong
+    ones; the others are thin and grey, without a name.
 
     Args:
         lines: The lines. Points outside the ranges are left out.
@@ -281,13 +281,13 @@ def _axes(
 
 
 def _from_zero(axes: Axes) -> None:
-    """Let the vertical axis begin at 0."""
+    """Start the vertical axis at 0."""
     top = axes.get_ylim()[1]
     axes.set_ylim(0, top if top > 0 else 1)
 
 
 def _bars(axes: Axes, edges: Any, counts: Sequence[float]) -> dict[str, tuple[dict[str, Any], str]]:
-    """Draw the bars of a histogram and return the groups for `_svg`."""
+    """Draw the bars of a histogram and return their groups for `to_svg`."""
     groups = {}
     for i, bar in enumerate(axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=_BAR, clip_on=False)):
         bar.set_gid(f"bar-{i}")

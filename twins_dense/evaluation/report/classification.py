@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..classification import ClassificationScores, score_classification, wilson_interval
+from ..classification import ClassificationScores, score_classification
+from ..intervals import wilson_interval
 from ..record import Record
 from .calibration import calibration_section
 from .gallery import Card, gallery

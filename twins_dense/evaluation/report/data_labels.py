@@ -7,9 +7,9 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ...data.duplicates import leaks
+from ...data.image_files import open_image
 from ...data.label_folders import IGNORED
 from ...data.label_maps import class_palette
 from ..data_survey import LabelSplitSurvey, LabelSurvey, spread_examples
@@ -181,7 +181,7 @@ def _gallery_section(
 
 def _card(survey: LabelSurvey, split: str, index: int) -> Card:
     found: LabelSplitSurvey = survey.splits[split]
-    with Image.open(found.labels[index]) as file:
+    with open_image(found.labels[index]) as file:
         label_map = np.asarray(file, dtype=np.uint8)
     names = survey.folder.classes
     # Values that mean no class become 255, which is transparent.

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 from markupsafe import Markup
 
-from ..bootstrap import interval_of
+from ..confusion import confused_pairs
 from ..detection_errors import NEVER
 from ..detections import CALIBRATION_FLOOR, SIZES, DetectionAnalysis, analyse_detections
+from ..intervals import interval_of
 from ..record import Record
 from ..thresholds import GRID, MIN_OBJECTS, ThresholdCurve, threshold_curve
 from .calibration import calibration_section
@@ -193,21 +194,18 @@ def _errors(analysis: DetectionAnalysis) -> Section:
 
 def _confusion(analysis: DetectionAnalysis) -> Section:
     names, counts = analysis.record.about.classes, analysis.confusion
-    between = counts[:-1, :-1] * ~np.eye(len(names), dtype=bool)
-    order = np.argsort(-between, axis=None, kind="stable")[: min(_PAIRS, np.count_nonzero(between))]
-    pairs = [
-        (names[row], names[column], between[row, column], between[row, column] / counts[row].sum())
-        for row, column in zip(*np.unravel_index(order, between.shape), strict=True)
-    ]
+    pairs = confused_pairs(counts[:-1, :-1])
     used = np.flatnonzero((counts.sum(axis=0) + counts.sum(axis=1)) > 0)
     used = np.union1d(used, [len(names)])
     html = render(
         "detection_confusion.html.j2",
-        pairs=pairs,
+        pairs=[
+            (names[truth], names[found], count, count / counts[truth].sum()) for truth, found, count in pairs[:_PAIRS]
+        ],
         rows=[[*names, "no object"][label] for label in used],
         columns=[[*names, "not found"][label] for label in used],
         values=counts[np.ix_(used, used)].tolist(),
-        num_confused=int(between.sum()),
+        num_confused=sum(count for _, _, count in pairs),
         num_classes=len(names),
     )
     return Section("confusion", "Confused classes" if len(names) > 1 else "Found and missed objects", html)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,17 +60,6 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(**values))
 
 
-def json_script(id: str, value: Any) -> Markup:
-    """Return data as a script element of type `application/json`, which the page's own script can read.
-
-    Text such as `</script>` in the data cannot end the element, because `<` is escaped.
-    """
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup('<script type="application/json" id="{}">{}</script>').format(id, Markup(text))
-
-
 def render_page(
     title: str, facts: Sequence[tuple[str, str]], headlines: Sequence[Headline], sections: Sequence[Section]
 ) -> str:
@@ -126,7 +114,7 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters |= {
     "cell": formatting.cell,
     "sort_value": formatting.sort_value,
-    "percent": lambda value: f"{100 * value:.1f}",
+    "percent": formatting.percent,
     "headline_value": formatting.headline_value,
     "comparison": formatting.comparison,
     "sentence": lambda text: text[:1].upper() + text[1:],

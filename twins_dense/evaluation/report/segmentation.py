@@ -105,7 +105,7 @@ def _confusion(record: Record, scores: SegmentationScores) -> Section:
     totals = scores.confusion.sum(1)
     pairs = [
         (names[truth], names[predicted], count, count / totals[truth])
-        for truth, predicted, count in scores.confused_pairs()[:_PAIRS]
+        for truth, predicted, count in scores.confused_pairs[:_PAIRS]
     ]
     listed = _listed(scores)
     shares = np.round(100 * scores.confusion / np.maximum(totals, 1)[:, None], 1)[np.ix_(listed, listed)]

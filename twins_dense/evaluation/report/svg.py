@@ -1,4 +1,4 @@
-"""Figures of matplotlib as SVG that fits into the page.
+"""Convert figures of matplotlib to SVG that fits into the page.
 
 The colours `#0000NN` become the variables `--chart-NN` of the style sheet, so that they follow the theme. Text stays
 text in the font of the page, and no element has an identifier, so that several charts fit on a page.
@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
-_DROPPED = ("font", "stroke-linejoin", "stroke-miterlimit")
-_NUMBER = re.compile(r"-?\d+\.\d+")
+_DROPPED = ("font", "stroke-linejoin", "stroke-miterlimit")  # properties that the style sheet sets, or the default
+_DECIMAL = re.compile(r"-?\d+\.\d+")
 
 
 def plain(text: str) -> str:
@@ -75,18 +75,14 @@ def _simplify(node: ElementTree.Element) -> None:
     """Round coordinates, and take colours and fonts from the style sheet of the page."""
     for name in ("d", "x", "y", "transform"):
         if name in node.attrib:
-            rounded = re.sub(
-                r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), node.attrib[name]
-            )
+            rounded = _DECIMAL.sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), node.attrib[name])
             node.set(name, " ".join(rounded.split()))
     if node.get("transform", "").startswith("rotate(-0"):
         del node.attrib["transform"]
     node.attrib.pop("clip-path", None)
     if "style" in node.attrib:
         parts = [part.strip() for part in node.attrib.pop("style").split(";")]
-        kept = [
-            part for part in parts if part and not part.startswith(("font", "stroke-linejoin", "stroke-miterlimit"))
-        ]
+        kept = [part for part in parts if part and not part.startswith(_DROPPED)]
         style = re.sub(r"#0000(\d\d)", r"var(--chart-\1)", ";".join(kept).replace(": ", ":"))
         if style:
             node.set("style", style)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from mmseg.evaluation import metrics
-from PIL import Image
 from torch import Tensor
 
+from ...data.image_files import open_image
 from ...evaluation.record import RecordWriter, Task
 from .recording import RecordedMetric
 
@@ -90,5 +90,5 @@ def confidence(logits: Tensor) -> np.ndarray:
 
 
 def _read(path: Path) -> Tensor:
-    with Image.open(path) as opened:
+    with open_image(path) as opened:
         return torch.from_numpy(np.asarray(opened).astype(np.int64))
