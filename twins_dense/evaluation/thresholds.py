@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import TwinsError
+from .folders import evaluations_of
 from .matching import Matches, match_record
 from .record import Record, checkpoint_hash, read_record
 
@@ -107,7 +107,7 @@ def find_evaluation(checkpoint: str | Path) -> Record:
     """
     path = Path(checkpoint)
     wanted = checkpoint_hash(path)
-    for folder in _evaluations(path.absolute().parent):
+    for folder in evaluations_of(path.absolute().parent):
         try:
             record = read_record(folder)
         except TwinsError:  # another evaluation can be used
@@ -118,11 +118,6 @@ def find_evaluation(checkpoint: str | Path) -> Record:
         f"score='auto': there is no finished evaluation of {str(checkpoint)!r} that recommends a threshold; "
         f"run `twins-dense eval {checkpoint}` first, or choose a number in 0..1"
     )
-
-
-def _evaluations(run: Path) -> Iterator[Path]:
-    others = [about.parent.parent for about in run.with_name(f"{run.name}_eval").glob("*/record/about.json")]
-    yield from (run / "evaluation", *sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True))
 
 
 def _num_at_least(scores: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..distributed import is_first_process, wait_for_all
 from ..errors import requires_extra
+from ..evaluation.folders import OWN_NAME
 from ..evaluation.record import NAME, read_record
 from ..frameworks import Engine
 from ..frameworks.console import logger
@@ -36,11 +37,11 @@ def report_run(
         TwinsError: If the run cannot be evaluated.
     """
     with requires_extra("report"):
-        from ..evaluation.report.build import EVALUATION_NAME, write_report
+        from ..evaluation.report.build import write_report
 
     wait_for_all()  # until the first process has written the last checkpoint
     checkpoint = best_checkpoint(work_dir)
-    folder = Path(work_dir) / EVALUATION_NAME
+    folder = Path(work_dir) / OWN_NAME
     is_first = is_first_process() and not (launch or {}).get("machine_rank")
     if is_first:
         logger.info(f"evaluation of {checkpoint.name} for the report")

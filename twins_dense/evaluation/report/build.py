@@ -10,12 +10,12 @@ from typing import Any, get_args
 
 from ...atomic import write_atomically
 from ...errors import TwinsError
-from ..record import NAME, Record, Task, read_record
+from ..folders import evaluations_of, has_record
+from ..record import Record, Task, read_record
 from .page import GENERATOR, Section, render_page
 from .run import find_run, run_facts, run_sections
 
 REPORT_NAME = "report.html"
-EVALUATION_NAME = "evaluation"  # folder of the evaluation that `train` makes, in the work directory
 
 
 def write_report(source: str | Path, out: str | Path | None = None, *, against: str | Path | None = None) -> Path:
@@ -57,20 +57,15 @@ def finished_record(source: str | Path) -> Record:
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         raise TwinsError(f"{str(source)!r} {problem}: name the folder of a training run or of an evaluation")
-    if (folder / NAME / "about.json").is_file():
+    if has_record(folder):
         return _finished(folder)
-    own = folder / EVALUATION_NAME
-    if (own / NAME / "about.json").is_file() and read_record(own).is_complete:
-        return read_record(own)
-    resolved = folder.resolve()
-    others = list(resolved.with_name(f"{resolved.name}_eval").glob(f"*/{NAME}/about.json"))
-    for about in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        record = read_record(about.parent.parent)
+    evaluations = evaluations_of(folder)
+    for evaluation in evaluations:
+        record = read_record(evaluation)
         if record.is_complete:
             return record
-    unfinished = [own] if (own / NAME / "about.json").is_file() else [path.parent.parent for path in others]
-    if unfinished:
-        return _finished(unfinished[0])
+    if evaluations:
+        return _finished(evaluations[0])
     raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
 
 

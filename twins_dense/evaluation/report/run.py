@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import metrics_file
+from ..folders import runs_beside
 from ..record import Record
 from .charts import Line, line_chart
 from .page import Section, render
@@ -60,9 +61,7 @@ def find_run(record: Record) -> Path | None:
     checkpoint of the same name.
     """
     checkpoint = Path(record.about.checkpoint)
-    evaluation = record.folder.resolve().parent
-    beside = [evaluation.parent, evaluation.parent.with_name(evaluation.parent.name.removesuffix("_eval"))]
-    for folder in (checkpoint.parent, *beside):
+    for folder in (checkpoint.parent, *runs_beside(record.folder.parent)):
         if (folder / checkpoint.name).is_file() and (folder / metrics_file.LINES_NAME).is_file():
             return folder
     return None
