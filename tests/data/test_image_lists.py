@@ -57,6 +57,17 @@ def test_coco(tmp_path: Path) -> None:
         list_images([str(file), "x.jpg"])
 
 
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/secret.png", "a/../../secret.png", "..", "\n/../../x.png"])
+def test_coco_names_that_lead_outside(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "images.json"
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "a/../b.jpg"}, {"id": 2, "file_name": name}]}))
+    with pytest.raises(td.TwinsError, match=r"is not in the folder .*; add --allow-outside") as caught:
+        list_images([str(file)], str(tmp_path / "val"))
+    assert str(caught.value).startswith(f"{file}: image ") and "\n" not in str(caught.value)
+    found = list_images([str(file)], str(tmp_path / "val"), allow_outside=True)
+    assert found.paths == [str(tmp_path / "val" / "a/../b.jpg"), str(tmp_path / "val" / name)]
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00"])
 def test_bad_lists(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.txt").write_bytes(content)

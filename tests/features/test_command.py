@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,18 @@ def test_from_photos_to_previews(weights: Path, photos: Path, tmp_path: Path) ->
     before = snapshot(tmp_path / "f")
     assert twins(*arguments, *options[:-1]).code == 0
     assert snapshot(tmp_path / "f") == before
+
+
+def test_coco_names_that_lead_outside(weights: Path, photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.json"
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": str(photos.resolve() / "00.png")}]}))
+    (tmp_path / "images").mkdir()
+    arguments = ("extract", file, "--image-dir", tmp_path / "images", "--variant", "svt_small", "--weights", weights)
+    options = ("--size", 64, "--levels", "c5", "--workers", 0, "--device", "cpu", "--out", tmp_path / "f")
+    assert_error(twins(*arguments, *options), f"{file}: image ", "00.png is not in the folder", "add --allow-outside")
+    assert not (tmp_path / "f").exists()
+    result = twins(*arguments, *options, "--allow-outside")
+    assert result.code == 0 and "features of 1 images, 0 unreadable" in result.out, result.err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import click
 
 from ..errors import TwinsError
 from ..features import DTYPES
-from .options import device_option, find_device, parse_levels
+from .options import allow_outside_option, device_option, find_device, parse_levels
 
 _NUM_BARE = 128  # images per round for the model alone
 _NUM_CHUNKS = 4  # chunks on which each stage is measured alone
@@ -17,6 +17,7 @@ _NUM_CHUNKS = 4  # chunks on which each stage is measured alone
 
 @click.command("extract", short_help="Extraction beside the bare model.")
 @click.argument("images", nargs=-1, required=True)
+@allow_outside_option
 @click.option("--variant", default="svt_small", show_default=True, help="One of the six; its weights are random.")
 @click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Levels to extract.")
 @click.option("--num-images", type=click.IntRange(1), help="Repeat the images until there are this many.")
@@ -31,6 +32,7 @@ _NUM_CHUNKS = 4  # chunks on which each stage is measured alone
 @click.option("--scratch", help="Folder on a disk with room for the features.  [default: the system's]")
 def extract_command(
     images: tuple[str, ...],
+    allow_outside: bool,
     variant: str,
     levels: str,
     num_images: int | None,
@@ -63,7 +65,7 @@ def extract_command(
         from ..features.benchmark import bare_rate, extraction_rate, num_cores, peak_memory, stage_rates
         from ..features.model import Settings
 
-    found = list_images(images)
+    found = list_images(images, allow_outside=allow_outside)
     count = num_images or len(found.paths)
     paths = [found.paths[i % len(found.paths)] for i in range(count)]
     found = ImageList([f"{path}#{i}" for i, path in enumerate(paths)], paths, found.upright)

@@ -10,6 +10,7 @@ from ..distributed import is_first_process
 from ..errors import TwinsError
 from ..features import DTYPES, EXTRACTION_PROTOCOLS
 from .options import (
+    allow_outside_option,
     backbone_options,
     check_window_padding,
     device_option,
@@ -27,6 +28,7 @@ _NUM_SHOWN = 20
 @backbone_options
 @click.option("--out", required=True, help="Folder for the features: a new one, or an unfinished one to resume.")
 @click.option("--image-dir", help="Folder that the names in a list or COCO file are relative to.  [default: found]")
+@allow_outside_option
 @click.option(
     "--protocol",
     type=click.Choice(EXTRACTION_PROTOCOLS),
@@ -68,6 +70,7 @@ def command(
     window_padding: str,
     out: str,
     image_dir: str | None,
+    allow_outside: bool,
     protocol: str,
     size: int | None,
     pool: str,
@@ -107,7 +110,7 @@ def command(
 
     if preview and pool == "mean" and not maps:
         raise TwinsError("--preview draws maps: add --maps, or leave out --pool")
-    found = list_images(images, image_dir, out=Path(out))
+    found = list_images(images, image_dir, out=Path(out), allow_outside=allow_outside)
     if size is None and protocol != "native":
         size = 448
     settings = Settings(

@@ -54,12 +54,16 @@ own_data_option = click.option(
     help="Your own data, in COCO, YOLO, Pascal VOC or ADE20K layout, or images with label maps.",
 )
 
+allow_outside_option = click.option(
+    "--allow-outside", is_flag=True, help="Read images outside the image folder if the data names them."
+)
+
 # Options that change the data of a config.
 data_options = _together(
     click.option("--data-root", help="Folder of the data set; relative paths in the config start here."),
     click.option("--skip-bad", is_flag=True, help="Leave out unusable images and annotations, and list them."),
     click.option("--strict", is_flag=True, help="Refuse boxes without area instead of leaving them out with a note."),
-    click.option("--allow-outside", is_flag=True, help="Read images outside the image folder if the data names them."),
+    allow_outside_option,
 )
 
 

@@ -254,9 +254,8 @@ def _check_images(
 
     def check(entry: dict[str, Any]) -> str | None:
         path = image_dir / entry["file_name"]
-        if not allow_outside and not is_inside(path, image_dir):
-            return f"image {one_line(path)} is not in the folder {image_dir}; add --allow-outside if it may be read"
-        problem = _image_problem(path, entry["width"], entry["height"])
+        problem = None if allow_outside else outside_problem(path, image_dir)
+        problem = problem or _image_problem(path, entry["width"], entry["height"])
         return problem or (_orientation_problem(path) if refuse_rotated else None)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -264,6 +263,13 @@ def _check_images(
         # The progress bar appears on a terminal after two seconds, so only for large data sets.
         found = tqdm(found, desc="checking images", total=len(entries), unit=" images", delay=2, disable=None)
         return {entry["id"]: problem for entry, problem in zip(entries, found, strict=True) if problem is not None}
+
+
+def outside_problem(path: Path, image_dir: Path) -> str | None:
+    """Return a sentence that says that an image is not in its folder; `None` if it is."""
+    if is_inside(path, image_dir):
+        return None
+    return f"image {one_line(path)} is not in the folder {image_dir}; add --allow-outside if it may be read"
 
 
 def _image_problem(path: Path, width: int, height: int) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import TwinsError, one_line
-from .coco import read_image_names
+from .coco import outside_problem, read_image_names
 from .image_files import IMAGE_SUFFIXES
 
 
@@ -28,7 +28,9 @@ class ImageList:
     upright: bool
 
 
-def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: Path | None = None) -> ImageList:
+def list_images(
+    arguments: Sequence[str], image_dir: str | None = None, *, out: Path | None = None, allow_outside: bool = False
+) -> ImageList:
     """List the images given as files, folders, globs and text files, or those of one COCO file.
 
     Args:
@@ -36,24 +38,29 @@ def list_images(arguments: Sequence[str], image_dir: str | None = None, *, out: 
         image_dir: Folder that the paths in text files and the COCO file are relative to. `None` means the folder of the
             text file, and the folder ROOT/NAME for a COCO file ROOT/annotations/instances_NAME.json.
         out: Folder of results, which is skipped when folders are searched.
+        allow_outside: Whether the COCO file may name images outside their folder, by `..` or as an absolute path.
 
     Raises:
-        TwinsError: If an argument matches no image.
+        TwinsError: If an argument matches no image, or an image of the COCO file is outside its folder.
     """
     coco_files = [Path(argument) for argument in arguments if argument.lower().endswith(".json")]
     if coco_files:
         if len(arguments) > 1:
             raise TwinsError(f"images {str(coco_files[0])!r}: give either one COCO file or other images")
-        names = read_image_names(coco_files[0])
         folder = Path(image_dir) if image_dir is not None else _coco_image_dir(coco_files[0])
-        return ImageList([str(i) for i in names], [str(folder / name) for name in names.values()], upright=False)
-    paths: dict[str, None] = {}
+        paths = {str(image_id): folder / name for image_id, name in read_image_names(coco_files[0]).items()}
+        problems = () if allow_outside else (outside_problem(path, folder) for path in paths.values())
+        problem = next(filter(None, problems), None)
+        if problem is not None:
+            raise TwinsError(f"{coco_files[0]}: {problem}")
+        return ImageList(list(paths), list(map(str, paths.values())), upright=False)
+    found: dict[str, None] = {}
     for argument in arguments:
         if argument.lower().endswith(".txt"):
-            paths.update(dict.fromkeys(_read_list(Path(argument), image_dir)))
+            found.update(dict.fromkeys(_read_list(Path(argument), image_dir)))
         else:
-            paths.update(dict.fromkeys(map(str, find_images([argument], out=out))))
-    return ImageList(list(paths), list(paths), upright=True)
+            found.update(dict.fromkeys(map(str, find_images([argument], out=out))))
+    return ImageList(list(found), list(found), upright=True)
 
 
 def find_images(arguments: Sequence[str], *, out: Path | None = None) -> list[Path]:

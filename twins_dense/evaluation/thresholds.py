@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import TwinsError
 from .folders import evaluations_of
 from .matching import Matches, match_record
-from .record import Record, checkpoint_hash, read_record
+from .record import Record, named_if_broken, read_record
 
 GRID = np.arange(101) / 100
 MIN_OBJECTS = 25
@@ -90,7 +90,8 @@ def recommended_thresholds(record: Record) -> Thresholds:
     They maximise F1 at an IoU of 0.5 (of masks, if the detector has them). A class with fewer than `MIN_OBJECTS`
     objects uses the threshold of all classes together.
     """
-    return recommend(match_record(record, main_iou_type(record)))
+    with named_if_broken(record.folder):
+        return recommend(match_record(record, main_iou_type(record)))
 
 
 def find_evaluation(checkpoint: str | Path) -> Record:
@@ -106,13 +107,12 @@ def find_evaluation(checkpoint: str | Path) -> Record:
         TwinsError: If there is none.
     """
     path = Path(checkpoint)
-    wanted = checkpoint_hash(path)
     for folder in evaluations_of(path.absolute().parent):
         try:
             record = read_record(folder)
         except TwinsError:  # another evaluation can be used
             continue
-        if record.about.task == "detection" and record.is_complete and record.about.identity.startswith(wanted):
+        if record.about.task == "detection" and record.is_complete and record.is_of(path):
             return record
     raise TwinsError(
         f"score='auto': there is no finished evaluation of {str(checkpoint)!r} that recommends a threshold; "

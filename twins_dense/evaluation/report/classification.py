@@ -114,8 +114,8 @@ def _changes(record: Record, scores: ClassificationScores, other: Classification
         "changes",
         "Images that changed",
         cards,
-        text=f"{num_better:,} images are classified correctly that the other classifier gets wrong, and {num_worse:,} the "
-        "other way round. The most certain mistakes come first.",
+        text=f"{num_better:,} images are classified correctly that the other classifier gets wrong, and {num_worse:,} "
+        "the other way round. The most certain mistakes come first.",
         empty="Both classifiers get the same images right.",
         filters=[("change", ["now correct", "now wrong"])],
     )

@@ -17,6 +17,7 @@ from ...evaluation.record import (
     RecordWriter,
     device_name,
     identity_of,
+    named_if_broken,
     package_versions,
     read_record,
 )
@@ -50,15 +51,16 @@ def finished_record(folder: Path, identity: str) -> Record | None:
 
 def recorded_results(record: Record, config: DictConfig) -> dict[str, dict[str, float]]:
     """Return the results of `DetectionEvaluator` for a record of the config."""
-    settings = record.about.settings
-    return coco_results(
-        record.entries,
-        record.about.classes,
-        settings["category_ids"],
-        with_masks="segm" in settings["iou_types"],
-        max_dets=settings["max_dets"],
-        backend=config.dataloader.evaluator.get("backend", "hotcoco"),
-    )
+    with named_if_broken(record.folder):
+        settings = record.about.settings
+        return coco_results(
+            record.entries,
+            record.about.classes,
+            settings["category_ids"],
+            with_masks="segm" in settings["iou_types"],
+            max_dets=settings["max_dets"],
+            backend=config.dataloader.evaluator.get("backend", "hotcoco"),
+        )
 
 
 def start_recording(
