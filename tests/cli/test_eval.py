@@ -108,6 +108,17 @@ class TestResume:
         assert_error(twins("eval", run / "epoch_1.pth", "--work-dir", folder), "another checkpoint")
 
 
+class TestDamagedRecord:
+    def test_is_one_line(self, tiny_run: Run, tmp_path: Path) -> None:
+        evaluate = ("eval", tiny_run.work_dir, "--work-dir", tmp_path)
+        assert twins(*evaluate).code == 0
+        path = tmp_path / "record" / "images-0.jsonl"
+        content = path.read_text().replace('"detections"', '"found"')
+        for damaged in (content, content[: len(content) // 2]):  # finished, and to be resumed
+            path.write_text(damaged)
+            assert_error(twins(*evaluate), "broken (detections is missing)", str(path.parent), "evaluate again")
+
+
 class TestResultFiles:
     def test_label_maps_are_for_segmentors(self, tiny_run: Run, tmp_path: Path) -> None:
         result = twins("eval", tiny_run.work_dir, "--label-maps", "--work-dir", tmp_path / "out")

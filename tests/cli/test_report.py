@@ -51,7 +51,7 @@ def test_sources_that_cannot_be_used(evaluated: Path, tmp_path: Path) -> None:
     assert_error(twins("report", evaluated, "--against", tmp_path / "empty"), "contains no evaluation")
     path = evaluated / "record" / "images-0.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
-    assert_error(twins("report", evaluated), "unfinished (1 of 3 images)", "eval … --resume")
+    assert_error(twins("report", evaluated), "unfinished (1 of 3 images)", f"eval … --work-dir {evaluated}")
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,10 @@ class TestReport:
         assert (case.work_dir / "report.html").is_file()
         # The images are not evaluated again.
         assert {path: path.stat().st_mtime_ns for path in files if path.name == "about.json"}.items() <= files.items()
+        for path in files:
+            path.write_text("{")
+        assert case.train("--resume").err == ""
+        assert read_record(case.work_dir / "evaluation").is_complete
 
 
 class TestSkipBad:

@@ -97,3 +97,10 @@ def test_versions_and_device() -> None:
     assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert "hotcoco" in found and "no-such-package" not in found
     assert device_name("cpu")
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/twins-dense", "/lib/twins_dense/__main__.py", "/home/me/score.py"])
+def test_the_command_can_be_typed_again(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", [program, "eval", "my runs/a"])
+    name = program if program.endswith("score.py") else "twins-dense"
+    assert about().command == f"{name} eval 'my runs/a'"

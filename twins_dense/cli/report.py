@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
 import click
 
-from ..errors import requires_extra
+from ..errors import TwinsError, requires_extra
 
 
 @click.command("report", short_help="Write a report about an evaluation or a data set.")
@@ -34,7 +36,7 @@ def command(source: str | None, against: str | None, data_dir: str | None, out: 
         assert source is not None
         with requires_extra("report"):
             from ..evaluation.report.build import write_report
-        path = write_report(source, out, against=against)
+        path = write_report(source, out, against=against, checkpoint=_checkpoint_of(source))
     else:
         if against is not None:
             raise click.UsageError("--against goes with a run or an evaluation, not with --data.")
@@ -42,3 +44,12 @@ def command(source: str | None, against: str | None, data_dir: str | None, out: 
             from ..evaluation.report.data import write_data_report
         path = write_data_report(data_dir, out or "data_report.html")
     click.echo(f"{os.path.relpath(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+def _checkpoint_of(source: str) -> Path | None:
+    """Return the best checkpoint of a training run, or `None` if the folder is not one."""
+    from ..frameworks.work_dir import best_checkpoint
+
+    with contextlib.suppress(TwinsError):
+        return best_checkpoint(source)
+    return None

@@ -17,6 +17,7 @@ import io
 import json
 import platform
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,7 +68,7 @@ class About:
     settings: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     engine: str = ""
-    command: str = field(default_factory=lambda: " ".join(sys.argv))
+    command: str = field(default_factory=lambda: _command_line(sys.argv))
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%d %H:%M:%S"))
     versions: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
@@ -102,6 +103,10 @@ class Record:
     def is_complete(self) -> bool:
         """Whether every image of the evaluation has an entry."""
         return len(self.entries) == self.about.num_images
+
+    def is_of(self, checkpoint: str | Path) -> bool:
+        """Return whether a file has the bytes of the checkpoint that was evaluated."""
+        return self.about.identity.startswith(checkpoint_hash(checkpoint))
 
 
 class RecordWriter:
@@ -173,14 +178,37 @@ def read_record(folder: str | Path) -> Record:
     """
     path = Path(folder) / NAME
     try:
-        content = json.loads((path / "about.json").read_bytes())
-        about = About(**{item.name: content[item.name] for item in fields(About)})
-        entries = {entry["index"]: entry for entry in _entries(path)}
+        with named_if_broken(path):
+            content = json.loads((path / "about.json").read_bytes())
+            about = About(**{item.name: content[item.name] for item in fields(About)})
+            entries = {entry["index"]: entry for entry in _entries(path)}
     except FileNotFoundError:
         raise TwinsError(f"{str(folder)!r} contains no evaluation: run `twins-dense eval` first") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise TwinsError(f"{str(path)!r}: the record of the evaluation is broken ({one_line(error)})") from None
     return Record(path, about, [entries[index] for index in sorted(entries)])
+
+
+@contextlib.contextmanager
+def named_if_broken(folder: Path) -> Iterator[None]:
+    """Wrap code that reads or uses a record, so that damaged or edited files lead to a `TwinsError`.
+
+    Args:
+        folder: The folder `record/`.
+    """
+    try:
+        yield
+    except TwinsError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{one_line(error)} is missing" if isinstance(error, KeyError) else one_line(error)
+        raise TwinsError(
+            f"{str(folder)!r}: the record of the evaluation is broken ({reason}): remove this folder and evaluate again"
+        ) from error
+
+
+def check_unrecorded(folder: Path) -> None:
+    """Raise `TwinsError` if the folder of an evaluation that cannot be recorded has a record of another one."""
+    if (folder / NAME).exists():
+        raise TwinsError(f"{str(folder)!r} contains another evaluation: choose another --work-dir")
 
 
 def identity_of(checkpoint: str | Path, config: Mapping[str, Any]) -> str:
@@ -221,6 +249,13 @@ def device_name(device: str | torch.device) -> str:
         if found:
             return found[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _command_line(arguments: Sequence[str]) -> str:
+    """Return the command line to type; `python -m twins_dense` has the path of `__main__.py` in place of a name."""
+    program = Path(arguments[0])
+    is_ours = program.name == "twins-dense" or program.parts[-2:] == ("twins_dense", "__main__.py")
+    return shlex.join(["twins-dense" if is_ours else arguments[0], *arguments[1:]])
 
 
 def _entries(path: Path) -> Iterator[Mapping[str, Any]]:

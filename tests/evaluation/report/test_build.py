@@ -16,7 +16,7 @@ import pytest
 from record_fixtures import segmentation_record
 
 from twins_dense.errors import TwinsError
-from twins_dense.evaluation.record import Record, read_record
+from twins_dense.evaluation.record import Record, checkpoint_hash, read_record
 from twins_dense.evaluation.report.build import finished_record, write_report
 from twins_dense.evaluation.report.run import find_run, read_history, run_sections
 
@@ -126,6 +126,18 @@ class TestWhichEvaluation:
         evaluation(run.with_name("mine_eval") / "newer")
         assert finished_record(run).folder == run / "evaluation" / "record"
 
+    def test_those_of_the_best_checkpoint_come_first(self, run: Path) -> None:
+        checkpoint = run / "epoch_4.pth"
+        checkpoint.write_bytes(b"weights")
+        identity = f"{checkpoint_hash(checkpoint)}-config"
+        path = write_report(run, checkpoint=checkpoint)
+        assert f"Not evaluated {checkpoint}, the run's best checkpoint now: run `twins-dense eval" in text_of(path)
+        for name in ("1", "2"):
+            evaluation(run.with_name("mine_eval") / name)
+        edit_about(run.with_name("mine_eval") / "1", identity=identity)
+        assert finished_record(run, checkpoint).folder.parent.name == "1"
+        assert "Not evaluated" not in text_of(write_report(run, checkpoint=checkpoint))
+
     def test_else_the_newest_finished_one(self, run: Path) -> None:
         shutil.rmtree(run / "evaluation")
         for time, name in enumerate(("old", "new", "unfinished")):
@@ -138,7 +150,7 @@ class TestWhichEvaluation:
     @pytest.mark.parametrize("is_evaluation", [False, True])
     def test_an_unfinished_one_names_the_remedy(self, run: Path, is_evaluation: bool) -> None:
         cut_record(run / "evaluation")
-        with pytest.raises(TwinsError, match=r"unfinished \(2 of 3 images\).*eval … --resume"):
+        with pytest.raises(TwinsError, match=r"unfinished \(2 of 3 images\).*eval … --work-dir .*evaluation"):
             write_report(run / "evaluation" if is_evaluation else run)
         assert not list(run.rglob("report.html"))
 
@@ -173,6 +185,17 @@ def test_evaluations_that_cannot_be_compared(run: Path, tmp_path: Path, name: st
     change(tmp_path / "other")
     with pytest.raises(TwinsError, match=message) as caught:
         write_report(run, against=tmp_path / "other")
+    assert "\n" not in str(caught.value)
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize(("old", "new"), [('"labels"', '"label"'), ('"maps/', '5,"a":"')])
+def test_an_edited_record_is_one_line(run: Path, old: str, new: str) -> None:
+    path = run / "evaluation" / "record" / "images-0.jsonl"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(TwinsError, match=r"broken .*: remove this folder and evaluate again") as caught:
+        write_report(run)
     assert "\n" not in str(caught.value)
     assert not (run / "report.html").exists()
 

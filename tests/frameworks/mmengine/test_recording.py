@@ -286,6 +286,10 @@ class TestSegmentation:
         expected = json.loads((segmentation / "metrics.json").read_text())["metrics"]
         assert found == {name: expected[name] for name in ("aAcc", "mIoU", "mAcc")}
         assert not (tmp_path / "out" / "record").exists() and "twins_dense.IoUMetric" in caplog.text
+        copy = shutil.copytree(segmentation, tmp_path / "copy")
+        with pytest.raises(TwinsError, match="copy' contains another evaluation: choose another --work-dir"):
+            evaluate(segmentation_run, copy, "test_evaluator.type=mmseg.IoUMetric")
+        assert json.loads((copy / "metrics.json").read_text())["metrics"] == expected
 
 
 class TestConfidence:

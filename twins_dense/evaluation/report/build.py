@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -10,15 +11,21 @@ from typing import Any, get_args
 
 from ...atomic import write_atomically
 from ...errors import TwinsError
-from ..record import NAME, Record, Task, read_record
+from ..folders import evaluations_of, has_record
+from ..record import Record, Task, named_if_broken, read_record
 from .page import GENERATOR, Section, render_page
 from .run import find_run, run_facts, run_sections
 
 REPORT_NAME = "report.html"
-EVALUATION_NAME = "evaluation"  # folder of the evaluation that `train` makes, in the work directory
 
 
-def write_report(source: str | Path, out: str | Path | None = None, *, against: str | Path | None = None) -> Path:
+def write_report(
+    source: str | Path,
+    out: str | Path | None = None,
+    *,
+    against: str | Path | None = None,
+    checkpoint: Path | None = None,
+) -> Path:
     """Write the report of an evaluation as one HTML file, and return its path.
 
     Args:
@@ -26,12 +33,13 @@ def write_report(source: str | Path, out: str | Path | None = None, *, against: 
             finished one in the folder `RUN_eval` beside it.
         out: File to write; `None` stands for `report.html` in the folder `source`.
         against: Another evaluation or run to compare with; it must have the same task, classes and images.
+        checkpoint: Checkpoint of the run whose evaluations are preferred. If it has none, the report says so.
 
     Raises:
         TwinsError: If there is no finished evaluation, the two cannot be compared, or `out` is a folder or a file that
             is not a report.
     """
-    record = finished_record(source)
+    record = finished_record(source, checkpoint)
     path = Path(source) / REPORT_NAME if out is None else Path(out)
     check_out(path)
     other = None if against is None else _comparable(record, finished_record(against), str(source), str(against))
@@ -42,12 +50,17 @@ def write_report(source: str | Path, out: str | Path | None = None, *, against: 
     if other is not None:
         title += f", compared with {Path(str(against)).resolve().name}"
         facts.insert(2, ("Compared with", f"{other.about.checkpoint} (evaluated {other.about.started})"))
-    sections: Sequence[Section] = [*run_sections(run), *task.sections(record, other)]
-    write_page(path, render_page(title, facts, task.headlines(record, other), sections))
+    if checkpoint is not None and not record.is_of(checkpoint):
+        command = shlex.join(["twins-dense", "eval", str(source)])
+        facts.insert(2, ("Not evaluated", f"{checkpoint}, the run's best checkpoint now: run `{command}`"))
+    with named_if_broken(record.folder):
+        sections: Sequence[Section] = [*run_sections(run), *task.sections(record, other)]
+        page = render_page(title, facts, task.headlines(record, other), sections)
+    write_page(path, page)
     return path
 
 
-def finished_record(source: str | Path) -> Record:
+def finished_record(source: str | Path, checkpoint: Path | None = None) -> Record:
     """Return the record of the evaluation that a folder contains (see `write_report`).
 
     Raises:
@@ -57,21 +70,18 @@ def finished_record(source: str | Path) -> Record:
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         raise TwinsError(f"{str(source)!r} {problem}: name the folder of a training run or of an evaluation")
-    if (folder / NAME / "about.json").is_file():
+    if has_record(folder):
         return _finished(folder)
-    own = folder / EVALUATION_NAME
-    if (own / NAME / "about.json").is_file() and read_record(own).is_complete:
-        return read_record(own)
-    resolved = folder.resolve()
-    others = list(resolved.with_name(f"{resolved.name}_eval").glob(f"*/{NAME}/about.json"))
-    for about in sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        record = read_record(about.parent.parent)
-        if record.is_complete:
+    evaluations = evaluations_of(folder)
+    if not evaluations:
+        raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
+    found: Record | None = None
+    for evaluation in evaluations:
+        record = read_record(evaluation)
+        if record.is_complete and (checkpoint is None or record.is_of(checkpoint)):
             return record
-    unfinished = [own] if (own / NAME / "about.json").is_file() else [path.parent.parent for path in others]
-    if unfinished:
-        return _finished(unfinished[0])
-    raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
+        found = found or (record if record.is_complete else None)
+    return found or _finished(evaluations[0])
 
 
 def check_out(path: Path) -> None:
@@ -96,7 +106,8 @@ def _finished(folder: Path) -> Record:
     record = read_record(folder)
     if not record.is_complete:
         is_classifier = record.about.task == "classification"
-        remedy = "validate again" if is_classifier else "finish it by `twins-dense eval … --resume`"
+        command = shlex.join(["--work-dir", str(folder)])
+        remedy = "validate again" if is_classifier else f"finish it by `twins-dense eval … {command}`"
         raise TwinsError(
             f"the evaluation in {str(folder)!r} is unfinished ({len(record.entries)} of {record.about.num_images} "
             f"images): {remedy}"

@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from ...evaluation import metrics_file
+from ...evaluation.record import check_unrecorded
 from .. import checks
 from ..console import Progress, duration, is_of_class, logger
 from ..work_dir import for_evaluation
@@ -121,6 +122,7 @@ def _results(config: DictConfig, checkpoint: str, identity: str) -> dict[str, An
                 twins_logger.info(f"resuming: {len(finished)} of {len(records)} images are finished")
             records = [record for record in records if record["image_id"] not in finished]
         else:
+            check_unrecorded(Path(config.train.output_dir))
             twins_logger.warning(
                 "This evaluation cannot be resumed, and there will be no report of it: dataloader.evaluator is a "
                 f"{type(evaluator).__name__}; use our DetectionEvaluator, and a list as dataloader.test.dataset"

@@ -10,13 +10,14 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from ...evaluation.folders import has_record
 from ...evaluation.record import (
-    NAME,
     About,
     Record,
     RecordWriter,
     device_name,
     identity_of,
+    named_if_broken,
     package_versions,
     read_record,
 )
@@ -42,7 +43,7 @@ def evaluation_identity(config: DictConfig, checkpoint: str | Path) -> str:
 
 def finished_record(folder: Path, identity: str) -> Record | None:
     """Return the record in a folder if it is the complete record of this evaluation, or else `None`."""
-    if not (folder / NAME / "about.json").is_file():
+    if not has_record(folder):
         return None
     record = read_record(folder)
     return record if record.about.identity == identity and record.is_complete else None
@@ -50,15 +51,16 @@ def finished_record(folder: Path, identity: str) -> Record | None:
 
 def recorded_results(record: Record, config: DictConfig) -> dict[str, dict[str, float]]:
     """Return the results of `DetectionEvaluator` for a record of the config."""
-    settings = record.about.settings
-    return coco_results(
-        record.entries,
-        record.about.classes,
-        settings["category_ids"],
-        with_masks="segm" in settings["iou_types"],
-        max_dets=settings["max_dets"],
-        backend=config.dataloader.evaluator.get("backend", "hotcoco"),
-    )
+    with named_if_broken(record.folder):
+        settings = record.about.settings
+        return coco_results(
+            record.entries,
+            record.about.classes,
+            settings["category_ids"],
+            with_masks="segm" in settings["iou_types"],
+            max_dets=settings["max_dets"],
+            backend=config.dataloader.evaluator.get("backend", "hotcoco"),
+        )
 
 
 def start_recording(

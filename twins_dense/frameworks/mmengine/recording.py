@@ -20,7 +20,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...errors import one_line
-from ...evaluation.record import About, RecordWriter, Task, device_name, identity_of, package_versions
+from ...evaluation.record import About, RecordWriter, Task, device_name, identity_of, named_if_broken, package_versions
 from ...weights.download import fetch_weights
 from ..console import logger
 from .stored import to_data
@@ -80,7 +80,8 @@ class RecordedMetric(BaseMetric):
         if not self._finished:
             return list(results)
         found = dict(zip(self._remaining, results, strict=True))
-        found.update((entry["index"], self.result_of(entry, self._folder)) for entry in self._finished)
+        with named_if_broken(self._folder):
+            found.update((entry["index"], self.result_of(entry, self._folder)) for entry in self._finished)
         return [found[index] for index in sorted(found)]
 
 
@@ -147,7 +148,9 @@ class Recording:
         """Return the metrics if no image remains."""
         self.metric.resume(self.writer.finished, (), self.writer.folder)
         prefix = f"{self.metric.prefix}/" if self.metric.prefix else ""
-        return {f"{prefix}{name}": value for name, value in self.metric.compute_metrics([]).items()}
+        with named_if_broken(self.writer.folder):
+            found = self.metric.compute_metrics([])
+        return {f"{prefix}{name}": value for name, value in found.items()}
 
     def __enter__(self) -> Recording:
         return self

@@ -25,6 +25,7 @@ from torch import nn
 from ...atomic import write_atomically
 from ...errors import TwinsError
 from ...evaluation import metrics_file
+from ...evaluation.record import check_unrecorded
 from .. import checks
 from ..console import logger
 from ..optimizer_state import check_optimizer_state
@@ -162,6 +163,7 @@ def evaluate(
         evaluator = Runner.build_evaluator(None, copy.deepcopy(config.test_evaluator))  # it uses no attribute
     reason = obstacle(evaluator, dataset)
     if reason:
+        check_unrecorded(work_dir)
         warn_of_obstacle(reason)
         found = _tested(config, dataset, evaluator, state)
     else:
