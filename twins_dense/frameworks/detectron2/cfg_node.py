@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from omegaconf import DictConfig
 from torch import nn
 
-from ...errors import TwinsError, one_line
+from ...errors import TwinsError, one_line, shown
 from ..options import MonitoringOptions
 from .backbone import add_twins_config, optimizer_params
 from .data import build_train_loader, coco_dataset
@@ -50,15 +50,25 @@ def load_cfg(path: Path, overrides: Sequence[str]) -> DictConfig:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise TwinsError(f"override {override!r}: write KEY=VALUE, for example SOLVER.BASE_LR=1e-4")
+            raise TwinsError(f"override {shown(override)!r}: write KEY=VALUE, for example SOLVER.BASE_LR=1e-4")
         try:
             cfg.merge_from_list([key, value])
         except Exception as error:
-            raise TwinsError(f"override {override!r}: {type(error).__name__}: {one_line(error)}") from None
+            raise TwinsError(f"override {shown(override)!r}: {type(error).__name__}: {one_line(error)[:300]}") from None
     for key in _UNREAD:
         value, default = _look_up(cfg, key), _look_up(get_cfg(), key)
         if value != default:
             raise TwinsError(f"config {str(path)!r}: {key}={value!r} is not supported, only {default!r} is")
+    for key, kind in (("DATASETS.TRAIN", str), ("DATASETS.TEST", str), ("SOLVER.STEPS", (int, float))):
+        if not all(isinstance(value, kind) for value in _look_up(cfg, key)):
+            raise TwinsError(f"config {str(path)!r}: {key}={_look_up(cfg, key)!r} has a value of another type")
+    if cfg.INPUT.MASK_FORMAT not in ("polygon", "bitmask"):
+        raise TwinsError(
+            f"config {str(path)!r}: INPUT.MASK_FORMAT={cfg.INPUT.MASK_FORMAT!r}: choose polygon or bitmask"
+        )
+    for key in ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"):
+        if _look_up(cfg, key) < 1:
+            raise TwinsError(f"config {str(path)!r}: {key}={_look_up(cfg, key)}: choose 1 or more")
     if cfg.SOLVER.MAX_ITER < 1:
         raise TwinsError(f"config {str(path)!r}: SOLVER.MAX_ITER={cfg.SOLVER.MAX_ITER}: choose 1 or more")
     if not len(cfg.DATASETS.TRAIN) == len(cfg.DATASETS.TEST) == 1:

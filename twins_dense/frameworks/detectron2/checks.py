@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,12 @@ from torch import nn
 from ...errors import TwinsError
 from ...weights.read import read_checkpoint
 from .. import checks
-from ..checks import config_errors
 from .data import check_masks
+from .guards import building
 
 _WEIGHTS_HINT = (
     "backbone weights go into a Python config as model.backbone.bottom_up.net.weights, into YAML as MODEL.TWINS.WEIGHTS"
 )
-
-
-def building() -> AbstractContextManager[None]:
-    """Return a context manager that turns errors raised while a part of a config is built into one line."""
-    return config_errors("config")
 
 
 def check_data(config: DictConfig) -> Iterator[str]:
@@ -36,7 +30,7 @@ def check_data(config: DictConfig) -> Iterator[str]:
     """
     for split in ("train", "test"):
         loader = config.dataloader[split]
-        with building():
+        with building(config):
             records = instantiate(loader.dataset)
             if split == "train":
                 check_masks(records, instantiate(loader.mapper))

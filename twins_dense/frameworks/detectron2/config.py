@@ -17,10 +17,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ...atomic import write_atomically
-from ...errors import TwinsError, did_you_mean, one_line
+from ...errors import TwinsError, did_you_mean, one_line, shown
 from ...evaluation.record import Task
+from ..checks import config_errors
 from ..options import MonitoringOptions
 from .cfg_node import load_cfg
+from .guards import guarded
 from .yaml_file import read_yaml
 
 # The parts that detectron2's own tools/lazyconfig_train_net.py reads.
@@ -71,8 +73,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     missing = [part for part in _PARTS if part not in config]
     if missing:
         raise TwinsError(f"config {str(path)!r} has no {', '.join(missing)}: use the config of a complete experiment")
-    config.train = OmegaConf.merge(_TRAIN, config.train)
-    # As an attribute, because it is not part of the config.
+    with config_errors(f"config {str(path)!r}"):
+        config.train = OmegaConf.merge(_TRAIN, config.train)
+    # As attributes, because they are not part of the config.
+    object.__setattr__(config, "_given", tuple(overrides))
     object.__setattr__(config, "_cfg_keys", {override.partition("=")[0] for override in overrides if from_cfg})
     apply_overrides(config, () if from_cfg else overrides)
     return config
@@ -108,6 +112,7 @@ def write_config(config: DictConfig, stem: Path, comment: Sequence[str]) -> Path
     return path
 
 
+@guarded
 def default_work_dir(config: DictConfig) -> Path:
     """Return the default folder of a run: the `train.output_dir` of the config.
 
@@ -121,30 +126,35 @@ def default_work_dir(config: DictConfig) -> Path:
     return Path(config.train.output_dir)
 
 
+@guarded
 def set_data_root(config: DictConfig, data_root: str | Path) -> None:
     """Make `data_root` the root folder of both data sets of a config."""
     for dataset in datasets_of(config, "data_root"):
         dataset.data_root = str(data_root)
 
 
+@guarded
 def set_skip_bad(config: DictConfig) -> None:
     """Make both data sets of a config skip unusable images and annotations."""
     for dataset in datasets_of(config, "skip_bad"):
         dataset.skip_bad = True
 
 
+@guarded
 def set_strict(config: DictConfig) -> None:
     """Make both data sets of a config refuse boxes of no width or height, instead of leaving them out."""
     for dataset in datasets_of(config, "strict"):
         dataset.strict = True
 
 
+@guarded
 def set_allow_outside(config: DictConfig) -> None:
     """Make both data sets of a config read images outside the image folder if the data names them."""
     for dataset in datasets_of(config, "skip_bad"):  # configs of older runs have no `allow_outside`
         dataset.allow_outside = True
 
 
+@guarded
 def set_amp(config: DictConfig) -> None:
     """Enable mixed-precision training (bfloat16) in a config."""
     config.train.amp = {"enabled": True, "dtype": "bfloat16"}
@@ -160,6 +170,7 @@ def set_tta(config: DictConfig) -> NoReturn:
     raise TwinsError("--tta works with mmsegmentation configs only: evaluate this one without it")
 
 
+@guarded
 def check_settings(config: DictConfig) -> None:
     """Check the settings that would make detectron2 fail in the middle of a run.
 
@@ -214,25 +225,26 @@ def datasets_of(config: DictConfig, key: str) -> Iterable[DictConfig]:
 
 
 def _apply(config: DictConfig, override: str) -> None:
+    name = shown(override)
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
-    except (OverrideParseException, ValueError) as error:
+    except (OverrideParseException, ValueError, RecursionError) as error:
         raise TwinsError(
-            f"override {override!r}: {_described(error)}; write key=value, for example train.max_iter=1000, "
+            f"override {name!r}: {_described(error)[:300]}; write key=value, for example train.max_iter=1000, "
             "and quote values with special characters"
         ) from None
     if parsed.is_delete():
-        raise TwinsError(f"override {override!r}: keys cannot be deleted; write key=value, for example train.seed=1")
+        raise TwinsError(f"override {name!r}: keys cannot be deleted; write key=value, for example train.seed=1")
     parent, node = _check_key(config, parsed.key_or_group, override)
     is_argument = "_target_" in parent and "_target_" not in node if isinstance(node, DictConfig) else True
     if not is_argument and not isinstance(parsed.value(), dict):
         raise TwinsError(
-            f"override {override!r}: {parsed.key_or_group} contains {', '.join(map(str, node))}: set one of these"
+            f"override {name!r}: {parsed.key_or_group} contains {', '.join(map(str, node))}: set one of these"
         )
     try:
         OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True)
-    except (OmegaConfBaseException, ValueError, KeyError) as error:
-        raise TwinsError(f"override {override!r}: {_described(error)}") from None
+    except (OmegaConfBaseException, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TwinsError(f"override {name!r}: {_described(error)[:300]}") from None
 
 
 def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
@@ -240,6 +252,7 @@ def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
 
     Every part of the key must exist, except that the last one may be a new argument of the object that the node builds.
     """
+    name = shown(override)
     node: Any = config
     parent: Any = None
     parts = key.split(".")
@@ -248,14 +261,14 @@ def _check_key(config: DictConfig, key: str, override: str) -> tuple[Any, Any]:
         if isinstance(node, ListConfig):
             choices = [str(index) for index in range(len(node))]
         elif isinstance(node, DictConfig):
-            choices = [str(name) for name in node if name != "_target_"]
+            choices = [str(choice) for choice in node if choice != "_target_"]
             if is_last:
-                choices += [name for name in _arguments(node.get("_target_")) if name not in choices]
+                choices += [argument for argument in _arguments(node.get("_target_")) if argument not in choices]
         else:
             choices = []
         if part not in choices:
             parent = ".".join(parts[:depth]) or "the config"
-            raise TwinsError(f"override {override!r}: {parent} has no {part!r}{did_you_mean(part, choices)}")
+            raise TwinsError(f"override {name!r}: {parent} has no {shown(part)!r}{did_you_mean(part, choices)}")
         parent, node = node, node[int(part)] if isinstance(node, ListConfig) else node.get(part)
     return parent, node
 

@@ -24,8 +24,9 @@ from .. import checks
 from ..console import Progress, duration, is_of_class, logger
 from ..work_dir import for_evaluation
 from .backbone import logger as twins_logger
-from .checks import building, categories_of, check_classes, dataset_name_of, read_detector
+from .checks import categories_of, check_classes, dataset_name_of, read_detector
 from .detection_evaluator import DetectionEvaluator
+from .guards import building
 from .hooks import as_fractions
 from .launch import fit_device, launch_run, set_up
 from .recording import evaluation_identity, finished_record, recorded_results, start_recording
@@ -70,7 +71,7 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
     fit_device(config)
     _drop_initial_weights(config)
     content = read_detector(checkpoint)
-    with building():
+    with building(config):
         model = instantiate(config.model)
     checks.check_checkpoint(content["model"], model.state_dict(), checkpoint)
     DetectionCheckpointer(model).load(str(checkpoint))
@@ -81,7 +82,7 @@ def _evaluate(config: DictConfig, checkpoint: str) -> None:
     set_up(config)
     content, folder = read_detector(checkpoint), Path(config.train.output_dir)
     _drop_initial_weights(config)
-    with building():
+    with building(config):
         identity = evaluation_identity(config, checkpoint)
     record = finished_record(folder, identity)
     if comm.all_gather(record is not None)[0]:  # only the first process needs to have it
@@ -102,7 +103,7 @@ def _evaluate(config: DictConfig, checkpoint: str) -> None:
 def _results(config: DictConfig, checkpoint: str, identity: str) -> dict[str, Any]:
     """Evaluate a checkpoint, record the evaluation if that is possible, and return the results of the evaluator."""
     name = dataset_name_of(config.dataloader.test)
-    with building():
+    with building(config):
         # The data set comes first, as in `build_test`.
         records = instantiate(config.dataloader.test.get("dataset"))
         evaluator = instantiate(config.dataloader.evaluator)
@@ -127,7 +128,7 @@ def _results(config: DictConfig, checkpoint: str, identity: str) -> dict[str, An
                 "This evaluation cannot be resumed, and there will be no report of it: dataloader.evaluator is a "
                 f"{type(evaluator).__name__}; use our DetectionEvaluator, and a list as dataloader.test.dataset"
             )
-        with building():
+        with building(config):
             loader = instantiate({**config.dataloader.test, **({} if records is None else {"dataset": records})})
         start = time.monotonic()
         results = score(model, loader, [evaluator])

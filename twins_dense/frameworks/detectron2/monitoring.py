@@ -27,6 +27,7 @@ from ..console import logger as console
 from ..options import MonitoringOptions
 from .backbone import logger
 from .detection_evaluator import METRICS, DetectionEvaluator, tasks_of
+from .guards import guarded
 from .hooks import BEST, EarlyStop, RunCheckpointer, as_fractions
 from .validation import Validation
 
@@ -38,6 +39,7 @@ _METRICS = {
 _LOSS = "val/loss"  # the only metric that is better if it is smaller
 
 
+@guarded
 def set_monitoring(config: DictConfig, options: MonitoringOptions) -> None:
     """Set what a run watches and keeps, as `train.monitoring`. Options at their defaults keep the config's setting."""
     for field in fields(options):
@@ -46,6 +48,7 @@ def set_monitoring(config: DictConfig, options: MonitoringOptions) -> None:
             config.train.monitoring[field.name] = value
 
 
+@guarded
 def monitoring_of(config: DictConfig) -> MonitoringOptions:
     """Return the settings of a config.
 

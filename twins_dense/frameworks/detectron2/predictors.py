@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from ..checks import check_dataset_meta
 from ..prediction import Instances
-from .checks import building, dataset_meta_of, dataset_name_of
+from .checks import dataset_meta_of, dataset_name_of
 from .evaluation import load_model
+from .guards import building
 
 
 class DetectionPredictor:
@@ -67,7 +68,7 @@ class DetectionPredictor:
 
 def predictor(config: DictConfig, checkpoint: str | Path, device: torch.device) -> DetectionPredictor:
     """Load a trained model that computes raw results."""
-    with building():
+    with building(config):
         return DetectionPredictor(config, checkpoint, device)
 
 

@@ -21,6 +21,7 @@ from .backbone import optimizer_params
 from .cfg_node import is_cfg, read_dump
 from .config import apply_overrides, check_settings, datasets_of, overridden_cfg_keys
 from .data import TrainingFacts, training_facts
+from .guards import guarded
 
 # The settings below have one name in a LazyConfig and another one in a CfgNode, which a YAML file becomes.
 _CLASSES_KEYS = ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES")
@@ -28,6 +29,7 @@ _MAX_DETS_KEYS = ("test_topk_per_image", "max_detections_per_image")
 _NET = "model.backbone.bottom_up.net"
 
 
+@guarded
 def set_data(config: DictConfig, data: DataFolder) -> None:
     """Train on the "train" split of a folder and evaluate on its "val" split.
 
@@ -69,6 +71,7 @@ def set_data(config: DictConfig, data: DataFolder) -> None:
     apply_overrides(config)
 
 
+@guarded
 def set_training(config: DictConfig, options: TrainingOptions) -> None:
     """Change how a config trains, as `TrainingOptions` describes.
 

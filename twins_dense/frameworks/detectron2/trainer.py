@@ -20,10 +20,11 @@ from ..optimizer_state import check_optimizer_state
 from ..work_dir import for_training, last_checkpoint
 from .averaging import WeightAverage
 from .backbone import logger
-from .checks import building, check_classes, check_overlap, check_resumable, dataset_name_of
+from .checks import check_classes, check_overlap, check_resumable, dataset_name_of
 from .config import check_settings
 from .console import ConsoleHook
 from .data import PositionSampler
+from .guards import building
 from .hooks import LEARNING_RATE, EarlyStop, ExactResume, FiniteLosses, RunCheckpointer
 from .launch import launch_run, set_up
 from .monitoring import Monitor, choose_best, monitoring_of
@@ -62,7 +63,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     check_settings(config)
     settings, options = config.train, monitoring_of(config)
     set_up(config)
-    with building():
+    with building(config):
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
     dataset_meta = check_classes(config, model, dataset_name_of(config.dataloader.train))
@@ -81,7 +82,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     elif settings.init_checkpoint:
         check_overlap(settings.init_checkpoint, model)
 
-    with building():
+    with building(config):
         config.optimizer.params.model = model
         optimizer = instantiate(config.optimizer)
         if settings.clip_norm:

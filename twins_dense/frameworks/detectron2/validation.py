@@ -19,9 +19,10 @@ from torch.utils.data import DataLoader
 from ...data.coco import is_instance
 from ...errors import TwinsError
 from ...seeds import derived_seed
-from .checks import building, dataset_meta_of, dataset_name_of
+from .checks import dataset_meta_of, dataset_name_of
 from .data import check_masks
 from .evaluation import build_test, score
+from .guards import building
 from .samples import SampleDrawer
 
 _CHANGED_BY_TRAINING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
@@ -40,7 +41,7 @@ class Validation:
     def __init__(self, config: DictConfig, model: nn.Module, *, with_losses: bool, num_samples: int) -> None:
         self.model = model
         self.seed = config.train.seed
-        with building():
+        with building(config):
             self.loader, self.evaluator = build_test(config)
             self.loss_loader = _build_loss_loader(config) if with_losses else None
         self.sampler = None
