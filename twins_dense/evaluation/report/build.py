@@ -77,7 +77,7 @@ def finished_record(source: str | Path, checkpoint: Path | None = None) -> Recor
     others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     folders = [*filter(_has_record, [folder / EVALUATION_NAME]), *(about.parent.parent for about in others)]
     if not folders:
-        raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
+        return _finished(_only_evaluation(folder))
     found: Record | None = None
     for each in folders:
         record = read_record(each)
@@ -116,6 +116,19 @@ def _finished(folder: Path) -> Record:
             f"images): {remedy}"
         )
     return record
+
+
+def _only_evaluation(folder: Path) -> Path:
+    """Return the only subfolder that contains an evaluation, as after `twins-dense validate`."""
+    found = sorted(filter(_has_record, folder.iterdir()))
+    if len(found) > 1:
+        raise TwinsError(
+            f"{str(folder)!r} contains {len(found)} evaluations: name one of them, such as {str(found[0])!r}"
+        )
+    if not found:
+        command = shlex.join(["twins-dense", "eval", str(folder)])
+        raise TwinsError(f"{str(folder)!r} contains no evaluation: run `{command}` first")
+    return found[0]
 
 
 def _has_record(folder: Path) -> bool:
