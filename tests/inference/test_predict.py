@@ -245,7 +245,7 @@ class TestRecommendedScores:
         checkpoint = run / "epoch_1.pth"
         for name, score in (("old", 0.8), ("new", 0.6)):
             self.evaluated(run, tmp_path / "run_eval" / name, scores=(score,) * 9)
-        os.utime(tmp_path / "run_eval" / "old", (1, 1))
+        os.utime(tmp_path / "run_eval" / "old" / "record" / "about.json", (1, 1))
         assert self.model(checkpoint).recommended_scores[0] == pytest.approx(0.3, abs=0.0101)
         self.evaluated(run, run / "evaluation", scores=(0.4,) * 9)
         assert self.model(checkpoint).recommended_scores[0] == pytest.approx(0.2, abs=0.0101)

@@ -107,13 +107,14 @@ def command(
 
 def _folder(engine: Any, config: Any, checkpoint: str | Path, work_dir: str | None, resume: bool) -> str:
     """Return the folder for the results: a new one beside the run, unless the user has chosen one or resumes."""
+    from ..evaluation.folders import parent_of_evaluations
     from ..frameworks.work_dir import unfinished_evaluation
 
     is_file = Path(checkpoint).is_file()
     run = Path(checkpoint).resolve().parent if is_file else Path(os.path.abspath(engine.default_work_dir(config)))
-    parent = run.with_name(f"{run.name}_eval")
+    parent = parent_of_evaluations(run)
     if resume:
-        candidates = sorted(parent.glob("*")) if work_dir is None else [Path(work_dir)]
+        candidates = parent.glob("*") if work_dir is None else [Path(work_dir)]
         found = unfinished_evaluation(candidates, checkpoint)
         if found is None:
             place = os.path.relpath(parent) if work_dir is None else work_dir

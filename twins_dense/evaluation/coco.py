@@ -174,6 +174,24 @@ def coco_detection(box: np.ndarray, score: float, category_id: int, mask: Any = 
     return detection
 
 
+def coco_content(
+    entries: Sequence[Mapping[str, Any]], category_ids: Sequence[int], classes: Sequence[str]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Return evaluated images as the contents of a COCO annotation file and of a COCO results file.
+
+    Args:
+        entries: Images with `image`, `annotations` and `detections`, such as the entries of a record.
+        category_ids: Category id of each label.
+        classes: Name of each label.
+    """
+    ground_truth = {
+        "images": [entry["image"] for entry in entries],
+        "annotations": [annotation for entry in entries for annotation in entry["annotations"]],
+        "categories": [{"id": category, "name": name} for category, name in zip(category_ids, classes, strict=True)],
+    }
+    return ground_truth, [detection for entry in entries for detection in entry["detections"]]
+
+
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:
     """Return ground truth with the fields that evaluation needs: unique ids, areas, `iscrowd` and segmentations.
 

@@ -104,6 +104,10 @@ class Record:
         """Whether every image of the evaluation has an entry."""
         return len(self.entries) == self.about.num_images
 
+    def is_of(self, checkpoint: str | Path) -> bool:
+        """Return whether a file has the bytes of the checkpoint that was evaluated."""
+        return self.about.identity.startswith(checkpoint_hash(checkpoint))
+
 
 class RecordWriter:
     """Writer of the entries of one process. Use it as a context manager.

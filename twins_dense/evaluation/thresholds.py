@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import TwinsError
+from .folders import evaluations_of
 from .matching import Matches, match_record
-from .record import Record, checkpoint_hash, named_if_broken, read_record
+from .record import Record, named_if_broken, read_record
 
 GRID = np.arange(101) / 100
 MIN_OBJECTS = 25
@@ -107,23 +107,17 @@ def find_evaluation(checkpoint: str | Path) -> Record:
         TwinsError: If there is none.
     """
     path = Path(checkpoint)
-    wanted = checkpoint_hash(path)
-    for folder in _evaluations(path.absolute().parent):
+    for folder in evaluations_of(path.absolute().parent):
         try:
             record = read_record(folder)
         except TwinsError:  # another evaluation can be used
             continue
-        if record.about.task == "detection" and record.is_complete and record.about.identity.startswith(wanted):
+        if record.about.task == "detection" and record.is_complete and record.is_of(path):
             return record
     raise TwinsError(
         f"score='auto': there is no finished evaluation of {str(checkpoint)!r} that recommends a threshold; "
         f"run `twins-dense eval {checkpoint}` first, or choose a number in 0..1"
     )
-
-
-def _evaluations(run: Path) -> Iterator[Path]:
-    others = [about.parent.parent for about in run.with_name(f"{run.name}_eval").glob("*/record/about.json")]
-    yield from (run / "evaluation", *sorted(others, key=lambda folder: folder.stat().st_mtime, reverse=True))
 
 
 def _num_at_least(scores: np.ndarray) -> np.ndarray:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import TwinsError, shown
+from ..evaluation.folders import newest_first
 from ..evaluation.metrics_file import NAME as METRICS_NAME
-from ..evaluation.record import NAME as RECORD_NAME
 from ..evaluation.record import read_record
 
 _POINTER = "last_checkpoint"  # both MMEngine and detectron2 write it
@@ -51,9 +51,7 @@ def unfinished_evaluation(candidates: Iterable[Path], checkpoint: str | Path) ->
         candidates: Folders, which need not be folders of evaluations.
         checkpoint: Path or catalog name of the checkpoint. Only its name counts, because runs can be moved.
     """
-    records = [folder / RECORD_NAME / "about.json" for folder in candidates if not (folder / METRICS_NAME).is_file()]
-    for about in sorted(filter(Path.is_file, records), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        folder = about.parent.parent
+    for folder in newest_first(folder for folder in candidates if not (folder / METRICS_NAME).is_file()):
         if Path(read_record(folder).about.checkpoint).name == Path(checkpoint).name:
             return folder
     return None

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..distributed import is_first_process, wait_for_all
 from ..errors import TwinsError, requires_extra
-from ..evaluation.record import checkpoint_hash, read_record
+from ..evaluation.folders import OWN_NAME
+from ..evaluation.record import read_record
 from ..frameworks import Engine
 from ..frameworks.console import logger
 from ..frameworks.work_dir import best_checkpoint
@@ -36,11 +37,11 @@ def report_run(
         TwinsError: If the run cannot be evaluated.
     """
     with requires_extra("report"):
-        from ..evaluation.report.build import EVALUATION_NAME, write_report
+        from ..evaluation.report.build import write_report
 
     wait_for_all()  # until the first process has written the last checkpoint
     checkpoint = best_checkpoint(work_dir)
-    folder = Path(work_dir) / EVALUATION_NAME
+    folder = Path(work_dir) / OWN_NAME
     is_first = is_first_process() and not (launch or {}).get("machine_rank")
     if is_first:
         logger.info(f"evaluation of {checkpoint.name} for the report")
@@ -55,6 +56,6 @@ def report_run(
 def _is_up_to_date(folder: Path, checkpoint: Path) -> bool:
     """Return whether a folder contains an evaluation of the present bytes of a checkpoint."""
     try:
-        return read_record(folder).about.identity.startswith(checkpoint_hash(checkpoint))
+        return read_record(folder).is_of(checkpoint)
     except TwinsError:  # there is no record, or it is broken
         return False

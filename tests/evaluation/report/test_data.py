@@ -375,10 +375,10 @@ def test_in_a_browser(tmp_path: Path, browser: Browser, width: int) -> None:
     by_val_objects = ["cat", "only in val", "dog"]  # 2, 1 and 0
     assert order in (by_val_objects, by_val_objects[::-1])
     browser.run(
-        "const list = document.querySelector('#suspicious-images select');"
+        "const list = document.querySelector('#suspects-gallery select');"
         "list.value = 'tiny'; list.dispatchEvent(new Event('change', {bubbles: true}))"
     )
-    assert browser.texts("#suspicious-images .card-title") == ["train/tiny.png"]
+    assert browser.texts("#suspects-gallery .card-title") == ["train/tiny.png"]
     pictures = browser.run("return [...document.querySelectorAll('.pair img')].map((image) => image.naturalWidth)")
     assert len(pictures) == 4 and all(pictures)
     assert browser.messages() == []

@@ -163,6 +163,24 @@ class TestInThisProcess:
         after = snapshot(exact / "run")
         assert all(after[name] == content for name, content in before.items() if name.endswith(".pth"))
 
+    def test_another_optimiser_or_none(self, exact: Path, runs: Runs) -> None:
+        shutil.copytree(runs.killed, exact / "run")
+        path = exact / "run" / "model_0000007.pth"
+        for key, value, part in [
+            ("state", {}, "the state of its optimiser is empty"),
+            ("param_groups", [], "its optimiser has 0 groups of 0 parameters"),
+            ("state", {0: {"momentum_buffer": torch.zeros(2)}}, "its optimiser has stored ['momentum_buffer'], but"),
+        ]:
+            content = torch.load(runs.killed / path.name, weights_only=True)
+            content["trainer"]["optimizer"][key] = value
+            torch.save(content, path)
+            result = twins("train", runs.config, "--work-dir", exact / "run", "--resume")
+            assert_error(result, f"{str(path)!r} cannot be resumed: {part}", "start a new run")
+        for trainer in (None, {}, {"iteration": 7}, {"iteration": 7, "hooks": {"EarlyStop": 5}}):
+            torch.save({**content, "trainer": trainer}, path)
+            result = twins("train", runs.config, "--work-dir", exact / "run", "--resume")
+            assert_error(result, repr(str(path)), "cannot be resumed")
+
     def test_a_last_checkpoint_that_is_gone(self, exact: Path, runs: Runs) -> None:
         shutil.copytree(runs.killed, exact / "run")
         for content in ("model_0000099.pth", ""):

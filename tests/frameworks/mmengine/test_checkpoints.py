@@ -33,7 +33,8 @@ class TestCheckpoint:
         assert {"epoch_1.pth", "epoch_2.pth", "last_checkpoint", "metrics.json", "metrics.jsonl", "tiny.py"} <= names
         assert "samples" in names and len([name for name in names if name.startswith("best_coco_segm_AP_epoch_")]) == 1
         assert not [name for name in names if name.startswith(".")]
-        assert len(names) == 9  # and the folder with the log
+        assert {"evaluation", "report.html"} <= names
+        assert len(names) == 11  # and the folder with the log
         assert Path((tiny_run.work_dir / "last_checkpoint").read_text()).name == "epoch_2.pth"
         content = json.loads((tiny_run.work_dir / "metrics.json").read_text())
         assert (content["epoch"], content["iter"]) == (2, 8)

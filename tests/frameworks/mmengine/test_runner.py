@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,6 +72,34 @@ class TestTrain:
             engine.train(config_of(tiny_run), tmp_path / "run", resume=True)
         one_line_of(caught, str(tmp_path / "run"), "epoch_2.pth")
         assert snapshot(tmp_path / "run") == before
+
+    @pytest.mark.parametrize(
+        ("damage", "part"),
+        [
+            (lambda content: content.pop("optimizer"), "it has no state of an optimiser"),
+            (lambda content: content.update(optimizer={}), "it has no state of an optimiser"),
+            (lambda content: content["optimizer"].update(state={}), "the state of its optimiser is empty"),
+            (lambda content: content["optimizer"].update(param_groups=[]), "its optimiser has 0 groups"),
+            (lambda content: content.pop("message_hub"), "no message_hub"),
+        ],
+    )
+    def test_resume_without_a_state(
+        self, tiny_run: Run, tmp_path: Path, damage: Callable[[Any], object], part: str
+    ) -> None:
+        shutil.copytree(tiny_run.work_dir, tmp_path / "run")
+        content = torch.load(tmp_path / "run" / "epoch_2.pth", weights_only=True)
+        damage(content)
+        torch.save(content, tmp_path / "run" / "epoch_2.pth")
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config_of(tiny_run, ["train_cfg.max_epochs=3"]), tmp_path / "run", resume=True)
+        one_line_of(caught, part, "cannot be resumed")
+
+    def test_resume_with_another_optimiser(self, tiny_run: Run, tmp_path: Path) -> None:
+        shutil.copytree(tiny_run.work_dir, tmp_path / "run")
+        override = "optim_wrapper.optimizer={'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}"
+        with pytest.raises(TwinsError) as caught:
+            engine.train(config_of(tiny_run, [override, "train_cfg.max_epochs=3"]), tmp_path / "run", resume=True)
+        one_line_of(caught, "epoch_2.pth' cannot be resumed", "'exp_avg'", "SGD stores ['momentum_buffer']")
 
     @pytest.mark.parametrize(
         ("override", "parts"),

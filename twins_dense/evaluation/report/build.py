@@ -11,12 +11,12 @@ from typing import Any, get_args
 
 from ...atomic import write_atomically
 from ...errors import TwinsError
-from ..record import NAME, Record, Task, checkpoint_hash, named_if_broken, read_record
+from ..folders import evaluations_of, has_record
+from ..record import Record, Task, named_if_broken, read_record
 from .page import GENERATOR, Section, render_page
 from .run import find_run, run_facts, run_sections
 
 REPORT_NAME = "report.html"
-EVALUATION_NAME = "evaluation"  # folder of the evaluation that `train` makes, in the work directory
 
 
 def write_report(
@@ -50,7 +50,7 @@ def write_report(
     if other is not None:
         title += f", compared with {Path(str(against)).resolve().name}"
         facts.insert(2, ("Compared with", f"{other.about.checkpoint} (evaluated {other.about.started})"))
-    if checkpoint is not None and not _is_of(record, checkpoint):
+    if checkpoint is not None and not record.is_of(checkpoint):
         command = shlex.join(["twins-dense", "eval", str(source)])
         facts.insert(2, ("Not evaluated", f"{checkpoint}, the run's best checkpoint now: run `{command}`"))
     with named_if_broken(record.folder):
@@ -70,21 +70,18 @@ def finished_record(source: str | Path, checkpoint: Path | None = None) -> Recor
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"
         raise TwinsError(f"{str(source)!r} {problem}: name the folder of a training run or of an evaluation")
-    if _has_record(folder):
+    if has_record(folder):
         return _finished(folder)
-    resolved = folder.resolve()
-    others = list(resolved.with_name(f"{resolved.name}_eval").glob(f"*/{NAME}/about.json"))
-    others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    folders = [*filter(_has_record, [folder / EVALUATION_NAME]), *(about.parent.parent for about in others)]
-    if not folders:
+    evaluations = evaluations_of(folder)
+    if not evaluations:
         return _finished(_only_evaluation(folder))
     found: Record | None = None
-    for each in folders:
-        record = read_record(each)
-        if record.is_complete and (checkpoint is None or _is_of(record, checkpoint)):
+    for evaluation in evaluations:
+        record = read_record(evaluation)
+        if record.is_complete and (checkpoint is None or record.is_of(checkpoint)):
             return record
         found = found or (record if record.is_complete else None)
-    return found or _finished(folders[0])
+    return found or _finished(evaluations[0])
 
 
 def check_out(path: Path) -> None:
@@ -120,7 +117,7 @@ def _finished(folder: Path) -> Record:
 
 def _only_evaluation(folder: Path) -> Path:
     """Return the only subfolder that contains an evaluation, as after `twins-dense validate`."""
-    found = sorted(filter(_has_record, folder.iterdir()))
+    found = sorted(filter(has_record, folder.iterdir()))
     if len(found) > 1:
         raise TwinsError(
             f"{str(folder)!r} contains {len(found)} evaluations: name one of them, such as {str(found[0])!r}"
@@ -129,14 +126,6 @@ def _only_evaluation(folder: Path) -> Path:
         command = shlex.join(["twins-dense", "eval", str(folder)])
         raise TwinsError(f"{str(folder)!r} contains no evaluation: run `{command}` first")
     return found[0]
-
-
-def _has_record(folder: Path) -> bool:
-    return (folder / NAME / "about.json").is_file()
-
-
-def _is_of(record: Record, checkpoint: Path) -> bool:
-    return record.about.identity.startswith(checkpoint_hash(checkpoint))
 
 
 def _task_module(record: Record) -> Any:

@@ -10,7 +10,7 @@ from ..classification import ClassificationScores, score_classification
 from ..intervals import wilson_interval
 from ..record import Record
 from .calibration import calibration_section
-from .gallery import Card, gallery
+from .gallery import Card, gallery_section
 from .page import Headline, Section, render
 
 _PAIRS = 30  # rows of the table of confusions
@@ -109,23 +109,31 @@ def _changes(record: Record, scores: ClassificationScores, other: Classification
         label, probability = other.top[theirs[i], 0], other.probabilities[theirs[i], 0]
         text = f"; the other predicts {other.names[label]} with {100 * probability:.0f} %"
         cards.append(_card(record, scores, mine[i], text, "now correct" if now[i] else "now wrong"))
-    pictures = gallery("changes-gallery", cards, filters=[("change", ["now correct", "now wrong"])]) if cards else None
-    html = render(
-        "classification_changes.html.j2",
-        num_better=np.count_nonzero(now[changed]),
-        num_worse=np.count_nonzero(before[changed]),
-        gallery=pictures,
+    num_better, num_worse = np.count_nonzero(now[changed]), np.count_nonzero(before[changed])
+    return gallery_section(
+        "changes",
+        "Images that changed",
+        cards,
+        text=f"{num_better:,} images are classified correctly that the other classifier gets wrong, and {num_worse:,} "
+        "the other way round. The most certain mistakes come first.",
+        empty="Both classifiers get the same images right.",
+        filters=[("change", ["now correct", "now wrong"])],
     )
-    return Section("changes", "Images that changed", html)
 
 
 def _worst(record: Record, scores: ClassificationScores, num_images: int) -> Section:
     wrong = np.flatnonzero(~scores.hits[:, 0])
     order = wrong[np.argsort(-scores.probabilities[wrong, 0], kind="stable")]
     cards = [_card(record, scores, index) for index in order[:num_images]]
-    pictures = gallery("worst-gallery", cards, filters=[("class", scores.names)]) if cards else None
-    html = render("classification_worst.html.j2", num_wrong=len(wrong), num_shown=len(cards), gallery=pictures)
-    return Section("worst", "Worst images", html)
+    return gallery_section(
+        "worst",
+        "Worst images",
+        cards,
+        text=f"The wrong predictions with the highest confidence, {len(cards)} of {len(wrong):,}. Check whether the "
+        "true class, above each text, is right: wrong labels often come first.",
+        empty="No image is classified wrongly.",
+        filters=[("class", scores.names)],
+    )
 
 
 def _card(record: Record, scores: ClassificationScores, index: int, more: str = "", *tags: str) -> Card:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from ...data.duplicates import leaks
 from ...data.image_files import open_image
 from ...data.label_folders import IGNORED
 from ...data.label_maps import class_palette
@@ -20,16 +19,18 @@ from .data_parts import (
     duplicates_section,
     first_of,
     images_section,
+    leaks_headline,
     names_of,
     num_examples,
-    number_of,
     overview_section,
     problem_findings,
     problems_section,
     relative,
     settings_section,
+    total_headline,
 )
-from .gallery import Card, Layer, gallery
+from .formatting import number_of
+from .gallery import Card, Layer, gallery_section
 from .page import Headline, Section, render, render_page
 
 _FEW_IMAGES = 5
@@ -53,20 +54,13 @@ def label_page(survey: LabelSurvey) -> str:
             _empty_findings(survey),
         )
     )
-    num_leaked = len({image for name in num_images if name != "train" for image in leaks(survey.duplicates, name)})
-    in_splits = " + ".join(f"{count:,} {name}" for name, count in num_images.items())
     counts = sum(split.counts.sum(axis=0) for split in survey.splits.values())
     labelled = sum(int(survey.class_pixels(name).sum()) for name in survey.splits)
     headlines = [
-        Headline("images", sum(num_images.values()), explanation=f"{in_splits}.", percent=False),
+        total_headline("images", num_images),
         Headline("classes", len(folder.classes), percent=False),
         Headline("labelled pixels", labelled / max(int(np.sum(counts)), 1), explanation="Pixels that have a class."),
-        Headline(
-            "leaked images",
-            num_leaked,
-            explanation="Images of other splits that show the same as training images.",
-            percent=False,
-        ),
+        leaks_headline(survey.duplicates, num_images),
     ]
     values = f"{survey.first_value} to {survey.first_value + len(folder.classes) - 1}"
     facts = [
@@ -157,8 +151,14 @@ def _examples(survey: LabelSurvey) -> Section:
     chosen = [rows[index] for index in spread_examples(present, num_examples(len(survey.folder.classes)))]
     limit = f"{len(chosen):,} of {number_of(len(rows), 'image')} are shown." if len(chosen) < len(rows) else ""
     text = "Images of every class, as far as the limit allows, with their label maps. Check some of each class."
-    cards = [_card(survey, *place) for place in chosen]
-    return _gallery_section(survey, "examples", "Examples", text, "No label map has a class.", cards, limit)
+    return gallery_section(
+        "examples",
+        "Examples",
+        [_card(survey, *place) for place in chosen],
+        text=f"{text} {limit}",
+        empty="No label map has a class.",
+        filters=_filters(survey),
+    )
 
 
 def _empty(survey: LabelSurvey) -> Section:
@@ -166,17 +166,18 @@ def _empty(survey: LabelSurvey) -> Section:
     cards = [_card(survey, *place) for place in places[:_NUM_EMPTY]]
     limit = first_of(len(cards), len(places), "images")
     text = "All pixels of these label maps are ignored, so that nothing can be learned from them."
-    return _gallery_section(
-        survey, "empty", "Images without a class", text, "Every label map has a pixel with a class.", cards, limit
+    return gallery_section(
+        "empty",
+        "Images without a class",
+        cards,
+        text=f"{text} {limit}",
+        empty="Every label map has a pixel with a class.",
+        filters=_filters(survey),
     )
 
 
-def _gallery_section(
-    survey: LabelSurvey, id: str, title: str, text: str, empty: str, cards: Sequence[Card], limit: str
-) -> Section:
-    filters = [("class", survey.folder.classes), ("split", list(survey.splits))]
-    pictures = gallery(f"{id}-images", cards, filters=filters) if cards else ""
-    return Section(id, title, render("data_gallery.html.j2", text=text, empty=empty, limit=limit, gallery=pictures))
+def _filters(survey: LabelSurvey) -> list[tuple[str, Sequence[str]]]:
+    return [("class", survey.folder.classes), ("split", list(survey.splits))]
 
 
 def _card(survey: LabelSurvey, split: str, index: int) -> Card:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...data.coco import CocoImage, is_instance
-from ...data.duplicates import SplitImage, leaks
+from ...data.duplicates import SplitImage
 from ...data.suspects import KINDS, Suspect, corners
 from ...errors import TwinsError
 from ..data_survey import ObjectSurvey, spread_examples
@@ -24,16 +24,18 @@ from .data_parts import (
     duplicates_section,
     first_of,
     images_section,
+    leaks_headline,
     names_of,
     num_examples,
-    number_of,
     overview_section,
     problem_findings,
     problems_section,
     relative,
     settings_section,
+    total_headline,
 )
-from .gallery import Card, Shape, gallery
+from .formatting import number_of
+from .gallery import Card, Shape, gallery, gallery_section
 from .page import Headline, Section, render, render_page
 from .pictures import contours_of
 
@@ -65,22 +67,10 @@ def object_page(survey: ObjectSurvey) -> str:
         )
     )
     num_suspects = sum(map(len, survey.suspects.values()))
-    num_leaked = len({image for name in num_images if name != "train" for image in leaks(survey.duplicates, name)})
-    in_splits = " + ".join(f"{count:,} {name}" for name, count in num_images.items())
     headlines = [
-        Headline("images", sum(num_images.values()), explanation=f"{in_splits}.", percent=False),
-        Headline(
-            "objects",
-            sum(num_objects.values()),
-            explanation=f"{' + '.join(f'{count:,} {name}' for name, count in num_objects.items())}.",
-            percent=False,
-        ),
-        Headline(
-            "leaked images",
-            num_leaked,
-            explanation="Images of other splits that show the same as training images.",
-            percent=False,
-        ),
+        total_headline("images", num_images),
+        total_headline("objects", num_objects),
+        leaks_headline(survey.duplicates, num_images),
         Headline(
             "suspicious annotations", num_suspects, explanation="Annotations that are worth a look.", percent=False
         ),
@@ -272,20 +262,16 @@ def _examples(survey: ObjectSurvey) -> Section:
             present.append([category_id in used for category_id in content.category_ids])
     chosen = spread_examples(np.array(present), num_examples(len(survey.folder.classes)))
     cards = [_card(survey, splits[index], images[index]) for index in chosen]
-    html = render(
-        "data_gallery.html.j2",
-        text="Images of every class, as far as the limit allows, with all their annotations. Check some of each class.",
+    limit = f"{len(cards):,} of {number_of(len(images), 'image')} are shown." if len(cards) < len(images) else ""
+    text = "Images of every class, as far as the limit allows, with all their annotations. Check some of each class."
+    return gallery_section(
+        "examples",
+        "Examples",
+        cards,
+        text=f"{text} {limit}",
         empty="No image has an object.",
-        limit=f"{len(cards):,} of {number_of(len(images), 'image')} are shown." if len(cards) < len(images) else "",
-        gallery=gallery(
-            "example-images",
-            cards,
-            filters=[("class", survey.folder.classes), ("split", list(survey.contents))],
-        )
-        if cards
-        else "",
+        filters=[("class", survey.folder.classes), ("split", list(survey.contents))],
     )
-    return Section("examples", "Examples", html)
 
 
 def _card(survey: ObjectSurvey, split: str, image: CocoImage, suspects: Sequence[Suspect] = ()) -> Card:
@@ -358,7 +344,7 @@ def _suspects(survey: ObjectSurvey) -> Section:
         limit_shown=first_of(len(cards), len(by_image), "images"),
         limit_listed=first_of(len(rows), len(everything), "annotations"),
         gallery=gallery(
-            "suspicious-images",
+            "suspects-gallery",
             cards,
             filters=[("kind", list(KINDS)), ("class", survey.folder.classes), ("split", list(survey.contents))],
         )
@@ -376,11 +362,12 @@ def _empty(survey: ObjectSurvey) -> Section:
         if not any(map(is_instance, image.annotations))
     ]
     cards = [_card(survey, name, image) for name, image in empty[:_NUM_EMPTY]]
-    html = render(
-        "data_gallery.html.j2",
-        text="These images teach a detector what is not an object. If they show objects, annotations are missing.",
+    text = "These images teach a detector what is not an object. If they show objects, annotations are missing."
+    return gallery_section(
+        "empty",
+        "Images without objects",
+        cards,
+        text=f"{text} {first_of(len(cards), len(empty), 'images')}",
         empty="Every image has an object.",
-        limit=first_of(len(cards), len(empty), "images"),
-        gallery=gallery("empty-images", cards, filters=[("split", list(survey.contents))]) if cards else "",
+        filters=[("split", list(survey.contents))],
     )
-    return Section("empty", "Images without objects", html)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from ...data.duplicates import Kind, Pair, SplitImage, groups_of, leaks
 from ...data.layouts import DataFolder
 from ...data.statistics import Suggestion, name_warnings
 from .charts import histogram
-from .page import Section, render
+from .formatting import number_of
+from .page import Headline, Section, render
 from .pictures import thumbnail
 
 NUM_LISTED = 50  # rows of a table
@@ -49,13 +50,6 @@ def num_examples(num_classes: int) -> int:
     return min(max(_EXAMPLES_PER_CLASS * num_classes, _FEWEST_EXAMPLES), _MOST_EXAMPLES)
 
 
-def number_of(count: int, noun: str) -> str:
-    """Return a count with its noun, such as "1 image" or "1,234 images"."""
-    if count == 1:
-        return f"1 {noun}"
-    return f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
-
-
 def first_of(shown: int, total: int, nouns: str) -> str:
     """Return a sentence if only a part is shown, such as "The first 50 of 1,234 images are shown.", else ""."""
     return f"The first {shown:,} of {total:,} {nouns} are shown." if shown < total else ""
@@ -72,6 +66,19 @@ def relative(path: str | Path, folder: DataFolder) -> str:
     """Return the path of a file of a data set relative to its folder, or as it is if the file is elsewhere."""
     path = Path(path)
     return path.relative_to(folder.root).as_posix() if path.is_relative_to(folder.root) else path.as_posix()
+
+
+def total_headline(noun: str, counts: Mapping[str, int]) -> Headline:
+    """Return the headline of the number of something in all splits together, explained by the number in each split."""
+    parts = " + ".join(f"{count:,} {split}" for split, count in counts.items())
+    return Headline(noun, sum(counts.values()), explanation=f"{parts}.", percent=False)
+
+
+def leaks_headline(pairs: Sequence[Pair], splits: Iterable[str]) -> Headline:
+    """Return the headline of the number of images that are also in the training split."""
+    leaked = {image for split in splits if split != "train" for image in leaks(pairs, split)}
+    text = "Images of other splits that show the same as training images."
+    return Headline("leaked images", len(leaked), explanation=text, percent=False)
 
 
 def overview_section(

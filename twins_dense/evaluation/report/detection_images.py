@@ -11,7 +11,7 @@ import numpy as np
 
 from ..detection_errors import BACKGROUND, BOTH, CORRECT, DUPLICATE, SHIFTED, WRONG_CLASS, Suspect
 from ..detections import DetectionAnalysis
-from .gallery import Card, Shape, gallery
+from .gallery import Card, Shape, gallery, gallery_section
 from .page import Section, render
 from .pictures import contours_of
 
@@ -128,10 +128,9 @@ def image_card(analysis: DetectionAnalysis, image: int, text: str | None = None)
 
 
 def _section(analysis: DetectionAnalysis, id: str, title: str, cards: Sequence[Card], text: str, empty: str) -> Section:
-    names = list(analysis.record.about.classes)
+    names = analysis.record.about.classes
     filters = [("class", names), ("error", _ERROR_TAGS)] if len(names) > 1 else [("error", _ERROR_TAGS)]
-    pictures = gallery(f"{id}-gallery", cards, filters=filters) if cards else None
-    return Section(id, title, render("detection_images.html.j2", text=text, gallery=pictures, empty=empty))
+    return gallery_section(id, title, cards, text=text, empty=empty, filters=filters)
 
 
 def _image_of(analysis: DetectionAnalysis, suspect: Suspect) -> int:

@@ -1,4 +1,4 @@
-"""Numbers as the page shows them: cells of tables and matrices, and the headlines."""
+"""Format numbers as the page shows them: in sentences, headlines, tables and matrices."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ def number(value: float) -> str:
         return "∞" if value > 0 else "−∞"
     is_integer = float(value).is_integer()
     return _with_minus(f"{value:,.0f}" if is_integer or abs(value) >= 1000 else f"{value:.3g}")
+
+
+def number_of(count: int, noun: str) -> str:
+    """Return a count with its noun, such as "1 image" or "1,234 classes"."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def cell(value: Any, kind: str) -> Any:

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ...errors import TwinsError
-from .page import render
+from .page import Section, render
 from .pictures import palette_picture, path_data, thumbnail
 
 # For each kind of shape: the switch that shows it, and its name in the legend. Colours and dashes are in gallery.css.
@@ -120,6 +120,29 @@ def gallery(id: str, cards: Sequence[Card], *, filters: Sequence[tuple[str, Sequ
         has_layers=bool(layers),
         filters=[(name, [(tag, num_tagged[tag]) for tag in tags if num_tagged[tag]]) for name, tags in filters],
     )
+
+
+def gallery_section(
+    id: str,
+    title: str,
+    cards: Sequence[Card],
+    *,
+    text: str,
+    empty: str,
+    filters: Sequence[tuple[str, Sequence[str]]] = (),
+) -> Section:
+    """Return a section with a gallery.
+
+    Args:
+        id: Identifier of the section.
+        title: Title of the section.
+        cards: The images, in order.
+        text: What to look at.
+        empty: Sentence that replaces the gallery if there is no card.
+        filters: Filters, as for `gallery`.
+    """
+    pictures = gallery(f"{id}-gallery", cards, filters=filters) if cards else None
+    return Section(id, title, render("gallery_section.html.j2", text=text, gallery=pictures, empty=empty))
 
 
 def _card(card: Card, groups: Sequence[str], tints: Mapping[str, int]) -> dict[str, Any]:

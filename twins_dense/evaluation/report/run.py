@@ -1,4 +1,4 @@
-"""What the report says about the training run: the facts, and the learning curves from `metrics.jsonl`."""
+"""Describe the training run in the report: the facts, and the learning curves from `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import metrics_file
+from ..folders import runs_beside
 from ..record import Record
 from .charts import Line, line_chart
+from .formatting import number_of
 from .page import Section, render
 
 _MOST_POINTS = 200  # of a curve
@@ -60,9 +62,7 @@ def find_run(record: Record) -> Path | None:
     checkpoint of the same name.
     """
     checkpoint = Path(record.about.checkpoint)
-    evaluation = record.folder.resolve().parent
-    beside = [evaluation.parent, evaluation.parent.with_name(evaluation.parent.name.removesuffix("_eval"))]
-    for folder in (checkpoint.parent, *beside):
+    for folder in (checkpoint.parent, *runs_beside(record.folder.parent)):
         if (folder / checkpoint.name).is_file() and (folder / metrics_file.LINES_NAME).is_file():
             return folder
     return None
@@ -72,10 +72,14 @@ def run_facts(record: Record, run: Path | None) -> list[tuple[str, str]]:
     """Return the facts about an evaluation, and about the training run if it is known."""
     about, config = record.about, record.about.config
     history = None if run is None else read_history(run)
+    contents = f"{number_of(about.num_images, 'image')}, {number_of(len(about.classes), 'class')}"
     facts = [
         ("Model", _model(config)),
         ("Checkpoint", about.checkpoint),
-        ("Evaluated on", f"{about.dataset}: {_count(about.num_images, 'image')}, {_classes(about.classes)}"),
+        (
+            "Evaluated on",
+            f"{about.dataset}: {contents}",
+        ),
         ("Trained on", _training_data(config)),
         ("Training", "" if history is None else _duration(history)),
         ("Engine", about.engine),
@@ -214,18 +218,10 @@ def _get(node: Any, *names: str) -> Mapping[str, Any]:
     return node if isinstance(node, Mapping) else {}
 
 
-def _classes(classes: Sequence[str]) -> str:
-    return _count(len(classes), "class", "classes")
-
-
-def _count(number: int, name: str, plural: str = "") -> str:
-    return f"{number:,} {name if number == 1 else plural or f'{name}s'}"
-
-
 def _duration(history: History) -> str:
-    parts = [_count(history.num_iterations, "iteration")]
+    parts = [number_of(history.num_iterations, "iteration")]
     if history.num_epochs is not None:
-        parts.insert(0, _count(history.num_epochs, "epoch"))
+        parts.insert(0, number_of(history.num_epochs, "epoch"))
     if history.seconds:
         minutes = history.seconds / 60
         time = (

@@ -10,15 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..record import Record
-from ..segmentation import (
-    IGNORED,
-    SegmentationScores,
-    read_confidence,
-    read_maps,
-    score_segmentation,
-)
+from ..segmentation import IGNORED, SegmentationScores, read_confidence, read_maps, score_segmentation
 from .calibration import calibration_section
-from .gallery import Card, Layer, gallery
+from .formatting import percent
+from .gallery import Card, Layer, gallery_section
 from .page import Headline, Section, render
 from .pictures import LONG_SIDE
 
@@ -132,7 +127,7 @@ def _boundaries(record: Record, scores: SegmentationScores) -> Section:
 def _changes(record: Record, scores: SegmentationScores, against: Record, other: SegmentationScores) -> Section:
     change = scores.of_images - other.of_images
     order = [i for i in np.argsort(-np.abs(change), kind="stable") if np.isfinite(change[i]) and change[i]][:_CHANGED]
-    texts = [f"mIoU {_percent(scores.of_images[i])}, the other {_percent(other.of_images[i])}" for i in order]
+    texts = [f"mIoU {percent(scores.of_images[i])} %, the other {percent(other.of_images[i])} %" for i in order]
     cards = [_card(record, scores, i, text, against) for i, text in zip(order, texts, strict=True)]
     text = "The images whose mIoU differs most. “Other” is the prediction of the evaluation that is compared with."
     return _images("changes", "Images that changed most", text, cards, record)
@@ -142,14 +137,13 @@ def _images(id: str, title: str, text: str, cards: Sequence[Card], record: Recor
     names = set(record.about.classes)
     mistakes = Counter(tag for card in cards for tag in card.tags if tag not in names)
     filters = [("class", record.about.classes), ("mistake", [mistake for mistake, _ in mistakes.most_common()])]
-    if len(names) == 1:
+    if len(names) == 1:  # there is nothing to choose
         filters = []
-    pictures = gallery(f"{id}-gallery", cards, filters=filters) if cards else None
-    return Section(id, title, render("segmentation_images.html.j2", text=text, gallery=pictures))
+    return gallery_section(id, title, cards, text=text, empty="There is no image to show.", filters=filters)
 
 
 def _cards(record: Record, scores: SegmentationScores, indices: Sequence[int]) -> list[Card]:
-    return [_card(record, scores, i, f"mIoU {_percent(scores.of_images[i])}") for i in indices]
+    return [_card(record, scores, i, f"mIoU {percent(scores.of_images[i])} %") for i in indices]
 
 
 def _card(record: Record, scores: SegmentationScores, index: int, text: str, against: Record | None = None) -> Card:
@@ -158,7 +152,7 @@ def _card(record: Record, scores: SegmentationScores, index: int, text: str, aga
     known, wrong = truth != IGNORED, (truth != prediction) & (truth != IGNORED)
     mistakes = _mistakes(names, truth[wrong], prediction[wrong])
     if mistakes:
-        text += f"; {_percent(wrong.sum() / known.sum())} of the pixels are wrong, most often {mistakes[0]}"
+        text += f"; {percent(wrong.sum() / known.sum())} % of the pixels are wrong, most often {mistakes[0]}"
     palette = record.about.settings["palette"]
     small = {"truth": truth, "prediction": prediction}
     if against is not None:
@@ -192,7 +186,3 @@ def _reduced(array: np.ndarray) -> np.ndarray:
     """Reduce a map to about the size of a thumbnail, because the maps of many images are in memory at once."""
     step = max(1, max(array.shape) // LONG_SIDE)
     return np.ascontiguousarray(array[step // 2 :: step, step // 2 :: step])
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

@@ -99,24 +99,34 @@ def read_detector(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def check_resumable(path: Path, model: nn.Module, config: DictConfig) -> None:
-    """Raise `TwinsError` if a run cannot continue from a checkpoint with this model and config."""
+def check_resumable(path: Path, model: nn.Module, config: DictConfig) -> Any:
+    """Return the state of the optimiser in a checkpoint from which a run with this model and config is resumed.
+
+    Raises:
+        TwinsError: if the run cannot continue from the checkpoint.
+    """
     content = read_detector(path)
     checks.check_checkpoint(content["model"], model.state_dict(), path)
-    is_averaged, averages = "WeightAverage" in content["trainer"].get("hooks", {}), config.train.monitoring.ema
+    trainer, done = content.get("trainer"), content.get("iteration")
+    if type(done) is not int or not isinstance(trainer, Mapping) or type(trainer.get("iteration")) is not int:
+        raise TwinsError(f"checkpoint {str(path)!r} does not name its iteration: it cannot be resumed")
+    hooks = trainer.get("hooks", {})
+    if not isinstance(hooks, Mapping) or not all(isinstance(state, Mapping) for state in hooks.values()):
+        raise TwinsError(f"checkpoint {str(path)!r} has no usable state of its hooks: it cannot be resumed")
+    is_averaged, averages = "WeightAverage" in hooks, config.train.monitoring.ema
     if is_averaged != averages:
         raise TwinsError(
             "the run has averaged its weights so far: add --ema"
             if is_averaged
             else "--ema: the run has not averaged its weights so far; resume it without, or start a new run"
         )
-    done = content.get("iteration", -1) + 1
-    checks.check_resumable(done=done, limit=config.train.max_iter, limit_key="train.max_iter")
+    checks.check_resumable(done=done + 1, limit=config.train.max_iter, limit_key="train.max_iter")
     checks.check_batch_size(
         config.dataloader.train.get("total_batch_size"),
         content.get("total_batch_size"),
         key="dataloader.train.total_batch_size",
     )
+    return trainer.get("optimizer")
 
 
 def check_overlap(path: str, model: nn.Module) -> None:

@@ -10,8 +10,8 @@ from detectron2.utils import comm
 from omegaconf import DictConfig
 from torch import nn
 
+from ...evaluation.folders import has_record
 from ...evaluation.record import (
-    NAME,
     About,
     Record,
     RecordWriter,
@@ -43,7 +43,7 @@ def evaluation_identity(config: DictConfig, checkpoint: str | Path) -> str:
 
 def finished_record(folder: Path, identity: str) -> Record | None:
     """Return the record in a folder if it is the complete record of this evaluation, or else `None`."""
-    if not (folder / NAME / "about.json").is_file():
+    if not has_record(folder):
         return None
     record = read_record(folder)
     return record if record.about.identity == identity and record.is_complete else None

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from ...errors import TwinsError, one_line
 from ..divergence import diverged
+from ..optimizer_state import check_optimizer_state
 from ..work_dir import for_training, last_checkpoint
 from .averaging import WeightAverage
 from .backbone import logger
@@ -71,8 +72,10 @@ def _train(config: DictConfig, resume: bool) -> None:
         sampler = None
         logger.warning("The training loader is not from build_train_loader: its order restarts after a resume")
     _scale_learning_rate(config, len(sampler.is_wide) if sampler else None)
+    last, state = None, None
     if resume:
-        check_resumable(last_checkpoint(Path(settings.output_dir)), model, config)
+        last = last_checkpoint(Path(settings.output_dir))
+        state = check_resumable(last, model, config)
     elif settings.init:
         load_for_transfer(model, settings.init, dataset_meta["classes"])
     elif settings.init_checkpoint:
@@ -84,6 +87,8 @@ def _train(config: DictConfig, resume: bool) -> None:
         if settings.clip_norm:
             clip_gradients(optimizer, settings.clip_norm)
         scheduler = instantiate(config.lr_multiplier)
+    if last is not None:
+        check_optimizer_state(optimizer, state, last)
     average = WeightAverage(model) if options.ema else None
     saved_model = model if average is None else average.model  # it is also the model that is evaluated
     validation, best = None, None

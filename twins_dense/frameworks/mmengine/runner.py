@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import Evaluator
 from mmengine.logging import MMLogger, print_log
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
@@ -27,6 +28,7 @@ from ...evaluation import metrics_file
 from ...evaluation.record import check_unrecorded
 from .. import checks
 from ..console import logger
+from ..optimizer_state import check_optimizer_state
 from ..work_dir import for_evaluation, for_training, last_checkpoint
 from . import silence_deprecations
 from .checkpoints import (
@@ -86,13 +88,14 @@ def train(
     check_settings(config)
     _prepare(config)
     config.model = model_of(config)  # an evaluation with test-time augmentation stores it with a wrapper
-    initial = None
+    initial, resumed = None, None
     if resume:
         last = last_checkpoint(work_dir)
         checkpoint = read_for_config(config, last)
         check_average(config, checkpoint, last)
         meta = checkpoint["meta"]
-        _check_resumable(config, meta)
+        _check_resumable(config, checkpoint)
+        resumed = last, checkpoint.get("optimizer")
         config.randomness = {**config.get("randomness", {}), "seed": meta["seed"]}
         if is_main_process():  # MMEngine stores the whole path, but the folder may have been moved
             write_atomically(work_dir / "last_checkpoint", str(last).encode())
@@ -123,7 +126,7 @@ def train(
                 log.info(f"start from {report}")
         if initial is not None:
             runner.register_hook(InitialStateHook(initial))
-        _rehearse(runner)
+        _rehearse(runner, resumed)
     runner.train()
     return runner
 
@@ -275,11 +278,14 @@ def _prepare(config: Config) -> None:
             optim_wrapper.pop(key, None)
 
 
-def _check_resumable(config: Config, meta: Mapping[str, Any]) -> None:
+def _check_resumable(config: Config, checkpoint: Mapping[str, Any]) -> None:
+    meta = checkpoint["meta"]
     key, done = ("max_epochs", "epoch") if config.train_cfg.get("max_epochs") else ("max_iters", "iter")
     for name in (done, "seed"):
         if type(meta.get(name)) is not int:
             raise TwinsError(f"the last checkpoint has {name}={meta.get(name)!r} in its meta: it cannot be resumed")
+    if not isinstance(checkpoint.get("message_hub"), Mapping):
+        raise TwinsError("the last checkpoint has no message_hub, the logged values so far: it cannot be resumed")
     checks.check_resumable(done=meta[done], limit=config.train_cfg[key], limit_key=f"train_cfg.{key}")
     checks.check_batch_size(
         config.train_dataloader.get("batch_size"),
@@ -348,14 +354,21 @@ def _register_needed_hooks(runner: Runner) -> None:
             runner.register_hook(hook())
 
 
-def _rehearse(runner: Runner) -> None:
+def _rehearse(runner: Runner, resumed: tuple[Path, Any] | None) -> None:
     """Build the loops, the optimiser and the schedulers early, so that errors in them show before training starts.
 
     `Runner.train` builds the optimiser and the schedulers again.
+
+    Args:
+        runner: The Runner.
+        resumed: Path of the checkpoint to resume from and the state of its optimiser, which is checked as well.
     """
     runner.train_loop, runner.val_loop  # noqa: B018  (properties that build)
     configured = runner.optim_wrapper
     runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(configured))
+    if resumed is not None and isinstance(runner.optim_wrapper, OptimWrapper):
+        path, state = resumed
+        check_optimizer_state(runner.optim_wrapper.optimizer, state, path)
     if runner.param_schedulers is not None:
         runner.build_param_scheduler(copy.deepcopy(runner.param_schedulers))
     runner.optim_wrapper = configured
