@@ -154,7 +154,7 @@ class TestComparison:
         assert rows_of(found["classes"], "class-scores")["cat"][1] != "–"
 
     def test_the_same_evaluation(self, record: Record) -> None:
-        assert "No image has another F1" in text_of(by_id(record, record)["changes"])
+        assert "Every image has the same F1" in text_of(by_id(record, record)["changes"])
         assert all(headline.difference == (0, 0) for headline in headlines(record, record))
 
 
