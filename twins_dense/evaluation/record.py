@@ -133,7 +133,8 @@ class RecordWriter:
             if (found.about.identity, found.about.num_images) != (about.identity, about.num_images):
                 raise TwinsError(
                     f"{str(folder)!r} contains an evaluation of another checkpoint, config or data set "
-                    f"({found.about.checkpoint} on {found.about.dataset}): choose another --work-dir"
+                    f"({found.about.checkpoint} on {found.about.dataset}): choose another --work-dir, or resume it "
+                    "with its own data and options"
                 )
             self.finished = found.entries
         elif rank == 0:

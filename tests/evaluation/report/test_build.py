@@ -154,6 +154,13 @@ class TestWhichEvaluation:
             write_report(run / "evaluation" if is_evaluation else run)
         assert not list(run.rglob("report.html"))
 
+    def test_the_only_one_inside(self, tmp_path: Path) -> None:
+        evaluation(tmp_path / "a")
+        assert finished_record(tmp_path).folder == tmp_path / "a" / "record"
+        evaluation(tmp_path / "b")
+        with pytest.raises(TwinsError, match=r"contains 2 evaluations: name one of them, such as .*/a'"):
+            finished_record(tmp_path)
+
     def test_none(self, tmp_path: Path) -> None:
         with pytest.raises(TwinsError, match="contains no evaluation: run `twins-dense eval"):
             write_report(tmp_path)

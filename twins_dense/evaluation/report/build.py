@@ -74,7 +74,7 @@ def finished_record(source: str | Path, checkpoint: Path | None = None) -> Recor
         return _finished(folder)
     evaluations = evaluations_of(folder)
     if not evaluations:
-        raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
+        return _finished(_only_evaluation(folder))
     found: Record | None = None
     for evaluation in evaluations:
         record = read_record(evaluation)
@@ -113,6 +113,19 @@ def _finished(folder: Path) -> Record:
             f"images): {remedy}"
         )
     return record
+
+
+def _only_evaluation(folder: Path) -> Path:
+    """Return the only subfolder that contains an evaluation, as after `twins-dense validate`."""
+    found = sorted(filter(has_record, folder.iterdir()))
+    if len(found) > 1:
+        raise TwinsError(
+            f"{str(folder)!r} contains {len(found)} evaluations: name one of them, such as {str(found[0])!r}"
+        )
+    if not found:
+        command = shlex.join(["twins-dense", "eval", str(folder)])
+        raise TwinsError(f"{str(folder)!r} contains no evaluation: run `{command}` first")
+    return found[0]
 
 
 def _task_module(record: Record) -> Any:
