@@ -14,6 +14,9 @@ from ..errors import TwinsError, one_line
 
 Backend = Literal["hotcoco", "pycocotools"]
 
+SIZE_LIMITS = (32, 96)
+"""COCO's limits of small, medium and large objects: sides, in pixels, of squares with the area of the object."""
+
 
 def evaluate_coco(
     ground_truth: Mapping[str, Any],

@@ -10,7 +10,7 @@ import numpy as np
 
 from .average_precision import average_precisions, mean_average_precision
 from .calibration import Calibration, calibration
-from .coco import coco_content, coco_evaluation
+from .coco import SIZE_LIMITS, coco_content, coco_evaluation
 from .detection_errors import (
     ErrorCost,
     Suspect,
@@ -120,7 +120,7 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
     kept = (matches.score >= thresholds.by_class[matches.label]) & matches.counted
     boxes = match_record(record, "bbox") if iou_type == "segm" else None
     kinds, _ = classify_detections(matches)
-    size_groups = np.digitize(matches.object_area, (32**2, 96**2))
+    size_groups = np.digitize(matches.object_area, np.square(SIZE_LIMITS))
     fates = object_fates(matches, kept)
     correct = kept & (matches.matched[0] >= 0)
     images = len(record.entries)
