@@ -171,7 +171,7 @@ def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarr
     """Return hotcoco's precision (T, R, K) and AP by size, (3,)."""
     settings = record.about.settings
     content = coco_content(record.entries, settings["category_ids"], record.about.classes)
-    evaluation = coco_evaluation(*content, iou_type, max_dets=int(np.max(settings["max_dets"])))
+    evaluation = coco_evaluation(*content, iou_type, max_dets=settings["max_dets"])
     precision = np.where(evaluation.eval["precision"] < 0, np.nan, evaluation.eval["precision"])[..., -1]
     # hotcoco has the classes in the order of their ids
     order = np.argsort(np.argsort(settings["category_ids"], kind="stable"), kind="stable")

@@ -106,7 +106,7 @@ def match_record(record: Record, iou_type: str) -> Matches:
     """
     entries, settings = record.entries, record.about.settings
     labels = {category: label for label, category in enumerate(settings["category_ids"])}
-    max_dets = int(np.max(settings["max_dets"]))
+    max_dets = settings["max_dets"]
     truth = ground_truth(record)["annotations"]
     # COCO breaks ties of scores by the id of the image.
     by_id = sorted(range(len(entries)), key=lambda image: entries[image]["image"]["id"])
