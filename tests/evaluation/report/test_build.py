@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import os
@@ -119,6 +120,15 @@ class TestReport:
             entry["index"] = index
         path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
         assert "+0.0 points compared with" in text_of(write_report(run, against=other))
+
+
+def test_a_folder_that_cannot_be_written_names_the_remedy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("twins_dense.evaluation.report.build.write_atomically", fail)
+    with pytest.raises(TwinsError, match=r"report.html' cannot be written \(Read-only file system\): .*--out"):
+        write_report(run)
 
 
 class TestWhichEvaluation:

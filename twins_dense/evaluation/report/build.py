@@ -99,7 +99,10 @@ def check_out(path: Path) -> None:
 
 def write_page(path: Path, page: str) -> None:
     """Write a page atomically as UTF-8; characters that UTF-8 cannot represent are replaced."""
-    write_atomically(path, page.encode("utf-8", errors="replace"))
+    try:
+        write_atomically(path, page.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise TwinsError(f"{str(path)!r} cannot be written ({error.strerror}): choose another --out") from error
 
 
 def _finished(folder: Path) -> Record:
