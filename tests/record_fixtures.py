@@ -71,7 +71,8 @@ def classification_record(
 
 
 def cells(page: str, table: str) -> list[list[str]]:
-    """Return the text of the cells of a table, without its header."""
+    """Return the text of the cells of each row of a table, without its header."""
     (found,) = re.findall(rf'<table id="{table}".*?</table>', page, re.DOTALL)
     rows = re.findall(r"<tr>(.*?)</tr>", found, re.DOTALL)[1:]
-    return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL)] for row in rows]
+    found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows]
+    return [[html.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in row] for row in found]

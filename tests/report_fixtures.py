@@ -45,7 +45,7 @@ def detection_record(folder: Path, *, classes: Sequence[str] = NAMES, flawless: 
         flawless: Whether to plant no error.
     """
     category_ids = [1, 3, 7]
-    about = _about("detection", classes, category_ids=category_ids, iou_types=["bbox", "segm"], max_dets=[1, 10, 100])
+    about = _about("detection", classes, category_ids=category_ids, iou_types=["bbox", "segm"], max_dets=100)
     mark = "" if classes is NAMES else " <u>'&"
     boxes = ((4.0, 6.0, 20.0, 16.0), (32.0, 20.0, 20.0, 16.0))  # x, y, width, height
     with RecordWriter(folder, about) as writer:

@@ -87,6 +87,12 @@ class TestPredict:
         assert result.code == 0, result.err
         assert (tmp_path / "out" / "photo.jpg").is_file()
 
+    def test_a_score_that_is_neither_a_number_nor_auto(self, photos: Path) -> None:
+        for value in ("autom", "1.5", "nan"):
+            result = twins("predict", "run", photos, "--score", value)
+            assert result.code == 2
+            assert f"'{value}' is neither a number in 0..1 nor 'auto'" in result.err
+
     def test_score(self, tiny_run: Run, photos: Path, tmp_path: Path) -> None:
         """The threshold keeps what is at or above it; the pictures of no detection are the images."""
         kept: dict[float, list[float]] = {}

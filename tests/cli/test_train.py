@@ -218,6 +218,8 @@ class TestReport:
         assert (case.work_dir / "report.html").is_file()
         # The images are not evaluated again.
         assert {path: path.stat().st_mtime_ns for path in files if path.name == "about.json"}.items() <= files.items()
+        result = case.train("--resume", "--no-report")
+        assert f"renew it by `twins-dense eval {case.work_dir}`" in result.out
         for path in files:
             path.write_text("{")
         assert case.train("--resume").err == ""

@@ -37,7 +37,7 @@ def make_record(truth: list[list[Entry]], found: list[list[Entry]], classes: Any
         }
         for index, (annotations, detections) in enumerate(zip(truth, found, strict=True))
     ]
-    settings = {"category_ids": CATEGORIES[: len(classes)], "iou_types": ["bbox"], "max_dets": [1, 10, 100]}
+    settings = {"category_ids": CATEGORIES[: len(classes)], "iou_types": ["bbox"], "max_dets": 100}
     return Record(Path("record"), About("detection", classes, len(entries), "id", "a.pth", "data", settings), entries)
 
 

@@ -206,7 +206,7 @@ class TestRecommendedScores:
         run.mkdir(exist_ok=True)
         checkpoint.write_bytes(content)
         model = detection_model()
-        settings = {"category_ids": list(model.category_ids), "iou_types": ["bbox"], "max_dets": [1, 10, 100]}
+        settings = {"category_ids": list(model.category_ids), "iou_types": ["bbox"], "max_dets": 100}
         identity = identity_of(checkpoint, {})
         about = About("detection", list(model.classes), 30, identity, str(checkpoint), "data", settings)
         with RecordWriter(folder, about) as writer:

@@ -24,7 +24,10 @@ class ScoreThreshold(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Literal["auto"]:
         if value == "auto":
             return "auto"
-        return NumberRange(0, 1).convert(value, param, ctx)
+        try:
+            return NumberRange(0, 1).convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither a number in 0..1 nor 'auto'", param, ctx)
 
 
 @click.command("predict", short_help="Run a trained model on images and draw the results.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ def command(
     engine.train(loaded, work_dir, resume=resume, launch=launch)
     report = None if no_report else _report(engine, evaluated, work_dir, launch)
     if is_first_process():
+        if report is None and (Path(work_dir) / "report.html").is_file():
+            renew = shlex.join(["twins-dense", "eval", work_dir]), shlex.join(["twins-dense", "report", work_dir])
+            click.echo(f"report.html is older than this training: renew it by `{renew[0]}` and `{renew[1]}`")
         files = "the checkpoints, the log and metrics.json"
         click.echo(f"done: {work_dir} contains {files}{f'; the report is {report}' if report else ''}")
 

@@ -2,7 +2,7 @@
 
 Near duplicates are found in three steps, from cheap to expensive:
 
-1. Each image is reduced to 64 × 64 gray pixels, and these to 63 bits: the signs of their lowest DCT frequencies
+1. Each image is reduced to 64 × 64 grey pixels, and these to 63 bits: the signs of their lowest DCT frequencies
    relative to the median (the perceptual hash of Zauner, "Implementation and Benchmarking of Perceptual Image Hash
    Functions", 2010). Images whose bits differ in at most 18 places are candidates.
 2. Candidates are dropped unless the details of the reduced images correlate as they are.
@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import cv2
 import numpy as np
@@ -41,7 +41,7 @@ _MIN_ALIGNED = 0.8  # different frames of a video, one second apart, have up to 
 _ALIGNED = 0.95  # correlation of pictures that need no alignment
 _MAX_STRETCH = 1.25  # of the ratio of the sides
 _MIN_OVERLAP = 0.75  # part of the picture that both show
-_MIN_CONTRAST = 2.0  # standard deviation of gray values, below which a picture shows nothing that could be compared
+_MIN_CONTRAST = 2.0  # standard deviation of grey values, below which a picture shows nothing that could be compared
 _NEAREST = 5  # candidates of each image that are examined in each split
 _BLOCK = 2**23  # distances that are computed at once
 _In = TypeVar("_In")
@@ -85,12 +85,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class _Fingerprint:
-    """What is kept of an image.
+    """The part of an image that is kept for comparisons.
 
     Attributes:
         digest: SHA-256 of the file.
         size: Width and height in pixels.
-        picture: The picture reduced to uint8 gray (64, 64).
+        picture: The picture reduced to uint8 grey (64, 64).
         details: Its details as float16 (1024,) with norm 1, so that a dot product is a correlation.
         has_contrast: Whether the picture shows anything that can be compared.
     """
@@ -114,7 +114,7 @@ def find_duplicates(images: Iterable[SplitImage]) -> list[Pair]:
         images: The images. The same path may occur in several splits.
 
     Returns:
-        Pairs across splits first; then identical files before identical pixels and near duplicates.
+        The pairs: those across splits first; among them, identical files before identical pixels and near duplicates.
     """
     ordered = sorted(set(images))
     prints = _parallel(_fingerprint, [image.path for image in ordered], "comparing images")
@@ -130,7 +130,7 @@ def find_duplicates(images: Iterable[SplitImage]) -> list[Pair]:
     # One image per content and split stands for its copies.
     chosen = [index for group in by_digest.values() for index in _first_of_splits(group, ordered).values()]
     pairs += _near_pairs([(ordered[i], found) for i in sorted(chosen) if (found := prints[i]) is not None])
-    kinds = ("same file", "same pixels", "near")
+    kinds = get_args(Kind)
     return sorted(
         pairs, key=lambda pair: (not pair.is_leak, kinds.index(pair.kind), -pair.correlation, pair.first, pair.second)
     )

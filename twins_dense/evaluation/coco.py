@@ -14,6 +14,9 @@ from ..errors import TwinsError, one_line
 
 Backend = Literal["hotcoco", "pycocotools"]
 
+SIZE_LIMITS = (32, 96)
+"""COCO's limits of small, medium and large objects: sides, in pixels, of squares with the area of the object."""
+
 
 def evaluate_coco(
     ground_truth: Mapping[str, Any],
@@ -172,6 +175,24 @@ def coco_detection(box: np.ndarray, score: float, category_id: int, mask: Any = 
         rle = mask_api.encode(np.asfortranarray(np.asarray(mask, dtype=np.uint8)))
         detection["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
     return detection
+
+
+def coco_content(
+    entries: Sequence[Mapping[str, Any]], category_ids: Sequence[int], classes: Sequence[str]
+) -> tuple[dict[str, Any], list[Any]]:
+    """Return evaluated images as the contents of a COCO annotation file and of a COCO results file.
+
+    Args:
+        entries: Images with `image`, `annotations` and `detections`, such as the entries of a record.
+        category_ids: Category id of each label.
+        classes: Name of each label.
+    """
+    ground_truth = {
+        "images": [entry["image"] for entry in entries],
+        "annotations": [annotation for entry in entries for annotation in entry["annotations"]],
+        "categories": [{"id": category, "name": name} for category, name in zip(category_ids, classes, strict=True)],
+    }
+    return ground_truth, [detection for entry in entries for detection in entry["detections"]]
 
 
 def complete_ground_truth(ground_truth: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that the report of a data set says, as numbers: contents, problems, suspects and duplicates."""
+"""Survey a data set for its report: contents, problems, suspicious annotations and duplicates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_MAPS = 5000  # label maps of a split that are counted, evenly spread
 
 @dataclass(frozen=True)
 class ObjectSurvey:
-    """What a data set for detection contains.
+    """Contents of a data set for detection.
 
     Attributes:
         folder: The data set.
@@ -68,7 +68,7 @@ class ObjectSurvey:
 
 @dataclass(frozen=True)
 class LabelSplitSurvey:
-    """What the label maps of a split contain.
+    """Contents of the label maps of a split.
 
     Attributes:
         images: Path of each image that was counted.
@@ -89,7 +89,7 @@ class LabelSplitSurvey:
 
 @dataclass(frozen=True)
 class LabelSurvey:
-    """What a data set for segmentation contains.
+    """Contents of a data set for segmentation.
 
     Attributes:
         folder: The data set.

@@ -26,7 +26,7 @@ ERRORS: Mapping[str, int] = {
 }
 
 FOUND, LOW_SCORE, OTHER_CLASS, POOR_OVERLAP, NEVER = range(5)
-"""What became of an object (see `object_fates`)."""
+"""The fates of objects (see `object_fates`)."""
 
 
 @dataclass(frozen=True)

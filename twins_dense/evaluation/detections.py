@@ -1,4 +1,4 @@
-"""Everything that the report of a detector says, as numbers: `analyse_detections` computes them from a record."""
+"""Compute all numbers in the report of a detector from a record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .average_precision import average_precisions, mean_average_precision
 from .calibration import Calibration, calibration
-from .coco import coco_evaluation
+from .coco import SIZE_LIMITS, coco_content, coco_evaluation
 from .detection_errors import (
     ErrorCost,
     Suspect,
@@ -21,7 +21,7 @@ from .detection_errors import (
     object_fates,
 )
 from .intervals import bootstrap_weights
-from .matching import Matches, ground_truth, match_record
+from .matching import Matches, match_record
 from .record import Record
 from .thresholds import Thresholds, main_iou_type, recommend
 
@@ -120,7 +120,7 @@ def analyse_detections(record: Record) -> DetectionAnalysis:
     kept = (matches.score >= thresholds.by_class[matches.label]) & matches.counted
     boxes = match_record(record, "bbox") if iou_type == "segm" else None
     kinds, _ = classify_detections(matches)
-    size_groups = np.digitize(matches.object_area, (32**2, 96**2))
+    size_groups = np.digitize(matches.object_area, np.square(SIZE_LIMITS))
     fates = object_fates(matches, kept)
     correct = kept & (matches.matched[0] >= 0)
     images = len(record.entries)
@@ -169,15 +169,12 @@ def _scores(matches: Matches, boxes: Matches | None, correct: np.ndarray) -> lis
 
 def _coco_precision(record: Record, iou_type: str) -> tuple[np.ndarray, np.ndarray]:
     """Return hotcoco's precision (T, R, K) and AP by size, (3,)."""
-    evaluation = coco_evaluation(
-        ground_truth(record),
-        [detection for entry in record.entries for detection in entry["detections"]],
-        iou_type,
-        max_dets=int(np.max(record.about.settings["max_dets"])),
-    )
+    settings = record.about.settings
+    content = coco_content(record.entries, settings["category_ids"], record.about.classes)
+    evaluation = coco_evaluation(*content, iou_type, max_dets=settings["max_dets"])
     precision = np.where(evaluation.eval["precision"] < 0, np.nan, evaluation.eval["precision"])[..., -1]
     # hotcoco has the classes in the order of their ids
-    order = np.argsort(np.argsort(record.about.settings["category_ids"], kind="stable"), kind="stable")
+    order = np.argsort(np.argsort(settings["category_ids"], kind="stable"), kind="stable")
     precision = precision[:, :, order]
     return precision[..., 0], np.array([_mean(precision[..., size]) for size in (1, 2, 3)])
 

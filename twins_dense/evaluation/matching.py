@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .coco import complete_ground_truth
+from .coco import coco_content, complete_ground_truth
 from .record import Record
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -93,14 +93,8 @@ def ground_truth(record: Record) -> dict[str, Any]:
 
     The annotations are in the order of the entries.
     """
-    names = zip(record.about.settings["category_ids"], record.about.classes, strict=True)
-    return complete_ground_truth(
-        {
-            "images": [entry["image"] for entry in record.entries],
-            "annotations": [annotation for entry in record.entries for annotation in entry["annotations"]],
-            "categories": [{"id": category, "name": name} for category, name in names],
-        }
-    )
+    content, _ = coco_content(record.entries, record.about.settings["category_ids"], record.about.classes)
+    return complete_ground_truth(content)
 
 
 def match_record(record: Record, iou_type: str) -> Matches:
@@ -112,7 +106,7 @@ def match_record(record: Record, iou_type: str) -> Matches:
     """
     entries, settings = record.entries, record.about.settings
     labels = {category: label for label, category in enumerate(settings["category_ids"])}
-    max_dets = int(np.max(settings["max_dets"]))
+    max_dets = settings["max_dets"]
     truth = ground_truth(record)["annotations"]
     # COCO breaks ties of scores by the id of the image.
     by_id = sorted(range(len(entries)), key=lambda image: entries[image]["image"]["id"])

@@ -48,9 +48,10 @@ class About:
         identity: `identity_of` the checkpoint and the config; an evaluation is only resumed with the same one.
         checkpoint: Path or catalog name of the checkpoint.
         dataset: Path or name of the data set.
-        settings: Settings of the task. Detection: `category_ids`, `iou_types`, `max_dets`. Segmentation: `palette` (one
-            (R, G, B) in 0..255 per class), `first_value` (value of the first class in the label maps on disk, 0 or 1),
-            `ignore_index`. Classification: `wnids`, `protocol`.
+        settings: Settings of the task. Detection: `category_ids`, `iou_types`, `max_dets` (number of detections per
+            image and class that count). Segmentation: `palette` (one (R, G, B) in 0..255 per class), `first_value`
+            (value of the first class in the label maps on disk, 0 or 1), `ignore_index`. Classification: `wnids`,
+            `protocol`.
         config: The resolved config as plain data, if there is one.
         engine: "mmengine" or "detectron2"; empty for classification.
         command: The command line.
@@ -85,7 +86,7 @@ class Record:
       `detections` (entries of a COCO results file).
     * Segmentation: `height`, `width`, `labels` (path of the true label map, absolute), `prediction` (path of a PNG
       with the predicted class indices 0..K-1, relative to the folder) and `confidence` (path of a PNG with the
-      probability of the predicted class in 0..255 of every nth row and column from the first, relative to the folder).
+      probability of the predicted class in 0..255, for every nth row and column, relative to the folder).
     * Classification: `label`, `top` (the five most probable labels, best first), `probabilities` (theirs) and `loss`;
       for an image that cannot be read `label` and `error` (one line).
 
@@ -132,7 +133,8 @@ class RecordWriter:
             if (found.about.identity, found.about.num_images) != (about.identity, about.num_images):
                 raise TwinsError(
                     f"{str(folder)!r} contains an evaluation of another checkpoint, config or data set "
-                    f"({found.about.checkpoint} on {found.about.dataset}): choose another --work-dir"
+                    f"({found.about.checkpoint} on {found.about.dataset}): choose another --work-dir, or resume it "
+                    "with its own data and options"
                 )
             self.finished = found.entries
         elif rank == 0:

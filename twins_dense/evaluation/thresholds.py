@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,9 +115,10 @@ def find_evaluation(checkpoint: str | Path) -> Record:
             continue
         if record.about.task == "detection" and record.is_complete and record.is_of(path):
             return record
+    command = shlex.join(["twins-dense", "eval", str(checkpoint)])
     raise TwinsError(
         f"score='auto': there is no finished evaluation of {str(checkpoint)!r} that recommends a threshold; "
-        f"run `twins-dense eval {checkpoint}` first, or choose a number in 0..1"
+        f"run `{command}` first, or choose a number in 0..1"
     )
 
 

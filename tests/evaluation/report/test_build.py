@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
 import os
@@ -121,6 +122,15 @@ class TestReport:
         assert "+0.0 points compared with" in text_of(write_report(run, against=other))
 
 
+def test_a_folder_that_cannot_be_written_names_the_remedy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("twins_dense.evaluation.report.build.write_atomically", fail)
+    with pytest.raises(TwinsError, match=r"report.html' cannot be written \(Read-only file system\): .*--out"):
+        write_report(run)
+
+
 class TestWhichEvaluation:
     def test_the_own_one_comes_before_others(self, run: Path) -> None:
         evaluation(run.with_name("mine_eval") / "newer")
@@ -153,6 +163,13 @@ class TestWhichEvaluation:
         with pytest.raises(TwinsError, match=r"unfinished \(2 of 3 images\).*eval … --work-dir .*evaluation"):
             write_report(run / "evaluation" if is_evaluation else run)
         assert not list(run.rglob("report.html"))
+
+    def test_the_only_one_inside(self, tmp_path: Path) -> None:
+        evaluation(tmp_path / "a")
+        assert finished_record(tmp_path).folder == tmp_path / "a" / "record"
+        evaluation(tmp_path / "b")
+        with pytest.raises(TwinsError, match=r"contains 2 evaluations: name one of them, such as .*/a'"):
+            finished_record(tmp_path)
 
     def test_none(self, tmp_path: Path) -> None:
         with pytest.raises(TwinsError, match="contains no evaluation: run `twins-dense eval"):

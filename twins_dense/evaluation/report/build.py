@@ -74,7 +74,7 @@ def finished_record(source: str | Path, checkpoint: Path | None = None) -> Recor
         return _finished(folder)
     evaluations = evaluations_of(folder)
     if not evaluations:
-        raise TwinsError(f"{str(source)!r} contains no evaluation: run `twins-dense eval {source}` first")
+        return _finished(_only_evaluation(folder))
     found: Record | None = None
     for evaluation in evaluations:
         record = read_record(evaluation)
@@ -99,7 +99,10 @@ def check_out(path: Path) -> None:
 
 def write_page(path: Path, page: str) -> None:
     """Write a page atomically as UTF-8; characters that UTF-8 cannot represent are replaced."""
-    write_atomically(path, page.encode("utf-8", errors="replace"))
+    try:
+        write_atomically(path, page.encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise TwinsError(f"{str(path)!r} cannot be written ({error.strerror}): choose another --out") from error
 
 
 def _finished(folder: Path) -> Record:
@@ -113,6 +116,19 @@ def _finished(folder: Path) -> Record:
             f"images): {remedy}"
         )
     return record
+
+
+def _only_evaluation(folder: Path) -> Path:
+    """Return the only subfolder that contains an evaluation, as after `twins-dense validate`."""
+    found = sorted(filter(has_record, folder.iterdir()))
+    if len(found) > 1:
+        raise TwinsError(
+            f"{str(folder)!r} contains {len(found)} evaluations: name one of them, such as {str(found[0])!r}"
+        )
+    if not found:
+        command = shlex.join(["twins-dense", "eval", str(folder)])
+        raise TwinsError(f"{str(folder)!r} contains no evaluation: run `{command}` first")
+    return found[0]
 
 
 def _task_module(record: Record) -> Any:

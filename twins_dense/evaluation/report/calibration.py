@@ -12,7 +12,7 @@ def calibration_section(calibration: Calibration, noun: str) -> Section:
 
     Args:
         calibration: The calibration.
-        noun: What is predicted, in the plural: "pixels" or "images".
+        noun: The things that are predicted: "pixels", "images" or "detections".
     """
     chart = calibration_chart(
         calibration.confidence.tolist(),

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from .formatting import shortened
 from .svg import plain, to_svg
 
 # `to_svg` turns these colours into variables of the style sheet.
@@ -75,7 +76,7 @@ def line_chart(
     """
     styled = list(lines) if len(lines) <= len(_SERIES) else [line for line in lines if line.strong][: len(_SERIES)]
     named = styled if len(lines) > 1 else []
-    names = [_shortened(line.name) for line in named]
+    names = [shortened(plain(line.name), _LONGEST) for line in named]
     right = _RIGHT + (12 + _CHARACTER * max(map(len, names)) if names else 0)
     with _figure(_HEIGHT) as figure:
         axes = _axes(figure, _HEIGHT, x_label=x_label, y_label=y_label, right=right)
@@ -138,7 +139,7 @@ def bar_chart(
         description: Text for screen readers.
         intervals: Bounds of the interval of each value.
     """
-    shown = [_shortened(name) for name in names]
+    shown = [shortened(plain(name), _LONGEST) for name in names]
     row, top = 20.0, 8.0
     height = top + row * max(len(names), 1) + _BOTTOM
     left = 12 + _CHARACTER * max(map(len, shown), default=0)
@@ -347,8 +348,3 @@ def _number(value: float) -> str:
     else:
         text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return text.replace("-", "−")
-
-
-def _shortened(text: str) -> str:
-    text = plain(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

@@ -13,6 +13,7 @@ from ...data.coco import CocoImage, is_instance
 from ...data.duplicates import SplitImage
 from ...data.suspects import KINDS, Suspect, corners
 from ...errors import TwinsError
+from ..coco import SIZE_LIMITS
 from ..data_survey import ObjectSurvey, spread_examples
 from .charts import histogram
 from .data_parts import (
@@ -45,7 +46,7 @@ _NUM_SUSPECTS = 60  # cards of suspicious annotations
 _NUM_EMPTY = 12  # cards of images without objects
 _MOST_BARS = 30
 _GRID = 16  # cells of the map of positions, per side
-_SMALL, _LARGE = 32, 96  # COCO's limits of object sizes in pixels
+_SMALL, _LARGE = SIZE_LIMITS
 
 
 def object_page(survey: ObjectSurvey) -> str:

@@ -15,7 +15,7 @@ from ...data.duplicates import Kind, Pair, SplitImage, groups_of, leaks
 from ...data.layouts import DataFolder
 from ...data.statistics import Suggestion, name_warnings
 from .charts import histogram
-from .formatting import number_of
+from .formatting import number_of, shortened
 from .page import Headline, Section, render
 from .pictures import thumbnail
 
@@ -58,8 +58,7 @@ def first_of(shown: int, total: int, nouns: str) -> str:
 def names_of(names: Sequence[str], limit: int = 12) -> str:
     """Return names separated by commas, long ones shortened, and the number of those beyond the limit."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    shortened = (name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names[:limit])
-    return ", ".join(shortened) + more
+    return ", ".join(shortened(name, _LONGEST) for name in names[:limit]) + more
 
 
 def relative(path: str | Path, folder: DataFolder) -> str:

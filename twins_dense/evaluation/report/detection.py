@@ -16,7 +16,7 @@ from ..record import Record
 from ..thresholds import GRID, MIN_OBJECTS, ThresholdCurve, threshold_curve
 from .calibration import calibration_section
 from .charts import Line, bar_chart, line_chart
-from .detection_images import image_sections, suspects_section
+from .detection_images import ERROR_NAMES, image_sections, suspects_section
 from .page import Headline, Section, render
 
 _EXPLANATIONS: Mapping[str, str] = {
@@ -24,13 +24,13 @@ _EXPLANATIONS: Mapping[str, str] = {
     "AP50": "Average precision of {} at an IoU of 0.5, for which a rough position is enough.",
 }
 _RECALL = "Share of the objects that are found at the recommended score thresholds, with an IoU of at least 0.5."
-_ERRORS: Mapping[str, tuple[str, str]] = {
-    "Cls": ("wrong class", "An object is found at the right place (IoU of 0.5 or more), but with the wrong class."),
-    "Loc": ("wrong position", "The class is right, but the overlap with the object is too small (IoU 0.1 to 0.5)."),
-    "Both": ("wrong in both", "The class is wrong, and the overlap is too small (IoU 0.1 to 0.5)."),
-    "Dupe": ("duplicate", "The object was found already by a detection with a higher score."),
-    "Bkg": ("no object there", "Something is detected where there is no object (IoU below 0.1)."),
-    "Miss": ("missed object", "The object is not found, not even with a wrong class or a wrong position."),
+_ERRORS: Mapping[str, str] = {
+    "Cls": "An object is found at the right place (IoU of 0.5 or more), but with the wrong class.",
+    "Loc": "The class is right, but the overlap with the object is too small (IoU 0.1 to 0.5).",
+    "Both": "The class is wrong, and the overlap is too small (IoU 0.1 to 0.5).",
+    "Dupe": "The object was found already by a detection with a higher score.",
+    "Bkg": "Something is detected where there is no object (IoU below 0.1).",
+    "Miss": "The object is not found, not even with a wrong class or a wrong position.",
 }
 _PAIRS = 20  # rows of the table of confused classes
 
@@ -121,13 +121,9 @@ def _threshold(analysis: DetectionAnalysis, curves: Sequence[ThresholdCurve]) ->
     position = int(np.searchsorted(GRID, best))
     chart = None
     if np.nanmax(overall.f1, initial=0) > 0:
-        lines = [Line("all", GRID.tolist(), _until_last_score(overall), strong=True)]
-        lines += [
-            Line(name, GRID.tolist(), _until_last_score(curves[label]), key=key)
-            for label, (key, name) in zip(_listed(analysis), _keys(analysis), strict=True)
-        ]
+        all_line = Line("all", GRID.tolist(), _until_last_score(overall), strong=True)
         chart = line_chart(
-            lines,
+            [all_line, *_class_lines(analysis, all_line.x, [_until_last_score(curve) for curve in curves])],
             x_label="score threshold",
             y_label="F1",
             description=f"F1 by score threshold; the largest F1 of all objects is at a threshold of {best:.2f}.",
@@ -158,13 +154,9 @@ def _curves(analysis: DetectionAnalysis) -> Section:
         if not known.size:
             break
         precision = analysis.precision[index]
-        lines = [Line("mean", recalls, _until_zero(precision[:, known].mean(axis=1)), strong=True)]
-        lines += [
-            Line(name, recalls, _until_zero(precision[:, label]), key=key)
-            for label, (key, name) in zip(_listed(analysis), _keys(analysis), strict=True)
-        ]
+        mean_line = Line("mean", recalls, _until_zero(precision[:, known].mean(axis=1)), strong=True)
         chart = line_chart(
-            lines,
+            [mean_line, *_class_lines(analysis, recalls, [_until_zero(column) for column in precision.T])],
             x_label="recall",
             y_label="precision",
             description=f"Precision by recall at an IoU of {iou}.",
@@ -177,7 +169,7 @@ def _curves(analysis: DetectionAnalysis) -> Section:
 
 
 def _errors(analysis: DetectionAnalysis) -> Section:
-    rows = [(_ERRORS[error.name][0], error.cost, error.count, _ERRORS[error.name][1]) for error in analysis.errors]
+    rows = [(ERROR_NAMES[error.name], error.cost, error.count, _ERRORS[error.name]) for error in analysis.errors]
     known = np.isfinite([row[1] for row in rows]).all()
     chart = None
     if known and any(row[1] > 0 for row in rows):
@@ -230,6 +222,12 @@ def _objects(analysis: DetectionAnalysis) -> Section:
         totals=fates(np.ones(len(analysis.fates), dtype=bool)),
     )
     return Section("objects", "What became of the objects", html)
+
+
+def _class_lines(analysis: DetectionAnalysis, x: Sequence[float], y: Sequence[Sequence[float]]) -> list[Line]:
+    """Return the lines of the listed classes; `y` has the values of all classes."""
+    keys = zip(_listed(analysis), _keys(analysis), strict=True)
+    return [Line(name, x, y[label], key=key) for label, (key, name) in keys]
 
 
 def _until_last_score(curve: ThresholdCurve) -> list[float]:

@@ -9,23 +9,33 @@ from typing import Any
 
 import numpy as np
 
-from ..detection_errors import BACKGROUND, BOTH, CORRECT, DUPLICATE, SHIFTED, WRONG_CLASS, Suspect
+from ..detection_errors import BACKGROUND, BOTH, CORRECT, DUPLICATE, ERRORS, SHIFTED, WRONG_CLASS, Suspect
 from ..detections import DetectionAnalysis
 from .gallery import Card, Shape, gallery, gallery_section
 from .page import Section, render
 from .pictures import contours_of
 
-_MISSED = "missed object"
-# For each kind of detection: the kind of shape, and its name, by which the galleries are filtered.
-_KINDS: Mapping[int, tuple[str, str]] = {
-    CORRECT: ("correct", "correct"),
-    WRONG_CLASS: ("wrong_class", "wrong class"),
-    SHIFTED: ("shifted", "wrong position"),
-    BOTH: ("wrong_class", "wrong in both"),
-    DUPLICATE: ("duplicate", "duplicate"),
-    BACKGROUND: ("background", "no object there"),
+ERROR_NAMES: Mapping[str, str] = {
+    "Cls": "wrong class",
+    "Loc": "wrong position",
+    "Both": "wrong in both",
+    "Dupe": "duplicate",
+    "Bkg": "no object there",
+    "Miss": "missed object",
 }
-_ERROR_TAGS = [_MISSED, *(name for kind, (_, name) in _KINDS.items() if kind != CORRECT)]
+"""Names of TIDE's error types for the reader; the galleries are filtered by them."""
+
+_MISSED = ERROR_NAMES["Miss"]
+_NAME_OF = {kind: ERROR_NAMES[error] for error, kind in ERRORS.items()}
+_SHAPE_OF: Mapping[int, str] = {  # kind of shape for each kind of detection
+    CORRECT: "correct",
+    WRONG_CLASS: "wrong_class",
+    SHIFTED: "shifted",
+    BOTH: "wrong_class",
+    DUPLICATE: "duplicate",
+    BACKGROUND: "background",
+}
+_ERROR_TAGS = [_MISSED, *_NAME_OF.values()]
 _NUM_CHANGED = 12  # images that changed most
 _NUM_SUSPECTS = 12  # images for each kind of suspects
 _SUSPECTS: Mapping[str, str] = {
@@ -54,9 +64,9 @@ def image_sections(analysis: DetectionAnalysis, other: DetectionAnalysis | None,
                 "changes",
                 "Images that changed most",
                 cards,
-                "The images whose F1 differs most from that of the other evaluation (→ leads to this one). "
-                "Each evaluation uses its own recommended thresholds; the pictures show this one.",
-                "No image has another F1 than in the other evaluation.",
+                "The images whose F1 differs most between the two evaluations: the other one stands before the arrow, "
+                "this one behind it. Each uses its own recommended thresholds; the pictures show this one.",
+                "Every image has the same F1 and number of errors in both evaluations.",
             )
         )
     wrong = np.flatnonzero(analysis.num_errors)
@@ -116,8 +126,8 @@ def image_card(analysis: DetectionAnalysis, image: int, text: str | None = None)
     detections = np.flatnonzero((matches.image == image) & analysis.kept)
     found = set(matches.matched[0, detections].tolist())
     shapes = [_object_shape(analysis, i, "truth" if i in found else "missed") for i in objects.tolist()]
-    shapes += [_detection_shape(analysis, i, _KINDS[int(analysis.kinds[i])][0]) for i in detections.tolist()]
-    errors = Counter(_KINDS[kind][1] for kind in analysis.kinds[detections].tolist() if kind != CORRECT)
+    shapes += [_detection_shape(analysis, i, _SHAPE_OF[int(analysis.kinds[i])]) for i in detections.tolist()]
+    errors = Counter(_NAME_OF[kind] for kind in analysis.kinds[detections].tolist() if kind != CORRECT)
     errors[_MISSED] = int(analysis.num_missed[image])
     if text is None:
         counts = [f"{errors[name]} × {name}" for name in _ERROR_TAGS if errors[name]]

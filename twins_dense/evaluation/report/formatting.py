@@ -44,6 +44,11 @@ def number_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def shortened(text: str, limit: int) -> str:
+    """Return a text with at most `limit` characters, the last of which is "…" if it was longer."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def cell(value: Any, kind: str) -> Any:
     """Return the content of a table cell of a kind: "text", "count", "score" or "number"."""
     if isinstance(value, str) and len(value) > _LONG and not isinstance(value, Markup):

@@ -129,7 +129,7 @@ def _changes(record: Record, scores: SegmentationScores, against: Record, other:
     order = [i for i in np.argsort(-np.abs(change), kind="stable") if np.isfinite(change[i]) and change[i]][:_CHANGED]
     texts = [f"mIoU {percent(scores.of_images[i])} %, the other {percent(other.of_images[i])} %" for i in order]
     cards = [_card(record, scores, i, text, against) for i, text in zip(order, texts, strict=True)]
-    text = "The images whose mIoU differs most. “Other” is the prediction of the evaluation that is compared with."
+    text = "The images whose mIoU differs most. “Other” shows the prediction of the other evaluation."
     return _images("changes", "Images that changed most", text, cards, record)
 
 

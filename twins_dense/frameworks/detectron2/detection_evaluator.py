@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ...errors import TwinsError, one_line
-from ...evaluation.coco import Backend, check_coco_options, coco_detections, evaluate_coco
+from ...evaluation.coco import Backend, check_coco_options, coco_content, coco_detections, evaluate_coco
 from ...evaluation.record import RecordWriter
 from .checks import dataset_meta_of
 
@@ -130,12 +130,7 @@ def coco_results(
         max_dets: Number of detections per image and class that count.
         backend: Library that computes the metrics (see `evaluate_coco`).
     """
-    ground_truth = {
-        "images": [entry["image"] for entry in entries],
-        "annotations": [annotation for entry in entries for annotation in entry["annotations"]],
-        "categories": [{"id": category, "name": name} for category, name in zip(category_ids, classes, strict=True)],
-    }
-    detections = [detection for entry in entries for detection in entry["detections"]]
+    ground_truth, detections = coco_content(entries, category_ids, classes)
     iou_types = ["bbox"]
     if with_masks or any("segmentation" in detection for detection in detections):
         iou_types.append("segm")

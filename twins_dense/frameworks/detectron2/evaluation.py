@@ -28,7 +28,7 @@ from .checks import categories_of, check_classes, dataset_name_of, read_detector
 from .detection_evaluator import DetectionEvaluator
 from .guards import building
 from .hooks import as_fractions
-from .launch import fit_device, launch_run, set_up
+from .launch import fit_device, launch_run, set_up, silence_torch
 from .recording import evaluation_identity, finished_record, recorded_results, start_recording
 
 _log = logging.getLogger("detectron2.evaluation")  # for the log file, not for the console
@@ -68,6 +68,7 @@ def load_model(config: DictConfig, checkpoint: str | Path) -> tuple[nn.Module, d
     Raises:
         TwinsError: if the checkpoint belongs to another model.
     """
+    silence_torch()
     fit_device(config)
     _drop_initial_weights(config)
     content = read_detector(checkpoint)

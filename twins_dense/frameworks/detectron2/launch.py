@@ -74,10 +74,7 @@ def _run_in_process(run: Callable[..., None], parent: int, has_console: bool, *a
 
 def set_up(config: DictConfig) -> None:
     """Adapt the config to the available devices, set up logging and seeds, and write config.yaml."""
-    # PyTorch warns of these in every run, because of what detectron2 does; users cannot change it.
-    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
-    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    silence_torch()
     # Suppress the tracebacks of errors that are reported in one line afterwards.
     logging.getLogger("detectron2.engine.train_loop").addFilter(_is_no_report)
     notes = fit_device(config)
@@ -95,6 +92,13 @@ def set_up(config: DictConfig) -> None:
             log.addHandler(forward)
     for note in notes:
         logger.warning(note)
+
+
+def silence_torch() -> None:
+    """Hide warnings that PyTorch gives because of what detectron2 does, about which users can do nothing."""
+    warnings.filterwarnings("ignore", "torch.meshgrid: in an upcoming release", UserWarning)
+    for name in ("torch.fx._symbolic_trace", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _is_for_console(record: logging.LogRecord) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.registry import METRICS
 
-from ...evaluation.coco import Backend, check_coco_options, coco_detections, evaluate_coco
+from ...evaluation.coco import Backend, check_coco_options, coco_content, coco_detections, evaluate_coco
 from ...evaluation.record import RecordWriter, Task
 from .recording import RecordedMetric
 
@@ -60,20 +60,9 @@ class CocoMetric(RecordedMetric):
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         """Return the average precision over all collected images."""
         assert self.dataset_meta is not None
-        results = self.with_finished(results)
-        categories = [
-            {"id": category, "name": name}
-            for category, name in zip(self.dataset_meta["category_ids"], self.dataset_meta["classes"], strict=True)
-        ]
-        ground_truth = {
-            "images": [result["image"] for result in results],
-            "annotations": [annotation for result in results for annotation in result["annotations"]],
-            "categories": categories,
-        }
-        detections = [detection for result in results for detection in result["detections"]]
-        return evaluate_coco(
-            ground_truth, detections, iou_types=self.iou_types, backend=self.backend, max_dets=self.max_dets
-        )
+        meta = self.dataset_meta
+        content = coco_content(self.with_finished(results), meta["category_ids"], meta["classes"])
+        return evaluate_coco(*content, iou_types=self.iou_types, backend=self.backend, max_dets=self.max_dets)
 
     def obstacle(self, dataset: Any) -> str:
         return ""
