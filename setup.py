@@ -76,7 +76,7 @@ setup(
         "test": TEST,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["twins-dense = twins_dense.cli:main"]},
+    entry_points={"console_scripts": ["twins-dense = twins_dense.__main__:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -235,6 +235,8 @@ def _apply(config: DictConfig, override: str) -> None:
         ) from None
     if parsed.is_delete():
         raise TwinsError(f"override {name!r}: keys cannot be deleted; write key=value, for example train.seed=1")
+    if parsed.value() == "???":  # as OmegaConf marks a value that is missing
+        raise TwinsError(f"override {name!r}: ??? is no value; write key=value, for example train.seed=1")
     parent, node = _check_key(config, parsed.key_or_group, override)
     is_argument = "_target_" in parent and "_target_" not in node if isinstance(node, DictConfig) else True
     if not is_argument and not isinstance(parsed.value(), dict):

@@ -62,12 +62,12 @@ def _train(config: DictConfig, resume: bool) -> None:
     """Run training in one of the processes."""
     check_settings(config)
     settings, options = config.train, monitoring_of(config)
-    set_up(config)
     with building(config):
+        set_up(config)
         loader = instantiate(config.dataloader.train)
         model = instantiate(config.model).to(settings.device)
-    dataset_meta = check_classes(config, model, dataset_name_of(config.dataloader.train))
-    stored = stored_record(config)
+        dataset_meta = check_classes(config, model, dataset_name_of(config.dataloader.train))
+        stored = stored_record(config)
     sampler = getattr(loader.dataset, "sampler", None)
     if not isinstance(sampler, PositionSampler):
         sampler = None
