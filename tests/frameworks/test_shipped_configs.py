@@ -112,7 +112,7 @@ class TestCommand:
 
 
 def test_the_wheel_has_them(tmp_path: Path) -> None:
-    """The wheel also contains `py.typed` and the templates of the report. In an installed package, configs are found by name, too."""
+    """The wheel also contains `py.typed` and the templates of the report, and its configs are found by name, too."""
     source = tmp_path / "source"
     for name in ("twins_dense", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
