@@ -112,7 +112,7 @@ class TestCommand:
 
 
 def test_the_wheel_has_them(tmp_path: Path) -> None:
-    """The wheel also contains `py.typed`. In an installed package, configs are found by name, too."""
+    """The wheel also contains `py.typed` and the templates of the report, and its configs are found by name, too."""
     source = tmp_path / "source"
     for name in ("twins_dense", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -127,6 +127,9 @@ def test_the_wheel_has_them(tmp_path: Path) -> None:
         opened.extractall(tmp_path / "installed")
     configs = {path.relative_to(source).as_posix() for path in (source / "configs").rglob("*") if path.is_file()}
     assert len(configs) > 80 and {f"twins_dense/{name}" for name in configs} | {"twins_dense/py.typed"} <= names
+    templates = "twins_dense/evaluation/report/templates"
+    shipped = {f"{templates}/{path.name}" for path in (ROOT / templates).iterdir()}
+    assert f"{templates}/page.html.j2" in shipped and shipped <= names
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'installed')!r})\n"
         "from twins_dense.frameworks.shipped_configs import find_config, list_configs\n"
