@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import reprlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
 
 from ..data.image_files import MAX_SIDE
 from ..errors import TwinsError, one_line
 from ..weights.load import describe_defect, describe_misfit
 from .options import Recipe, TrainingOptions
 
+C = TypeVar("C")
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _NUM_SHOWN = 4
+
+
+def guard(
+    building: Callable[[C], AbstractContextManager[None]],
+) -> Callable[[Callable[Concatenate[C, P], T]], Callable[Concatenate[C, P], T]]:
+    """Return a decorator for functions of a config that runs them inside `building(config)`."""
+
+    def decorate(function: Callable[Concatenate[C, P], T]) -> Callable[Concatenate[C, P], T]:
+        @functools.wraps(function)
+        def call(config: C, *arguments: P.args, **options: P.kwargs) -> T:
+            with building(config):
+                return function(config, *arguments, **options)
+
+        return call
+
+    return decorate
 
 
 @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import copy
-import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Literal
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
@@ -18,11 +17,8 @@ from mmengine.runner import Runner
 from ...atomic import write_atomically
 from ...errors import TwinsError, did_you_mean, one_line, shown
 from ...evaluation.record import Task
-from ..checks import config_errors
+from ..checks import config_errors, guard
 from .config_types import check_types
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # The names of `max_dets` in torchvision's Mask R-CNN and RetinaNet.
 OWN_MAX_DETS = ("box_detections_per_img", "detections_per_img")
@@ -52,15 +48,8 @@ def building(config: Config) -> AbstractContextManager[None]:
     return config_errors(f"config {str(config.filename)!r}{given}")
 
 
-def guarded(function: Callable[Concatenate[Config, P], T]) -> Callable[Concatenate[Config, P], T]:
-    """Decorate a function of a config, so that any error from an unusual value in the config becomes one line."""
-
-    @functools.wraps(function)
-    def call(config: Config, *arguments: P.args, **options: P.kwargs) -> T:
-        with building(config):
-            return function(config, *arguments, **options)
-
-    return call
+# Decorates functions of a config: any error from an unusual value in the config becomes one line.
+guarded = guard(building)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
