@@ -32,11 +32,18 @@ SEGMENTATION = [
     "ftfy>=6.1",
     "regex>=2023.12.25",
 ]
-FEATURES = ["zarr>=3.1.3; python_version >= '3.11'", "pyarrow>=17"]  # zarr 3 needs Python 3.11
-EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+FEATURES = [
+    "zarr>=3.1.3; python_version >= '3.11'",  # zarr 3 needs Python 3.11
+    "pyarrow>=17",
+    "scikit-learn>=1.5",
+    "usearch>=2.17",
+]
+RAY = [*FEATURES, "ray[data]>=2.40"]
+EXPORT = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20", "openvino>=2025.1"]
+INT8 = [*EXPORT, "nncf>=2.16"]
 HUB = ["huggingface-hub>=0.23"]
 ALL = [*SEGMENTATION, *FEATURES, *EXPORT, *HUB]
-TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", "selenium>=4.30", *ALL]
+TEST = ["pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100", "timm>=1.0.15", "selenium>=4.30", *ALL, *INT8, *RAY]
 DEV = ["ruff>=0.12", "mypy>=1.13", *TEST]
 
 # The configs are at the top of the repository, but are installed inside the package.
@@ -70,7 +77,9 @@ setup(
         "detection": DETECTION,
         "segmentation": SEGMENTATION,
         "features": FEATURES,
+        "ray": RAY,
         "export": EXPORT,
+        "int8": INT8,
         "hub": HUB,
         "all": ALL,
         "test": TEST,

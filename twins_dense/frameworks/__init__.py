@@ -20,6 +20,7 @@ from .work_dir import best_checkpoint
 if TYPE_CHECKING:
     import torch
 
+    from ..deploy.exportable import Exportable
     from ..evaluation.record import Task
 
 _YAML = (".yaml", ".yml")
@@ -95,6 +96,9 @@ class Engine(Protocol):
 
     def predictor(self, config: Any, checkpoint: str | Path, device: torch.device) -> Detector | Segmentor:
         """Load a trained model that computes raw results."""
+
+    def exportable(self, config: Any, checkpoint: str | Path) -> Exportable:
+        """Load a trained model in the form that can be exported."""
 
     def apply_overrides(self, config: Any, overrides: Sequence[str] | None = None) -> None:
         """Apply overrides of the form `key=value`; `None` applies those that were applied before once more."""

@@ -26,6 +26,7 @@ from .config import (
     write_config,
 )
 from .evaluation import evaluate
+from .export import exportable
 from .monitoring import set_monitoring
 from .predictors import predictor
 from .settings import set_data, set_training
@@ -37,6 +38,7 @@ __all__ = [
     "check_data",
     "default_work_dir",
     "evaluate",
+    "exportable",
     "from_data",
     "load_config",
     "predictor",

@@ -13,6 +13,7 @@ from .config import (
     task_of,
     write_config,
 )
+from .export import exportable
 from .monitoring import set_monitoring
 from .predictors import predictor
 from .runner import check_data, evaluate, train
@@ -24,6 +25,7 @@ __all__ = [
     "check_data",
     "default_work_dir",
     "evaluate",
+    "exportable",
     "from_data",
     "load_config",
     "predictor",
