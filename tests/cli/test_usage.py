@@ -24,6 +24,7 @@ VERBS = (
     "weights",
     "convert",
     "extract",
+    "search",
     "export",
     "info",
     "benchmark",

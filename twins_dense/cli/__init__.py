@@ -23,6 +23,7 @@ _VERBS = (
     "weights",
     "convert",
     "extract",
+    "search",
     "export",
     "info",
     "benchmark",

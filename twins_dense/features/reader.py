@@ -6,6 +6,7 @@ import copy
 import difflib
 import fnmatch
 import importlib.util
+import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -19,10 +20,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import zarr
+from PIL import Image
 from torch.utils.data import Dataset
 
 from ..errors import TwinsError
 from . import INDEX, MAPS
+from .query import QueryModel, load_model
+from .search import Neighbours, VectorSearch
 from .store import INDEX_COLUMNS, finished_parts, part_path, read_manifest
 
 _NUM_COMPARED = 10_000  # ids that an unknown id is compared with to suggest the one that was meant
@@ -107,13 +111,70 @@ class Features(Dataset):
 
     def vectors(self, level: str) -> Any:
         """Return all pooled vectors of a level, (N, C), with zeros for unreadable images."""
+        column = self.check_vectors(level)
+        return self._convert(_matrix(self._read([column])[column]))
+
+    def check_vectors(self, level: str) -> str:
+        """Return the column of the pooled vectors of a level. A level without vectors raises `TwinsError`."""
         column = f"{level}_mean"
         if column not in self.vector_columns:
             available = ", ".join(self.vector_columns) or "none"
             raise TwinsError(
                 f"{self.folder} has no vectors {column!r} (it has {available}): extract them with --pool mean"
             )
-        return self._convert(_matrix(self._read([column])[column]))
+        return column
+
+    def search(
+        self,
+        query: str | PathLike[str] | Image.Image | np.ndarray | torch.Tensor,
+        k: int = 12,
+        level: str | None = None,
+        *,
+        weights: str | PathLike[str] | None = None,
+        device: str = "cpu",
+    ) -> Neighbours:
+        """Return the readable images most similar to an image or a vector, by the cosine of their pooled vectors.
+
+        The search is exact. Vectors and model are loaded once and kept for further calls.
+
+        Args:
+            query: Image id, path of an image file, PIL image, or vector (C,). The image with the given id is left out
+                of the result.
+            k: Number of images; fewer are returned if there are not as many.
+            level: Name of the level to compare, such as "c5". `None` means the coarsest one.
+            weights: Weights that computed the features. They are only needed for an image that is not in the folder,
+                and only if they are not in the catalog.
+            device: Device to compute the vector of such an image on.
+
+        Raises:
+            TwinsError: If the image cannot be found or read, the weights are others, or the level has no vectors.
+        """
+        search = self.vector_search(level)
+        if isinstance(query, np.ndarray | torch.Tensor):
+            return search.neighbours(torch.as_tensor(query)[None], k)[0]
+        if isinstance(query, str) and query in self:
+            readable_row = self._readable_entry(self.position_of(query))["row"]
+            return search.neighbours_of(int(np.flatnonzero(search.features.rows == readable_row)[0]), k)
+        if not isinstance(query, Image.Image) and not Path(query).is_file():
+            raise TwinsError(
+                f"{os.fspath(query)!r} is neither an image of {self.folder} nor a file: {self._suggest(str(query))}"
+            )
+        if k < 1:
+            raise TwinsError(f"k={k}: give a number of neighbours, 1 or more")
+        key = (weights, device)
+        if key not in self._models:
+            self._models = {key: load_model(self, weights, device)}
+        return search.neighbours(self._models[key]([query])[search.level], k)[0]
+
+    def vector_search(self, level: str | None = None) -> VectorSearch:
+        """Return the search among the vectors of a level, which is kept for further calls."""
+        level = level or self.levels[-1]
+        if level not in self._searches:
+            self._searches = {level: VectorSearch(self, level)}
+        return self._searches[level]
+
+    def __contains__(self, image_id: str) -> bool:
+        return pc.index(self.index["image_id"], image_id).as_py() >= 0
 
     def readable(self) -> Features:
         """Return the features of the readable images."""
@@ -191,7 +252,7 @@ class Features(Dataset):
 
     def _view(self, positions: np.ndarray) -> Features:
         view = copy.copy(self)
-        view.rows = self.rows[positions]
+        view.rows, view._searches = self.rows[positions], {}
         view.__dict__["index"] = self.index.take(positions)
         return view
 
@@ -246,6 +307,10 @@ class Features(Dataset):
     # The vectors that were read last, with their rows, which makes reading consecutive rows fast.
     _cached: tuple[range, dict[str, np.ndarray]] = (range(0), {})
 
+    # The search and the model that were used last.
+    _searches: dict[str, VectorSearch] = {}
+    _models: dict[tuple[Any, str], QueryModel] = {}
+
     @cached_property
     def _file(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.folder / INDEX)
@@ -265,7 +330,7 @@ class Features(Dataset):
         return torch.from_numpy(array).to(getattr(torch, self.manifest["dtype"]))
 
     def __getstate__(self) -> dict[str, Any]:
-        opened = ("index", "_maps", "_file", "_group_ends", "_cached")
+        opened = ("index", "_maps", "_file", "_group_ends", "_cached", "_searches", "_models")
         return {name: value for name, value in vars(self).items() if name not in opened}
 
 
