@@ -17,7 +17,8 @@ from PIL import Image
 
 import twins_dense as td
 from twins_dense.deploy import export as exporting
-from twins_dense.deploy.export import export, read_onnx
+from twins_dense.deploy.export import export
+from twins_dense.deploy.runtimes import open_exported
 from twins_dense.models.spec import _VARIANTS
 from twins_dense.models.windows import window_key_mask
 from twins_dense.weights.preprocessing import OFFICIAL_PREPROCESSING
@@ -93,7 +94,7 @@ class TestOnnx:
     def test_a_file_that_differs_does_not_appear(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The comparison finds that the file computes something else, here because it has other weights."""
         trace = exporting._trace
-        monkeypatch.setattr(exporting, "_trace", lambda net: trace(other))
+        monkeypatch.setattr(exporting, "_trace", lambda net, inputs: trace(other, inputs))
         other = random_backbone(TINY_PCPVT, seed=8, out_indices=(0,))
         with pytest.raises(td.TwinsError, match=r"the exported c2 differs from the model at 1x3x224x224"):
             export(random_backbone(TINY_PCPVT, seed=7, out_indices=(0,)), tmp_path / "a.pt2")
@@ -102,9 +103,9 @@ class TestOnnx:
     def test_reading_other_files(self, tmp_path: Path) -> None:
         (tmp_path / "a.onnx").write_bytes(b"no model")
         with pytest.raises(td.TwinsError, match=r"a\.onnx' is not an ONNX model"):
-            read_onnx(tmp_path / "a.onnx")
+            open_exported(tmp_path / "a.onnx")
         with pytest.raises(td.TwinsError, match="no such file"):
-            read_onnx(tmp_path / "b.onnx")
+            open_exported(tmp_path / "b.onnx")
         onnx = pytest.importorskip("onnx")
         node = onnx.helper.make_node("Identity", ["x"], ["y"])
         x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
@@ -115,12 +116,13 @@ class TestOnnx:
         )
         onnx.save(model, tmp_path / "c.onnx")
         with pytest.raises(td.TwinsError, match="has no metadata of `twins-dense export`"):
-            read_onnx(tmp_path / "c.onnx")
+            open_exported(tmp_path / "c.onnx")
 
     def test_a_missing_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        (tmp_path / "a.onnx").write_bytes(b"")
         with pytest.raises(td.TwinsError, match=r"onnxruntime is not installed.*pip install 'twins-dense\[export\]'"):
-            read_onnx(tmp_path / "a.onnx")
+            open_exported(tmp_path / "a.onnx")
 
     @pytest.mark.slow
     @pytest.mark.parametrize("window_padding", WINDOW_PADDINGS)
@@ -162,9 +164,9 @@ class TestCommand:
         assert result.code == 0, result.err
         assert "logits" in result.out
         assert_equal(net, tmp_path / "c.onnx", ((2, 224, 224), (1, 96, 160)))
-        run, metadata = read_onnx(tmp_path / "c.onnx")
-        assert metadata["num_classes"] == 1000 and len(metadata["weights_sha256"]) == 64
-        assert run(torch.zeros(1, 3, 64, 64))[0].shape == (1, 1000)
+        exported = open_exported(tmp_path / "c.onnx")
+        assert exported.about["num_classes"] == 1000 and len(exported.about["weights_sha256"]) == 64
+        assert exported({"images": np.zeros((1, 3, 64, 64), np.float32)})["logits"].shape == (1, 1000)
         assert_error(twins("export", *arguments), "exists: name a new file")
 
         # The file has the same ImageNet scores as the model.
@@ -196,7 +198,7 @@ class TestCommand:
 
     def test_bad_input(self, tmp_path: Path) -> None:
         options = ("--variant", "svt_small", "--weights", "w.pth")
-        assert_error(twins("export", tmp_path / "a.txt", *options), "end its name in .onnx or .pt2")
+        assert_error(twins("export", tmp_path / "a.txt", *options), "end its name in .onnx, .xml or .pt2")
         assert_error(twins("export", tmp_path / "a.onnx", *options), "'w.pth'", "no such file")
         assert_error(twins("export", tmp_path / "a.onnx", *options, "--levels", "c9"), "unknown level 'c9'")
         assert list(tmp_path.iterdir()) == []

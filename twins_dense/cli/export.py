@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from ..errors import TwinsError
 from .options import backbone_options, check_window_padding, parse_levels
 
 
@@ -28,13 +25,9 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
       twins-dense export classifier.onnx --classifier --variant pcpvt_small --weights pcpvt_small.in1k-official
       twins-dense export svt_small.pt2 --variant svt_small --weights alt_gvt_small.pth
     """
-    from ..deploy.export import EXPORT_SUFFIXES, export, load_trained
+    from ..deploy.export import check_target, export, load_trained
 
-    target = Path(out)
-    if target.suffix not in EXPORT_SUFFIXES:
-        raise TwinsError(f"OUT {out!r}: end its name in {' or '.join(EXPORT_SUFFIXES)}")
-    if target.exists():
-        raise TwinsError(f"OUT {out!r} exists: name a new file")
+    target = check_target(out)
     model = load_trained(
         variant,
         weights,

@@ -91,9 +91,9 @@ def command(
     if variant is not None:
         get_spec(variant)
     if onnx is not None:
-        from ..deploy.export import read_onnx_classifier
+        from ..deploy.runtimes import open_classifier
 
-        from_onnx = read_onnx_classifier(onnx)
+        from_onnx = open_classifier(onnx)
         runs = {from_onnx.variant: onnx}
     elif reproduce:
         published = published_classifiers(protocol)

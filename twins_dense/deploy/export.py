@@ -1,21 +1,22 @@
-"""Export models to ONNX files and `torch.export` programs, checked against the original model."""
+"""Export models to files that run without this package, checked against the original model."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..atomic import atomic_path
-from ..errors import TwinsError, one_line, requires_extra
+from ..errors import TwinsError
 from ..factory import create_classifier, load_backbone_with_report
 from ..models.backbone import TwinsBackbone, describe_backbone
 from ..models.classifier import TwinsClassifier
@@ -24,15 +25,17 @@ from ..weights.catalog import CATALOG, published_as
 from ..weights.download import fetch_weights, sha256_of
 from ..weights.load import LoadReport, load_weights
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING, Preprocessing
+from .compare import compare_detections, compare_logits, compare_values
+from .exportable import Exportable
+from .formats import EXPORT_SUFFIXES, files_of, write_program
+from .runtimes import ExportedFile, open_exported
 
-EXPORT_SUFFIXES = (".onnx", ".pt2")
-METADATA = "twins_dense.json"
-# Largest accepted difference from the model, relative to the largest magnitude of each output.
-TOLERANCE = 1e-4
 # (batch, height, width). Windows of 7 need no padding, padding on one axis, or on both axes; or there is only one.
 CHECKED_SHAPES = ((1, 224, 224), (2, 160, 224), (3, 128, 160), (1, 64, 96))
+# Heights and widths of whole images, without their padding to multiples of 32.
+CHECKED_SIZES = ((480, 640), (320, 256), (250, 331))
 # Tracing replaces these sizes by symbols, so none of them may be a special case (1 image, 1 window).
-_TRACED_SHAPE = (3, 480, 736)
+_TRACED_BATCH, _TRACED_SIZE = 3, (480, 736)
 _SIZE_STEP = 32
 
 
@@ -96,16 +99,17 @@ def export(
     weights_sha256: str | None = None,
     shapes: Sequence[tuple[int, int, int]] = CHECKED_SHAPES,
 ) -> dict[str, float]:
-    """Export a model to a file that accepts any batch size, and heights and widths that are multiples of 32 from 64 on.
+    """Export a backbone or classifier to a file that accepts any batch size, and sides of 64, 96, 128, … pixels.
 
-    The input is `images`, float32 (B, 3, H, W); the outputs are the levels `c2`, `c3`, … or `logits`. The file also
-    contains JSON about the model (variant, levels, preprocessing, …): in the metadata of an ONNX file, and in the extra
-    files of a `.pt2`, under the name "twins_dense.json". The file appears only after its outputs have been
-    compared with those of the model.
+    The input is `images`, float32 (B, 3, H, W), normalised; the outputs are the levels `c2`, `c3`, … or `logits`. The
+    file also contains JSON about the model (variant, levels, preprocessing, …) under the name "twins_dense.json": in
+    the metadata of an ONNX file, in the `rt_info` of an OpenVINO model, and in the extra files of a `.pt2`. The file
+    appears only after its outputs have been compared with those of the model.
 
     Args:
         net: The model, on the CPU, in eval mode.
-        path: "NAME.onnx", or "NAME.pt2" for a program that `torch.export.load` reads.
+        path: "NAME.onnx"; "NAME.xml" for OpenVINO, with the weights in "NAME.bin"; or "NAME.pt2" for a program that
+            `torch.export.load` reads.
         preprocessing: Preprocessing of the images, recorded in the file.
         weights_sha256: SHA-256 of the weights, recorded in the file.
         shapes: Shapes (batch, height, width) of the random images for the comparison.
@@ -114,82 +118,118 @@ def export(
         The largest difference from the model for each output, relative to the largest magnitude of this output.
 
     Raises:
-        TwinsError: If the suffix is unknown, a package is missing, or the file and the model differ.
+        TwinsError: If the suffix is unknown, the file exists, a package is missing, or the file and the model differ.
+    """
+    names = _output_names(net)
+    about = _describe(net, preprocessing, weights_sha256)
+
+    def check(exported: ExportedFile) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        differences = dict.fromkeys(names, 0.0)
+        for batch, height, width in shapes:
+            images = torch.randn(batch, 3, height, width, generator=generator)
+            expected = _by_name(names, net(images))
+            found = exported({"images": images.numpy()})
+            _keep_largest(differences, compare_values(expected, found, f"{batch}x3x{height}x{width}"))
+        return differences
+
+    return _export(net, path, (torch.zeros(_TRACED_BATCH, 3, *_TRACED_SIZE),), ("images",), names, about, check)
+
+
+def export_whole(
+    model: Exportable,
+    path: str | os.PathLike[str],
+    *,
+    about: dict[str, Any] | None = None,
+    sizes: Sequence[tuple[int, int]] = CHECKED_SIZES,
+) -> dict[str, float]:
+    """Export a detector or segmentor to a file that accepts sides of 64, 96, 128, … pixels.
+
+    The inputs and outputs are those of `Exportable`. The formats and the place of the metadata are those of `export`.
+    The file appears only after its outputs have been compared with those of the framework at several sizes, each with
+    noise, with coloured rectangles, and with a grey image, in which there is nothing to find.
+
+    Args:
+        model: The model.
+        path: See `export`.
+        about: More data to record in the file, such as the SHA-256 of the weights.
+        sizes: Heights and widths of the images for the comparison. They are padded to multiples of 32.
+
+    Returns:
+        The largest difference for each output: of `boxes` in pixels, of `scores`, and of `masks` in probability; of
+        `logits` relative to their magnitude, and the part of the pixels with other `labels`.
+
+    Raises:
+        TwinsError: As `export` does.
+    """
+    described = {**model.about, "size_step": _SIZE_STEP, **(about or {})}
+
+    def check(exported: ExportedFile) -> dict[str, float]:
+        differences: dict[str, float] = {}
+        for height, width in sizes:
+            size = torch.tensor([height, width])
+            for content, image in _pictures(height, width):
+                expected = _by_name(model.outputs, model.reference(image, size))
+                found = exported({"image": image.numpy(), "size": size.numpy()})
+                where = f"{height}x{width}, {content}"
+                if described["kind"] == "segmentor":
+                    threshold = described.get("threshold") or 0.5
+                    result = compare_logits(expected, found, where, threshold=threshold)
+                else:
+                    threshold = described.get("score_threshold") or 0.0
+                    result = compare_detections(expected, found, where, threshold=threshold)
+                _keep_largest(differences, result)
+        return differences
+
+    traced = (torch.zeros(1, 3, *_TRACED_SIZE), torch.tensor(_TRACED_SIZE))
+    return _export(model.net, path, traced, ("image", "size"), model.outputs, described, check)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file to export to.
+
+    Raises:
+        TwinsError: If its suffix is unknown, or the file exists.
     """
     path = Path(path)
     if path.suffix not in EXPORT_SUFFIXES:
-        raise TwinsError(f"{str(path)!r}: give a name that ends in {' or '.join(EXPORT_SUFFIXES)}")
-    write, read = (_write_onnx, _read_onnx) if path.suffix == ".onnx" else (_write_program, _read_program)
-    metadata = json.dumps(_describe(net, preprocessing, weights_sha256))
-    with atomic_path(path) as temporary, _without_gradients(net):
-        write(_trace(net), temporary, _output_names(net), metadata)
-        return _compare(net, read(temporary), shapes)
+        raise TwinsError(
+            f"OUT {str(path)!r}: end its name in {', '.join(EXPORT_SUFFIXES[:-1])} or {EXPORT_SUFFIXES[-1]}"
+        )
+    for file in files_of(path):
+        if file.exists():
+            raise TwinsError(f"OUT {str(file)!r} exists: name a new file")
+    return path
 
 
-def read_onnx(path: str | os.PathLike[str]) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], dict[str, Any]]:
-    """Read an ONNX file written by `export`, to run it with onnxruntime on the CPU.
-
-    Returns:
-        A function from images (B, 3, H, W) to the outputs, and the metadata in the file.
-
-    Raises:
-        TwinsError: If the file cannot be read, or was not written by `export`.
-    """
-    with requires_extra("export"):
-        import onnxruntime
-    path = Path(path)
-    if not path.is_file():
-        raise TwinsError(f"{str(path)!r}: {'is a folder' if path.is_dir() else 'no such file'}; check the path")
-    try:
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base class
-        raise TwinsError(f"{str(path)!r} is not an ONNX model ({one_line(error)}): export it again") from None
-    metadata = session.get_modelmeta().custom_metadata_map.get(METADATA)
-    if metadata is None:
-        raise TwinsError(f"{str(path)!r} has no metadata of `twins-dense export`: export the model with this command")
-
-    def run(images: Tensor) -> tuple[Tensor, ...]:
-        outputs = session.run(None, {"images": images.detach().cpu().numpy()})
-        return tuple(torch.from_numpy(output) for output in outputs)
-
-    return run, json.loads(metadata)
+def _export(
+    net: nn.Module,
+    path: str | os.PathLike[str],
+    traced: tuple[Tensor, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    about: dict[str, Any],
+    check: Callable[[ExportedFile], dict[str, float]],
+) -> dict[str, float]:
+    """Write a file in a temporary folder, check it, and move it to its place."""
+    path = check_target(path)
+    metadata = json.dumps({"format": 1, **about, "inputs": list(inputs), "outputs": list(outputs), **_versions()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _without_gradients(net), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        temporary = Path(folder) / path.name
+        write_program(_trace(net, traced), temporary, inputs, outputs, metadata)
+        differences = check(open_exported(temporary))
+        for source, target in zip(files_of(temporary), files_of(check_target(path)), strict=True):
+            os.replace(source, target)
+    return differences
 
 
-class OnnxClassifier(NamedTuple):
-    """An exported ImageNet classifier.
-
-    Attributes:
-        net: Function from images (B, 3, H, W) to logits (B, 1000).
-        report: One-line description of the file.
-        variant: Name of the variant.
-    """
-
-    net: Callable[[Tensor], Tensor]
-    report: str
-    variant: str
-
-
-def read_onnx_classifier(path: str | os.PathLike[str]) -> OnnxClassifier:
-    """Read the ONNX file of an ImageNet classifier.
-
-    Raises:
-        TwinsError: If the file cannot be read, or is not a classifier of 1000 classes.
-    """
-    run, metadata = read_onnx(path)
-    if metadata["kind"] != "classifier" or metadata["num_classes"] != 1000:
-        raise TwinsError(f"{str(path)!r} is not a classifier of 1000 classes: export one with --classifier")
-    variant = metadata["variant"]
-    return OnnxClassifier(lambda images: run(images)[0], f"{path} ({variant}), run by onnxruntime", variant)
-
-
-def _trace(net: TwinsBackbone) -> ExportedProgram:
-    batch, rows, columns = Dim("batch", min=1), Dim("rows", min=2), Dim("columns", min=2)
-    batch_size, height, width = _TRACED_SHAPE
-    program = torch.export.export(
-        net,
-        (torch.zeros(batch_size, 3, height, width),),
-        dynamic_shapes={"images": {0: batch, 2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}},
-    )
+def _trace(net: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    rows, columns = Dim("rows", min=2), Dim("columns", min=2)
+    sizes: dict[int, Any] = {2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}
+    if len(inputs) == 1:
+        sizes[0] = Dim("batch", min=1)
+    program = torch.export.export(net, inputs, dynamic_shapes=(sizes, *[None] * (len(inputs) - 1)))
     # torch also records guards for the memory layout of the traced sizes. They would refuse sizes with another layout,
     # although the program computes these correctly, as the comparison shows. There is no public way to drop the guards.
     # The ranges of the sizes are still checked.
@@ -197,54 +237,32 @@ def _trace(net: TwinsBackbone) -> ExportedProgram:
     return program
 
 
-def _write_onnx(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
-    with requires_extra("export"):
-        import onnxscript  # noqa: F401  (torch's exporter needs it)
-    model = torch.onnx.export(program, (), input_names=["images"], output_names=list(names), dynamo=True, verbose=False)
-    assert model is not None
-    model.model.metadata_props[METADATA] = metadata
-    model.save(path, external_data=False)
+def _pictures(height: int, width: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield images, each with a word for its content, and with noise as their padding to multiples of 32."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (height, width, 3))
+    shapes = np.full((height, width, 3), 96)
+    for _ in range(30):
+        y, x = rng.integers(0, height - 8), rng.integers(0, width - 8)
+        rows, columns = rng.integers(8, height // 2), rng.integers(8, width // 2)
+        shapes[y : y + rows, x : x + columns] = rng.integers(0, 256, 3)
+    for content, picture in (("noise", noise), ("rectangles", shapes), ("grey", np.full((height, width, 3), 114))):
+        padded = rng.integers(0, 256, (*(-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)), 3))
+        padded[:height, :width] = picture
+        yield content, torch.from_numpy(padded).permute(2, 0, 1)[None].float().contiguous()
 
 
-def _read_onnx(path: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    return read_onnx(path)[0]
+def _by_name(names: Sequence[str], outputs: Tensor | tuple[Tensor, ...]) -> dict[str, np.ndarray]:
+    values = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
 
-def _write_program(program: ExportedProgram, path: Path, names: Sequence[str], metadata: str) -> None:
-    with path.open("wb") as file:  # torch accepts a path only if it ends in .pt2
-        torch.export.save(program, file, extra_files={METADATA: metadata})
-
-
-def _read_program(path: Path) -> Callable[[Tensor], Any]:
-    with path.open("rb") as file:
-        return torch.export.load(file).module()
-
-
-def _compare(
-    net: TwinsBackbone, exported: Callable[[Tensor], Any], shapes: Sequence[tuple[int, int, int]]
-) -> dict[str, float]:
-    names = _output_names(net)
-    differences = dict.fromkeys(names, 0.0)
-    generator = torch.Generator().manual_seed(0)
-    for batch, height, width in shapes:
-        images = torch.randn(batch, 3, height, width, generator=generator)
-        expected, found = net(images), exported(images)
-        if isinstance(net, TwinsClassifier):
-            expected, found = (expected,), found if isinstance(found, tuple) else (found,)
-        for name, ours, theirs in zip(names, expected, found, strict=True):
-            difference = ((ours - theirs).abs().max() / ours.abs().max()).item() if ours.shape == theirs.shape else 1.0
-            if not difference <= TOLERANCE:  # NaN included
-                raise TwinsError(
-                    f"the exported {name} differs from the model at {batch}x3x{height}x{width} by {difference:.1e} of "
-                    f"its magnitude, more than {TOLERANCE:g}: try other versions of torch, onnxscript and onnxruntime"
-                )
-            differences[name] = max(differences[name], difference)
-    return differences
+def _keep_largest(differences: dict[str, float], more: dict[str, float]) -> None:
+    for name, difference in more.items():
+        differences[name] = max(differences.get(name, 0.0), difference)
 
 
 def _describe(net: TwinsBackbone, preprocessing: Preprocessing | None, weights_sha256: str | None) -> dict[str, Any]:
-    from .. import __version__
-
     kind: dict[str, Any] = {"kind": "backbone"}
     if isinstance(net, TwinsClassifier):
         kind = {"kind": "classifier", "num_classes": net.head.out_features}
@@ -255,8 +273,13 @@ def _describe(net: TwinsBackbone, preprocessing: Preprocessing | None, weights_s
         "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
         "size_step": _SIZE_STEP,
         "weights_sha256": weights_sha256,
-        "versions": {"twins_dense": __version__, "torch": str(torch.__version__)},
     }
+
+
+def _versions() -> dict[str, Any]:
+    from .. import __version__
+
+    return {"versions": {"twins_dense": __version__, "torch": str(torch.__version__)}}
 
 
 def _output_names(net: TwinsBackbone) -> tuple[str, ...]:
@@ -264,7 +287,7 @@ def _output_names(net: TwinsBackbone) -> tuple[str, ...]:
 
 
 @contextmanager
-def _without_gradients(net: TwinsBackbone) -> Iterator[None]:
+def _without_gradients(net: nn.Module) -> Iterator[None]:
     if net.training:
         raise TwinsError("the model is in training mode: call model.eval() first")
     with torch.no_grad():
