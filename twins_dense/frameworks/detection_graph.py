@@ -1,6 +1,6 @@
-"""Steps of detectors that `torch.export` and the ONNX exporter accept at dynamic sizes, for the exports of both engines.
+"""Steps of detectors that `torch.export` and the ONNX exporter accept at dynamic sizes, for both engines.
 
-The number of boxes after each step depends on the image. Letters in shapes: N boxes, C channels, L pyramid levels.
+The number of boxes after each step depends on the image.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def keep_best(scores: Tensor, limit: int) -> Tensor:
 
 def suppress(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Set the scores of boxes that overlap a box with a higher score to -1 (non-maximum suppression)."""
-    # torchvision tells `torch.export` that at least two boxes are kept, and a program checks that in every run. These two
-    # boxes have no area, so they are always kept and suppress no others.
+    # torchvision tells `torch.export` that at least two boxes are kept, and exported programs check that in every run.
+    # These two boxes have no area, so they are always kept and suppress no others.
     boxes = torch.cat([boxes, boxes.new_zeros(2, 4)])
     padded = torch.cat([scores, scores.new_zeros(2)])
     kept = torch.zeros_like(padded).index_fill(0, nms(boxes, padded, iou_threshold), 1.0)

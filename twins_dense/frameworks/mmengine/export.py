@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from ...deploy.exportable import Exportable
 from ...errors import TwinsError
+from .detectors import TorchvisionDetector
 from .export_detection import exportable_detector
 from .runner import load_model
 
@@ -29,4 +30,5 @@ def exportable(config: Config, checkpoint: str | Path) -> Exportable:
         raise TwinsError(
             f"checkpoint {str(checkpoint)!r} does not name its classes: use a checkpoint of `twins-dense train`"
         )
+    assert isinstance(model, TorchvisionDetector)
     return exportable_detector(model, meta)

@@ -228,7 +228,8 @@ def _prepared(detector: Any, image: Tensor, size: Tensor) -> ImageList:
 def _check_part(name: str, part: object, known: type) -> None:
     if type(part) is not known:
         raise TwinsError(
-            f"the detector's {name} is a {type(part).__name__}, which cannot be exported: use torchvision's {known.__name__}"
+            f"the detector's {name} is a {type(part).__name__}, which cannot be exported: "
+            f"use torchvision's {known.__name__}"
         )
 
 
