@@ -62,7 +62,7 @@ def assert_equal(ours: Path, theirs: Path) -> None:
     assert {path.name for path in ours.glob("*.pth")} == {path.name for path in theirs.glob("*.pth")}
     for path in theirs.glob("*.pth"):
         found, expected = (torch.load(folder / path.name, weights_only=True) for folder in (ours, theirs))
-        for part in {"state_dict", "optimizer"} & expected.keys():  # the best checkpoint has one
+        for part in {"state_dict", "optimizer"} & expected.keys():  # the best one has no optimiser
             torch.testing.assert_close(found[part], expected[part], rtol=0, atol=0)
     assert (ours / "metrics.json").read_bytes() == (theirs / "metrics.json").read_bytes()
 
