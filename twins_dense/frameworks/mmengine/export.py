@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from ...deploy.exportable import Exportable
 from ...errors import TwinsError
+from .config import building
 
 
 def exportable(config: Config, checkpoint: str | Path) -> Exportable:
@@ -20,4 +21,9 @@ def exportable(config: Config, checkpoint: str | Path) -> Exportable:
     Raises:
         TwinsError: if the config or the checkpoint cannot be used, or the model has a part that cannot be exported.
     """
+    with building(config):
+        if config.get("default_scope") == "mmseg":
+            from .export_segmentation import exportable_segmentor
+
+            return exportable_segmentor(config, checkpoint)
     raise TwinsError(f"checkpoint {str(checkpoint)!r}: this kind of model cannot be exported")
