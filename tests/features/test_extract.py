@@ -108,7 +108,7 @@ class TestBadImages:
         assert "truncated" in entry["error"] and len(entry["sha256"]) == 64 and entry["valid_height"] is None
         with pytest.raises(td.TwinsError, match=r"row 5 of .*05\.png, has no features: .*truncated"):
             features[BAD]
-        assert features.readable().indices == [row for row in range(NUM_IMAGES) if row != BAD]
+        assert features.readable().rows.tolist() == [row for row in range(NUM_IMAGES) if row != BAD]
         with pytest.raises(td.TwinsError, match="has no features"):
             features.map(BAD, "c2")
         assert not zarr.open_group(done / "maps.zarr", mode="r")["c2"][BAD].any()
@@ -122,7 +122,7 @@ class TestBadImages:
             report = run(net, ImageList(paths, paths, True), tmp_path / protocol.name, settings(protocol))
             assert [line.partition(" (")[0] for line in report.unreadable] == paths[:2]
             assert "No such file" in report.unreadable[0] and "not an image" in report.unreadable[1]
-            assert td.open_features(tmp_path / protocol.name).readable().indices == [2]
+            assert td.open_features(tmp_path / protocol.name).readable().rows.tolist() == [2]
 
     @pytest.mark.parametrize("protocol", [CROP, Protocol("imagenet", 64)])
     def test_a_long_and_narrow_image(self, net: td.TwinsBackbone, photos: Path, tmp_path: Path, protocol: Any) -> None:

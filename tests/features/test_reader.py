@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import twins_dense as td
 from twins_dense.data.image_lists import ImageList
-from twins_dense.features.prepare import Protocol
+from twins_dense.features.prepare import Chunk, Protocol
 
 pytest.importorskip("zarr", minversion="3.1", reason="zarr 3 needs Python 3.11")
 import pyarrow.parquet as pq
@@ -121,3 +123,111 @@ print(json.dumps([entry["row"], float(array[entry["row"]].sum()), entry["c5_mean
     row, total, first, shape, version = json.loads(result.stdout)
     assert (row, shape, version) == (6, [NUM_IMAGES, 28, 2, 2], 3)
     assert total == pytest.approx(float(item["c5"].sum()), rel=1e-4) and first == float(item["c5_mean"][0])
+
+
+def test_pandas(images: ImageList, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pandas")
+    features = td.open_features(done)
+    frame = features.to_pandas()
+    assert len(frame) == NUM_IMAGES and frame["image_id"].tolist() == images.ids
+    assert frame["c5_mean"][BAD] is None and "truncated" in frame["error"][BAD]
+    np.testing.assert_array_equal(np.stack(frame["c4_mean"].drop(BAD)), features.readable().vectors("c4"))
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(td.TwinsError, match=r"^pandas is not installed: pip install pandas$"):
+        features.to_pandas()
+
+
+def test_selection(images: ImageList, done: Path) -> None:
+    features = td.open_features(done)
+    assert features.select(images.ids[3]).rows.tolist() == [3]
+    more = features.select("*/more/*.png")
+    assert more.rows.tolist() == [2, BAD, 8] and len(more) == 3
+    assert more.readable().rows.tolist() == [2, 8]
+    both = features.select([images.ids[7], "*/more/*", images.ids[2]])
+    assert both.rows.tolist() == [7, 2, BAD, 8]
+    assert both[0]["row"] == 7 and both[images.ids[8]]["row"] == 8
+    np.testing.assert_array_equal(both.vectors("c3"), features.vectors("c3")[[7, 2, BAD, 8]])
+    np.testing.assert_array_equal(both.map(3, "c2"), features.map(8, "c2"))
+    assert both.select("*/more/*").rows.tolist() == [2, BAD, 8]
+    assert len(features.select(images.ids[BAD]).readable()) == 0
+    assert features.select(images.ids[BAD]).readable().vectors("c3").shape == (0, 12)
+    with pytest.raises(td.TwinsError, match=r"has no image '.*03\.png'"):
+        both[images.ids[3]]
+    near = images.ids[3].replace("03.png", "03.pmg")
+    with pytest.raises(td.TwinsError, match=rf"no image that matches '{near}': did you mean '{images.ids[3]}'\?"):
+        features.select(near)
+    with pytest.raises(td.TwinsError, match=r"no image that matches 'cats/\*': its ids look like"):
+        features.select(["*.png", "cats/*"])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_batches(done: Path, kind: Literal["numpy", "torch"]) -> None:
+    features = td.open_features(done, kind=kind)
+    batches = list(features.iter_batches(4))
+    assert [len(batch["path"]) for batch in batches] == [4, 4, 2]
+    rows = [row for batch in batches for row in batch["row"].tolist()]
+    assert rows == [row for row in range(NUM_IMAGES) if row != BAD]
+    item = features[6]
+    assert sorted(batches[1]) == sorted(item) and batches[1]["image_id"][1] == item["image_id"]
+    for name in ("c2", "c5", "c4_mean"):
+        assert type(batches[1][name]) is type(item[name]) and (batches[1][name][1] == item[name]).all()
+    (batch,) = features.select("*/more/*").iter_batches(columns=["c5_mean"])
+    assert sorted(batch) == ["c5_mean", "image_id", "path", "row"] and batch["row"].tolist() == [2, 8]
+    assert (batch["c5_mean"] == features.vectors("c5")[[2, 8]]).all()
+    with pytest.raises(td.TwinsError, match="size=0: give a number of images"):
+        features.iter_batches(0)
+    with pytest.raises(td.TwinsError, match="has no column 'c6': choose from c2, c3, c4, c5, c2_mean"):
+        features.iter_batches(columns=["c6"])
+
+
+def test_batches_of_images_of_different_sizes(net: td.TwinsBackbone, images: ImageList, tmp_path: Path) -> None:
+    run(net, images, tmp_path, settings(Protocol("native", None), pool=False))
+    features = td.open_features(tmp_path)
+    (batch,) = features.select("*/more/*").iter_batches(columns=["c4"])
+    assert [level.shape for level in batch["c4"]] == [features[row]["c4"].shape for row in (2, 8)]
+    np.testing.assert_array_equal(batch["c4"][1], features.map(8, "c4"))
+
+
+def test_a_folder_that_is_being_written(
+    net: td.TwinsBackbone, images: ImageList, done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features opened after the second of three chunks are those of two chunks, also after the last one."""
+    finish_chunk = storage.FeatureStore.finish_chunk
+
+    def stop_before(chunk: int) -> None:
+        def finish(store: storage.FeatureStore, part: Chunk, *arguments: Any) -> None:
+            if part.index == chunk:
+                raise td.TwinsError("stopped")
+            finish_chunk(store, part, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage.FeatureStore, "finish_chunk", finish)
+            with pytest.raises(td.TwinsError, match="stopped"):
+                run(net, images, tmp_path)
+
+    stop_before(0)
+    for part in (tmp_path / "parts").iterdir():
+        part.unlink()
+    with pytest.raises(td.TwinsError, match=r"has no finished chunks yet: run `twins-dense extract` again to resume"):
+        td.open_features(tmp_path)
+    stop_before(1)
+    opened = [td.open_features(tmp_path), pickle.loads(pickle.dumps(td.open_features(tmp_path)))]
+    whole = td.open_features(done)
+    expected = [0, 1, 2, 3, 8, 9, 10]
+
+    def check() -> None:
+        for features in opened:
+            assert not features.complete and features.rows.tolist() == expected
+            np.testing.assert_array_equal(features.vectors("c4"), whole.vectors("c4")[expected])
+            np.testing.assert_array_equal(features[-1]["c2"], whole[-1]["c2"])
+            np.testing.assert_array_equal(features[4]["c5_mean"], whole[8]["c5_mean"])
+            assert features.select("*/more/*").rows.tolist() == [2, 8]
+            assert [batch["row"].tolist() for batch in features.iter_batches(5)] == [expected[:5], expected[5:]]
+            with pytest.raises(td.TwinsError, match="has no image"):
+                features[images.ids[4]]
+
+    check()
+    run(net, images, tmp_path)  # removes the parts
+    opened += pickle.loads(pickle.dumps(opened))
+    check()
+    assert td.open_features(tmp_path).complete and whole.complete

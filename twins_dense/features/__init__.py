@@ -33,12 +33,14 @@ EXTRACTION_PROTOCOLS = ("crop", "imagenet", "native")
 def open_features(folder: str | PathLike[str], *, kind: Literal["numpy", "torch"] = "numpy") -> Features:
     """Open a folder written by `twins-dense extract`. Maps are read when they are accessed.
 
+    If the extraction is still running or was interrupted, the features are those of the finished chunks.
+
     Args:
-        folder: Folder of a complete extraction (its `--out`).
+        folder: Folder of an extraction (its `--out`).
         kind: Whether to return NumPy arrays or torch tensors.
 
     Raises:
-        TwinsError: If the folder is not a complete feature folder, or a package is missing.
+        TwinsError: If the folder contains no features, or a package is missing.
     """
     with optional_packages():
         from .reader import Features

@@ -20,7 +20,7 @@ _JPEG_SIDE = 65_500  # pixels: the largest width or height that JPEG allows
 def write_previews(features: Features, count: int) -> list[Path]:
     """Draw the first `count` readable images as JPEG files in the folder `preview`, and return their paths."""
     paths = []
-    for row in features.readable().indices[:count]:
+    for row in features.readable().rows[:count].tolist():
         path = features.folder / "preview" / f"{row:08d}.jpg"
         path.parent.mkdir(exist_ok=True)
         picture = Image.fromarray(draw_preview(features, row))

@@ -33,6 +33,8 @@ _ROW_GROUP = 4096
 # stored as float32 are zeros.
 _COMPRESSOR = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
 _SIZES = tuple(field.name for field in dataclasses.fields(Geometry))
+# Columns of the index, apart from the pooled vectors.
+INDEX_COLUMNS = ("row", "image_id", "path", *_SIZES, "sha256", "error")
 
 
 class FeatureStore:
@@ -127,7 +129,7 @@ class FeatureStore:
         """Return the indices of the chunks that are finished."""
         if self.is_complete:
             return set(range(self.num_chunks))
-        return {int(path.stem) for path in (self.folder / PARTS).glob("[0-9]*.parquet")}
+        return set(finished_parts(self.folder))
 
     def write_level(self, name: str, start: int, maps: np.ndarray) -> None:
         """Write the maps (B, C, H, W) of one level of a chunk of images of one size, from row `start` on."""
@@ -149,14 +151,14 @@ class FeatureStore:
         """Write a chunk's part of the index, with its vectors (B, C) by column, after its maps have been written."""
         sink = pa.BufferOutputStream()
         pq.write_table(self._table(chunk, images, vectors), sink)
-        write_atomically(self._part(chunk.index), sink.getvalue().to_pybytes())
+        write_atomically(part_path(self.folder, chunk.index), sink.getvalue().to_pybytes())
 
     def finish(self) -> None:
         """Join the parts of the index, in one process, after all chunks have been written."""
         if not self.is_complete:
             for leftover in (self.folder / MAPS).rglob("*.partial"):  # from a killed run
                 leftover.unlink()
-            schema = pq.read_schema(self._part(0))
+            schema = pq.read_schema(part_path(self.folder, 0))
             with (
                 atomic_path(self.folder / INDEX) as temporary,
                 pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=False) as writer,
@@ -171,7 +173,7 @@ class FeatureStore:
     def _joined_parts(self) -> Iterator[pa.Table]:
         tables: list[pa.Table] = []
         for index in range(self.num_chunks):
-            tables.append(pq.read_table(self._part(index)))
+            tables.append(pq.read_table(part_path(self.folder, index)))
             if sum(map(len, tables)) >= _ROW_GROUP or index == self.num_chunks - 1:
                 yield pa.concat_tables(tables)
                 tables.clear()
@@ -202,9 +204,6 @@ class FeatureStore:
                 self._arrays[name] = zarr.open_array(self._store, path=name, mode="r+")
             return self._arrays[name]
 
-    def _part(self, index: int) -> Path:
-        return self.folder / PARTS / f"{index:08d}.parquet"
-
     def _foreign_entries(self) -> Iterator[Path]:
         expected = {self.folder / _LOCK, *self._leftovers()}
         return (path for path in self.folder.iterdir() if path not in expected)
@@ -212,6 +211,16 @@ class FeatureStore:
     def _leftovers(self) -> Iterator[Path]:
         """Return the temporary files of killed runs."""
         return (path for name in (MANIFEST, INDEX) for path in self.folder.glob(f".{name}.*"))
+
+
+def part_path(folder: Path, index: int) -> Path:
+    """Return the path of a chunk's part of the index, which exists from the end of the chunk to that of the run."""
+    return folder / PARTS / f"{index:08d}.parquet"
+
+
+def finished_parts(folder: Path) -> list[int]:
+    """Return the indices of the chunks whose part of the index exists, in ascending order."""
+    return sorted(int(path.stem) for path in (folder / PARTS).glob("[0-9]*.parquet"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -145,7 +145,8 @@ class _AdaptivePooling(nn.Module):
 
     def __init__(self, output_size: Any) -> None:
         super().__init__()
-        self.rows, self.columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+        rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+        self.rows, self.columns = int(rows), int(columns)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C, rows, columns)."""
