@@ -250,7 +250,9 @@ def _pictures(height: int, width: int, step: int) -> Iterator[tuple[str, Tensor]
         y, x = rng.integers(0, height - 8), rng.integers(0, width - 8)
         rows, columns = rng.integers(8, height // 2), rng.integers(8, width // 2)
         shapes[y : y + rows, x : x + columns] = rng.integers(0, 256, 3)
-    for content, picture in (("noise", noise), ("rectangles", shapes), ("grey", np.full((height, width, 3), 114))):
+    # Without any texture, whole rows of candidates would have equal scores, and their order would be arbitrary.
+    grey = rng.integers(106, 123, (height, width, 3))
+    for content, picture in (("noise", noise), ("rectangles", shapes), ("grey", grey)):
         padded = rng.integers(0, 256, (*(-(-side // step) * step for side in (height, width)), 3))
         padded[:height, :width] = picture
         yield content, torch.from_numpy(padded).permute(2, 0, 1)[None].float().contiguous()
