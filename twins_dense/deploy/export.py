@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +230,10 @@ def _trace(net: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     sizes: dict[int, Any] = {2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}
     if len(inputs) == 1:
         sizes[0] = Dim("batch", min=1)
-    program = torch.export.export(net, inputs, dynamic_shapes=(sizes, *[None] * (len(inputs) - 1)))
+    with warnings.catch_warnings():
+        # torchvision 0.29 uses it in `nms`; remove this once torchvision does not.
+        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
+        program = torch.export.export(net, inputs, dynamic_shapes=(sizes, *[None] * (len(inputs) - 1)))
     # torch also records guards for the memory layout of the traced sizes. They would refuse sizes with another layout,
     # although the program computes these correctly, as the comparison shows. There is no public way to drop the guards.
     # The ranges of the sizes are still checked.
