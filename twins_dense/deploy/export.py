@@ -230,10 +230,7 @@ def _trace(net: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     sizes: dict[int, Any] = {2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}
     if len(inputs) == 1:
         sizes[0] = Dim("batch", min=1)
-    with warnings.catch_warnings():
-        # torchvision 0.29 uses it in `nms`; remove this once torchvision does not.
-        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
-        program = torch.export.export(net, inputs, dynamic_shapes=(sizes, *[None] * (len(inputs) - 1)))
+    program = torch.export.export(net, inputs, dynamic_shapes=(sizes, *[None] * (len(inputs) - 1)))
     # torch also records guards for the memory layout of the traced sizes. They would refuse sizes with another layout,
     # although the program computes these correctly, as the comparison shows. There is no public way to drop the guards.
     # The ranges of the sizes are still checked.
@@ -294,5 +291,7 @@ def _output_names(net: TwinsBackbone) -> tuple[str, ...]:
 def _without_gradients(net: nn.Module) -> Iterator[None]:
     if net.training:
         raise TwinsError("the model is in training mode: call model.eval() first")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torchvision 0.29 uses it when `nms` is traced; remove this once torchvision does not.
+        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
         yield
