@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -296,5 +297,7 @@ def _output_names(net: TwinsBackbone) -> tuple[str, ...]:
 def _without_gradients(net: nn.Module) -> Iterator[None]:
     if net.training:
         raise TwinsError("the model is in training mode: call model.eval() first")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torchvision 0.29 uses it when `nms` is traced; remove this once torchvision does not.
+        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
         yield
