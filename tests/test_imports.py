@@ -18,7 +18,7 @@ PACKAGE = Path(twins_dense.__file__).parent
 OTHER_PROJECTS = ("timm", "mmengine", "mmcv", "mmseg", "mmpretrain", "detectron2", "torchvision")
 HEAVY = ("torch", "numpy", "PIL", *OTHER_PROJECTS, "cv2", "matplotlib", "pycocotools", "safetensors", "zarr", "pyarrow")
 
-BASE = {"errors", "atomic", "distributed", "seeds"}
+BASE = {"errors", "atomic", "distributed", "seeds", "stopping"}
 CORE_PARTS = {*BASE, "models", "weights", "factory"}
 # For each part of the package (a folder or a module at the top level), the parts that it may import.
 ARROWS = {
@@ -26,6 +26,7 @@ ARROWS = {
     "atomic": set(),
     "distributed": set(),
     "seeds": set(),
+    "stopping": set(),
     "models": BASE,
     "weights": {*BASE, "models"},
     "factory": {*BASE, "models", "weights"},
@@ -37,7 +38,7 @@ ARROWS = {
     "deploy": {*CORE_PARTS, "data"},
     "features": {*CORE_PARTS, "data"},
     "cli": {*CORE_PARTS, "data", "imagenet", "evaluation", "frameworks", "inference", "deploy", "features"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "stopping"},
 }
 
 

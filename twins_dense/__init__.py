@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .errors import TwinsError
     from .factory import create_backbone, create_classifier, load_backbone
     from .features import open_features
+    from .inference.export import export_model
     from .inference.load import load_model
     from .inference.results import Classification, Detections, Segmentation
     from .models.backbone import TwinsBackbone
@@ -36,6 +37,7 @@ __all__ = [
     "convert_state_dict",
     "create_backbone",
     "create_classifier",
+    "export_model",
     "get_spec",
     "list_variants",
     "load_backbone",
@@ -49,6 +51,7 @@ _MODULES = {
     "errors": ("TwinsError",),
     "factory": ("create_backbone", "create_classifier", "load_backbone"),
     "features": ("open_features",),
+    "inference.export": ("export_model",),
     "inference.load": ("load_model",),
     "inference.results": ("Classification", "Detections", "Segmentation"),
     "models.backbone": ("TwinsBackbone",),

@@ -39,6 +39,18 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def any_process(flag: bool) -> bool:
+    """Return whether a flag is set in any process of the group, which all of them have to call together."""
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return flag
+    value = torch.tensor(int(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value)
+
+
 def from_first_process(name: str, value: str) -> str:
     """Return the value that the first of the processes started by torchrun has passed.
 

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a command with one line and exit code 130, also while modules are imported."""
+"""Ctrl-C and SIGTERM end a command with one line and exit code 130 or 143, also while modules are imported."""
 
 from __future__ import annotations
 
@@ -38,3 +38,42 @@ def test_a_command_in_the_background_is_not_stopped() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "svt_small" in result.stdout, result.stderr
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+SWALLOWING = """\
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from twins_dense import cli
+from twins_dense.stopping import stoppable
+
+
+class Swallowing:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{signal})
+        for _ in range(1000): pass
+
+
+def bare():
+    try:
+        os.kill(os.getpid(), signal.{signal})
+        for _ in range(1000): pass
+    except BaseException:
+        pass
+
+
+def program():
+    {swallow}()
+    time.sleep(60)
+
+
+with stoppable():
+    cli.run(program)
+"""
+
+
+@pytest.mark.parametrize("swallow", ["Swallowing", "bare"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_code_swallows_is_raised_again(swallow: str, name: str, code: int) -> None:
+    program = SWALLOWING.format(swallow=swallow, signal=name)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr.strip()) == (code, "stopped"), result.stderr

@@ -94,7 +94,7 @@ class TestOnnx:
     def test_a_file_that_differs_does_not_appear(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The comparison finds that the file computes something else, here because it has other weights."""
         trace = exporting._trace
-        monkeypatch.setattr(exporting, "_trace", lambda net, inputs: trace(other, inputs))
+        monkeypatch.setattr(exporting, "_trace", lambda net, inputs, step: trace(other, inputs, step))
         other = random_backbone(TINY_PCPVT, seed=8, out_indices=(0,))
         with pytest.raises(td.TwinsError, match=r"the exported c2 differs from the model at 1x3x224x224"):
             export(random_backbone(TINY_PCPVT, seed=7, out_indices=(0,)), tmp_path / "a.pt2")

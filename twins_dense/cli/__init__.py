@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import click
 
+from ..distributed import is_first_process
 from ..errors import TwinsError
+from ..stopping import Stopped, exit_code
 
 _VERBS = (
     "demo",
@@ -68,7 +70,11 @@ def run(program: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
-        sys.exit(130)
+        sys.exit(exit_code())
+    except Stopped as error:
+        if is_first_process():
+            click.echo(f"stopped: {error}", err=True)
+        sys.exit(exit_code())
     except TwinsError as error:
         # An error in a data loader worker arrives with the traceback of the worker in front of it.
         line = str(error).strip().splitlines()[-1].removeprefix(f"{TwinsError.__module__}.TwinsError: ")

@@ -13,6 +13,7 @@ import click
 
 from ..distributed import from_first_process, is_first_process
 from ..errors import TwinsError
+from ..stopping import Stopped
 from .options import check_data_options, data_options, launch_options, own_data_option, parse_source
 
 
@@ -95,7 +96,7 @@ def command(
         )
     except KeyboardInterrupt:
         _explain_interruption(work_dir)
-        sys.exit(130)
+        raise
     if not is_first_process() or launch["machine_rank"]:
         return
     click.echo(console.evaluation_table(metrics))
@@ -126,13 +127,10 @@ def _folder(engine: Any, config: Any, checkpoint: str | Path, work_dir: str | No
 
 
 def _explain_interruption(work_dir: str) -> None:
-    """Print how many images of an interrupted evaluation are finished, if it is recorded."""
+    """Raise `Stopped` with the number of finished images of an interrupted evaluation, if it is recorded."""
     from ..evaluation.record import read_record
 
-    message = "stopped"
     with contextlib.suppress(TwinsError):  # no record
         record = read_record(work_dir)
         count = f"{len(record.entries)} of {record.about.num_images} images are finished"
-        message += f": {count} in {work_dir}; add --resume to continue"
-    if is_first_process():
-        click.echo(message, err=True)
+        raise Stopped(f"{count} in {work_dir}; add --resume to continue")

@@ -1,25 +1,39 @@
-"""`twins-dense export`: export a trained model to an ONNX file or a torch.export program."""
+"""`twins-dense export`: export a trained model to an ONNX file, an OpenVINO model or a torch.export program."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import click
 
-from .options import backbone_options, check_window_padding, parse_levels
+from ..errors import TwinsError
+from .options import check_window_padding, optional_backbone_options, parse_levels, parse_source
 
 
-@click.command("export", short_help="Export a backbone or classifier to ONNX or torch.export.")
-@click.argument("out", metavar="OUT")
-@backbone_options
+@click.command("export", short_help="Export a trained model to ONNX, OpenVINO or torch.export.")
+@click.argument("arguments", nargs=-1, required=True, metavar="[[CONFIG] MODEL] OUT [KEY=VALUE]...")
+@optional_backbone_options
 @click.option("--classifier", is_flag=True, help="Export the whole classifier, with the output `logits`.")
-def command(out: str, variant: str, weights: str, levels: str, window_padding: str, classifier: bool) -> None:
-    """Export a trained backbone or classifier to OUT: NAME.onnx, or NAME.pt2 for a torch.export program.
+def command(
+    arguments: tuple[str, ...],
+    variant: str | None,
+    weights: str | None,
+    levels: str,
+    window_padding: str,
+    classifier: bool,
+) -> None:
+    """Export a trained model to OUT: NAME.onnx, NAME.xml for OpenVINO, or NAME.pt2 for a torch.export program.
 
-    The file takes any batch size, and any height and width from 64 up, in multiples of 32. It also says how to
-    prepare images: as in the catalog for published weights, and by the official protocol for all other weights. The
-    file appears only after its outputs were compared with those of the model at several sizes.
+    MODEL is a work directory, a checkpoint of `twins-dense train`, or a published segmentor. Without MODEL, the
+    options select a backbone or classifier. The file accepts heights and widths from 64 up, in multiples of 32, and
+    says how to prepare images. It appears only after its outputs have been compared with those of the model at several
+    sizes.
 
     \b
     Examples:
+      twins-dense export work_dirs/mine mine.onnx
+      twins-dense export work_dirs/mine/epoch_12.pth mine.xml
       twins-dense export svt_small.onnx --variant svt_small --weights alt_gvt_small.pth
       twins-dense export c4.onnx --variant svt_base --weights svt_base.in1k-timm --levels c4 --window-padding mask
       twins-dense export classifier.onnx --classifier --variant pcpvt_small --weights pcpvt_small.in1k-official
@@ -27,7 +41,19 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
     """
     from ..deploy.export import check_target, export, load_trained
 
-    target = check_target(out)
+    if variant is None and weights is None:
+        source, rest, overrides = parse_source(arguments)
+        if len(rest) != 1:
+            raise TwinsError("give MODEL and OUT, or OUT with --variant and --weights")
+        from ..inference.export import export_model
+
+        if classifier:
+            raise TwinsError("--classifier needs --variant and --weights")
+        _show(Path(rest[0]), export_model(source, rest[0], overrides=overrides), "largest difference from the model")
+        return
+    if variant is None or weights is None or len(arguments) != 1:
+        raise TwinsError("give OUT with --variant and --weights, or MODEL and OUT without them")
+    target = check_target(arguments[0])
     model = load_trained(
         variant,
         weights,
@@ -36,9 +62,16 @@ def command(out: str, variant: str, weights: str, levels: str, window_padding: s
         window_padding=check_window_padding(window_padding),
     )
     click.echo(str(model.report))
-    differences = export(model.net, target, preprocessing=model.preprocessing, weights_sha256=model.weights_sha256)
-    shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    click.echo(
-        f"{target} ({target.stat().st_size / 1e6:.0f} MB): largest difference from the model, relative to the largest "
-        f"magnitude of each output: {shown}"
+    _show(
+        target,
+        export(model.net, target, preprocessing=model.preprocessing, weights_sha256=model.weights_sha256),
+        "largest difference from the model, relative to the largest magnitude of each output",
     )
+
+
+def _show(target: Path, differences: Mapping[str, float], what: str) -> None:
+    from ..deploy.formats import files_of
+
+    size = sum(file.stat().st_size for file in files_of(target)) / 1e6
+    shown = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+    click.echo(f"{target} ({size:.0f} MB): {what}: {shown}")

@@ -110,18 +110,24 @@ monitoring_options = _together(
     ),
 )
 
+
+def _backbone_options(*, required: bool) -> Callable:
+    return _together(
+        click.option("--variant", required=required, help="One of the six variants of `twins-dense info`."),
+        click.option("--weights", required=required, help="A file, or a name from `twins-dense weights list`."),
+        click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Levels of the pyramid."),
+        click.option(
+            "--window-padding",
+            default="zeros",
+            show_default=True,
+            help="Padding of SVT's windows on maps that 7 does not divide: zeros, mask or upstream_mask.",
+        ),
+    )
+
+
 # Options that choose a trained backbone and its levels.
-backbone_options = _together(
-    click.option("--variant", required=True, help="One of the six variants of `twins-dense info`."),
-    click.option("--weights", required=True, help="A file, or a name from `twins-dense weights list`."),
-    click.option("--levels", default="c2,c3,c4,c5", show_default=True, help="Levels of the pyramid."),
-    click.option(
-        "--window-padding",
-        default="zeros",
-        show_default=True,
-        help="Padding of SVT's windows on maps that 7 does not divide: zeros, mask or upstream_mask.",
-    ),
-)
+backbone_options = _backbone_options(required=True)
+optional_backbone_options = _backbone_options(required=False)
 
 # Options of detectron2's launcher, for verbs that can run in several processes; all are None by default.
 launch_options = _together(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ from ..weights.download import fetch_weights, sha256_of
 from ..weights.load import LoadReport, load_weights
 from ..weights.preprocessing import OFFICIAL_PREPROCESSING, Preprocessing
 from .compare import compare_detections, compare_logits, compare_values
-from .exportable import Exportable
+from .exportable import SIZE_STEP, Exportable
 from .formats import EXPORT_SUFFIXES, files_of, write_program
 from .runtimes import ExportedFile, open_exported
 
@@ -36,7 +37,7 @@ CHECKED_SHAPES = ((1, 224, 224), (2, 160, 224), (3, 128, 160), (1, 64, 96))
 CHECKED_SIZES = ((480, 640), (320, 256), (250, 331))
 # Tracing replaces these sizes by symbols, so none of them may be a special case (1 image, 1 window).
 _TRACED_BATCH, _TRACED_SIZE = 3, (480, 736)
-_SIZE_STEP = 32
+_SMALLEST_SIDE = 64
 
 
 class TrainedModel(NamedTuple):
@@ -133,7 +134,9 @@ def export(
             _keep_largest(differences, compare_values(expected, found, f"{batch}x3x{height}x{width}"))
         return differences
 
-    return _export(net, path, (torch.zeros(_TRACED_BATCH, 3, *_TRACED_SIZE),), ("images",), names, about, check)
+    return _export(
+        net, path, (torch.zeros(_TRACED_BATCH, 3, *_TRACED_SIZE),), ("images",), names, about, check, SIZE_STEP
+    )
 
 
 def export_whole(
@@ -162,13 +165,14 @@ def export_whole(
     Raises:
         TwinsError: As `export` does.
     """
-    described = {**model.about, "size_step": _SIZE_STEP, **(about or {})}
+    described = {"size_step": SIZE_STEP, **model.about, **(about or {})}
+    step = described["size_step"]
 
     def check(exported: ExportedFile) -> dict[str, float]:
         differences: dict[str, float] = {}
         for height, width in sizes:
             size = torch.tensor([height, width])
-            for content, image in _pictures(height, width):
+            for content, image in _pictures(height, width, step):
                 expected = _by_name(model.outputs, model.reference(image, size))
                 found = exported({"image": image.numpy(), "size": size.numpy()})
                 where = f"{height}x{width}, {content}"
@@ -182,7 +186,7 @@ def export_whole(
         return differences
 
     traced = (torch.zeros(1, 3, *_TRACED_SIZE), torch.tensor(_TRACED_SIZE))
-    return _export(model.net, path, traced, ("image", "size"), model.outputs, described, check)
+    return _export(model.net, path, traced, ("image", "size"), model.outputs, described, check, step)
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -210,6 +214,7 @@ def _export(
     outputs: Sequence[str],
     about: dict[str, Any],
     check: Callable[[ExportedFile], dict[str, float]],
+    step: int,
 ) -> dict[str, float]:
     """Write a file in a temporary folder, check it, and move it to its place."""
     path = check_target(path)
@@ -217,16 +222,16 @@ def _export(
     path.parent.mkdir(parents=True, exist_ok=True)
     with _without_gradients(net), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         temporary = Path(folder) / path.name
-        write_program(_trace(net, traced), temporary, inputs, outputs, metadata)
+        write_program(_trace(net, traced, step), temporary, inputs, outputs, metadata)
         differences = check(open_exported(temporary))
         for source, target in zip(files_of(temporary), files_of(check_target(path)), strict=True):
             os.replace(source, target)
     return differences
 
 
-def _trace(net: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    rows, columns = Dim("rows", min=2), Dim("columns", min=2)
-    sizes: dict[int, Any] = {2: _SIZE_STEP * rows, 3: _SIZE_STEP * columns}
+def _trace(net: nn.Module, inputs: tuple[Tensor, ...], step: int) -> ExportedProgram:
+    rows, columns = (Dim(name, min=-(-_SMALLEST_SIDE // step)) for name in ("rows", "columns"))
+    sizes: dict[int, Any] = {2: step * rows, 3: step * columns}
     if len(inputs) == 1:
         sizes[0] = Dim("batch", min=1)
     program = torch.export.export(net, inputs, dynamic_shapes=(sizes, *[None] * (len(inputs) - 1)))
@@ -237,8 +242,8 @@ def _trace(net: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     return program
 
 
-def _pictures(height: int, width: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield images, each with a word for its content, and with noise as their padding to multiples of 32."""
+def _pictures(height: int, width: int, step: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield images, each with a word for its content, and with noise as their padding to multiples of a step."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (height, width, 3))
     shapes = np.full((height, width, 3), 96)
@@ -246,8 +251,10 @@ def _pictures(height: int, width: int) -> Iterator[tuple[str, Tensor]]:
         y, x = rng.integers(0, height - 8), rng.integers(0, width - 8)
         rows, columns = rng.integers(8, height // 2), rng.integers(8, width // 2)
         shapes[y : y + rows, x : x + columns] = rng.integers(0, 256, 3)
-    for content, picture in (("noise", noise), ("rectangles", shapes), ("grey", np.full((height, width, 3), 114))):
-        padded = rng.integers(0, 256, (*(-(-side // _SIZE_STEP) * _SIZE_STEP for side in (height, width)), 3))
+    # Without any texture, whole rows of candidates would have equal scores, and their order would be arbitrary.
+    grey = rng.integers(106, 123, (height, width, 3))
+    for content, picture in (("noise", noise), ("rectangles", shapes), ("grey", grey)):
+        padded = rng.integers(0, 256, (*(-(-side // step) * step for side in (height, width)), 3))
         padded[:height, :width] = picture
         yield content, torch.from_numpy(padded).permute(2, 0, 1)[None].float().contiguous()
 
@@ -271,7 +278,7 @@ def _describe(net: TwinsBackbone, preprocessing: Preprocessing | None, weights_s
         **kind,
         "colour": "RGB",
         "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
-        "size_step": _SIZE_STEP,
+        "size_step": SIZE_STEP,
         "weights_sha256": weights_sha256,
     }
 
@@ -290,5 +297,7 @@ def _output_names(net: TwinsBackbone) -> tuple[str, ...]:
 def _without_gradients(net: nn.Module) -> Iterator[None]:
     if net.training:
         raise TwinsError("the model is in training mode: call model.eval() first")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # torchvision 0.29 uses it when `nms` is traced; remove this once torchvision does not.
+        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)
         yield

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 Outputs = tuple[Tensor, ...]
+SIZE_STEP = 32  # sides of images are multiples of this number of pixels
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ from ..errors import TwinsError, shown
 from ..evaluation.folders import newest_first
 from ..evaluation.metrics_file import NAME as METRICS_NAME
 from ..evaluation.record import read_record
+from ..stopping import Stopped
+from .console import short_path
 
+STOPPED_NAME = "stopped.pth"  # checkpoint of a run that SIGTERM has ended
 _POINTER = "last_checkpoint"  # both MMEngine and detectron2 write it
 
 
@@ -71,6 +74,11 @@ def last_checkpoint(folder: Path) -> Path:
             f"{pointer} names {shown(name)!r}, which does not exist: write the name of another checkpoint to that file"
         )
     return path
+
+
+def stopped_after(work_dir: Path, iteration: int) -> Stopped:
+    """Return the exception that ends a run after its checkpoint of an iteration is written."""
+    return Stopped(f"{short_path(work_dir)} contains a checkpoint of iteration {iteration}; add --resume to continue")
 
 
 def best_checkpoint(work_dir: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -13,9 +13,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
+from ... import stopping
 from ...atomic import write_atomically
+from ...distributed import any_process
 from ...seeds import derived_seed
 from ..divergence import check_finite
+from ..work_dir import STOPPED_NAME, stopped_after
 from .data import PositionSampler
 
 _COCO_TASKS = ("bbox", "segm", "keypoints")
@@ -65,6 +68,8 @@ class RunCheckpointer(DetectionCheckpointer):
         write_atomically(Path(self.save_dir) / f"{name}.pth", buffer.getvalue())
         if name != BEST:
             self.tag_last_checkpoint(f"{name}.pth")
+        if name not in (BEST, STOPPED_NAME.removesuffix(".pth")):  # the run has passed where it was stopped
+            (Path(self.save_dir) / STOPPED_NAME).unlink(missing_ok=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Write the name of a file to `last_checkpoint`."""
@@ -109,8 +114,12 @@ class ExactResume(HookBase):
     def after_step(self) -> None:
         # All processes must call `all_gather`, although only the first one saves the checkpoint.
         done = self.trainer.iter + 1
-        is_saved = any(done % period == 0 for period in self.periods) or done == self.trainer.max_iter
-        if is_saved and hasattr(self._model, "loss_normalizer"):
+        if any(done % period == 0 for period in self.periods) or done == self.trainer.max_iter:
+            self.gather()
+
+    def gather(self) -> None:
+        """Collect the state of all processes, which have to call this method together before a checkpoint is saved."""
+        if hasattr(self._model, "loss_normalizer"):
             self.normalizers = comm.all_gather(float(self._model.loss_normalizer))
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,6 +140,28 @@ class ExactResume(HookBase):
     @property
     def _model(self) -> Any:
         return getattr(self.trainer.model, "module", self.trainer.model)
+
+
+class StopOnRequest(HookBase):
+    """Save a checkpoint and end the run after the current iteration, if SIGTERM asks for it (see `stopping`).
+
+    The checkpoint is called `stopped.pth`, and the next regular checkpoint replaces it. Register this hook last.
+    """
+
+    def __init__(self, checkpointer: RunCheckpointer, exact: ExactResume) -> None:
+        self.checkpointer = checkpointer
+        self.exact = exact
+
+    def after_step(self) -> None:
+        if any_process(stopping.is_requested()):
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Save a checkpoint of the last iteration and end the run."""
+        self.exact.gather()
+        self.checkpointer.save(STOPPED_NAME.removesuffix(".pth"), iteration=self.trainer.iter)
+        comm.synchronize()
+        raise stopped_after(Path(self.checkpointer.save_dir), self.trainer.iter + 1)
 
 
 class FiniteLosses(HookBase):

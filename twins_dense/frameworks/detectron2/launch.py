@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import multiprocessing
 import os
 import sys
 import warnings
@@ -18,9 +19,10 @@ from detectron2.engine import default_setup
 from detectron2.engine import launch as launch_processes
 from detectron2.utils import comm
 from omegaconf import DictConfig
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ...errors import TwinsError
+from ...stopping import Stopped
 from .. import console
 from .backbone import logger
 from .hooks import EarlyStop
@@ -64,6 +66,15 @@ def launch_run(run: Callable[..., None], launch: Mapping[str, Any] | None, *argu
         if last.startswith(name):
             raise TwinsError(last.removeprefix(name)) from None
         raise
+    except KeyboardInterrupt:  # Python would wait for the other processes at its end
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+    except ProcessExitedException as error:
+        how = error.signal_name or f"exit code {error.exit_code}"
+        raise TwinsError(
+            f"process {error.error_index} of {options['num_gpus']} has ended ({how}), so the run has stopped"
+        ) from None
 
 
 def _run_in_process(run: Callable[..., None], parent: int, has_console: bool, *arguments: Any) -> None:
@@ -106,7 +117,7 @@ def _is_for_console(record: logging.LogRecord) -> bool:
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:
-    reported = (TwinsError, EarlyStop, FloatingPointError, SizeMismatchError)
+    reported = (TwinsError, EarlyStop, Stopped, FloatingPointError, SizeMismatchError)
     return not (record.exc_info and isinstance(record.exc_info[1], reported))
 
 

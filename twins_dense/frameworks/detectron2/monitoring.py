@@ -22,6 +22,7 @@ from torch import nn
 
 from ...errors import TwinsError, did_you_mean
 from ...evaluation import metrics_file
+from ...stopping import Stopped
 from ..console import duration, evaluation_table
 from ..console import logger as console
 from ..options import MonitoringOptions
@@ -187,7 +188,7 @@ class Monitor(hooks.PeriodicWriter):
             self._write_metrics({})
 
     def after_train(self) -> None:
-        if sys.exc_info()[0] not in (None, EarlyStop):
+        if sys.exc_info()[0] not in (None, EarlyStop, Stopped):
             super().after_train()  # write the values since the last line
         for writer in self._writers:
             writer.close()

@@ -14,6 +14,7 @@ from detectron2.engine.defaults import create_ddp_model
 from detectron2.utils import comm
 from omegaconf import DictConfig
 
+from ... import stopping
 from ...errors import TwinsError, one_line
 from ..divergence import diverged
 from ..optimizer_state import check_optimizer_state
@@ -25,7 +26,7 @@ from .config import check_settings
 from .console import ConsoleHook
 from .data import PositionSampler
 from .guards import building
-from .hooks import LEARNING_RATE, EarlyStop, ExactResume, FiniteLosses, RunCheckpointer
+from .hooks import LEARNING_RATE, EarlyStop, ExactResume, FiniteLosses, RunCheckpointer, StopOnRequest
 from .launch import launch_run, set_up
 from .monitoring import Monitor, choose_best, monitoring_of
 from .solver import clip_gradients
@@ -113,16 +114,18 @@ def _train(config: DictConfig, resume: bool) -> None:
         periodic.recent_checkpoints = [str(path) for path in sorted(earlier)]
     is_main = comm.is_main_process()
     periods = [period for period in (settings.checkpointer.period, settings.eval_period) if period]
+    exact = ExactResume(sampler, settings.seed, periods)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=scheduler),
             ConsoleHook(Path(settings.output_dir)) if is_main else None,
             FiniteLosses(),
-            ExactResume(sampler, settings.seed, periods),
+            exact,
             average,
             periodic if is_main else None,
             Monitor(settings, validation, checkpointer, best, options),
+            StopOnRequest(checkpointer, exact),
         ]
     )
     checkpointer.resume_or_load(settings.init_checkpoint, resume=resume)
@@ -130,7 +133,7 @@ def _train(config: DictConfig, resume: bool) -> None:
     try:
         # After a few calls, TorchScript optimises RetinaNet's focal loss, which changes its last bits. Prevent this on
         # the CPU, so that a resumed run has the same bits.
-        with torch.jit.optimized_execution(settings.device != "cpu"):
+        with torch.jit.optimized_execution(settings.device != "cpu"), stopping.deferred():
             trainer.train(start, settings.max_iter)
     except EarlyStop:
         logger.info(f"stopped: {options.patience} evaluations have brought no better {best}")

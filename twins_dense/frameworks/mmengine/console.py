@@ -10,7 +10,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ..console import ForwardHandler, Progress, duration, evaluation_table, logger, short_path
 from .hooks import as_fractions, by_iterations
@@ -30,6 +30,12 @@ class LogFileRunner(Runner):
         log = super().build_logger(*arguments, **options)
         only_warnings_on_console(log)
         return log
+
+    def build_train_loop(self, loop: Any) -> BaseLoop:
+        """Build a loop that counts epochs as one that can resume in the middle of an epoch."""
+        if isinstance(loop, dict) and loop.get("by_epoch"):
+            loop = {"type": "ResumableEpochLoop", **{key: value for key, value in loop.items() if key != "by_epoch"}}
+        return super().build_train_loop(loop)
 
 
 def only_warnings_on_console(log: MMLogger) -> None:

@@ -8,6 +8,10 @@ from mmengine.config import Config
 
 from ...deploy.exportable import Exportable
 from ...errors import TwinsError
+from .config import building
+from .detectors import TorchvisionDetector
+from .export_detection import exportable_detector
+from .runner import load_model
 
 
 def exportable(config: Config, checkpoint: str | Path) -> Exportable:
@@ -20,4 +24,15 @@ def exportable(config: Config, checkpoint: str | Path) -> Exportable:
     Raises:
         TwinsError: if the config or the checkpoint cannot be used, or the model has a part that cannot be exported.
     """
-    raise TwinsError(f"checkpoint {str(checkpoint)!r}: this kind of model cannot be exported")
+    if config.get("default_scope") == "mmseg":
+        with building(config):  # mmseg is imported only for segmentors
+            from .export_segmentation import exportable_segmentor
+
+            return exportable_segmentor(config, checkpoint)
+    model, meta = load_model(config, checkpoint)
+    if not {"classes", "category_ids"} <= meta.keys():
+        raise TwinsError(
+            f"checkpoint {str(checkpoint)!r} does not name its classes: use a checkpoint of `twins-dense train`"
+        )
+    assert isinstance(model, TorchvisionDetector)
+    return exportable_detector(model, meta)

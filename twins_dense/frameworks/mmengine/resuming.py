@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, NoReturn
 
-from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.dist import barrier, get_world_size, is_main_process
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ... import stopping
+from ...atomic import write_atomically
+from ...distributed import any_process
+from ..work_dir import STOPPED_NAME, stopped_after
 from .hooks import EVALUATED, by_iterations
 
 _EARLY_STOPPING = "early_stopping"  # key of its state in the message hub, which checkpoints store
@@ -48,6 +53,11 @@ class EvaluatedCheckpointHook(CheckpointHook):
         if is_saved or runner.train_loop.stop_training:
             self._save_checkpoint_with_step(runner, step, {"epoch": runner.epoch, "iter": runner.iter})
 
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, int]) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        if is_main_process():  # the run has passed the iteration at which it was stopped
+            (Path(runner.work_dir) / STOPPED_NAME).unlink(missing_ok=True)
+
 
 @HOOKS.register_module()
 class ResumableEarlyStoppingHook(EarlyStoppingHook):
@@ -84,8 +94,54 @@ class ResumedEvaluationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         loop = runner.train_loop
+        if getattr(loop, "first_batch", 0):  # in the middle of an epoch
+            return
         if not runner.iter or runner.val_loop is None or runner.message_hub.runtime_info.get(EVALUATED) == runner.iter:
             return
         done, total = (loop.iter, loop.max_iters) if by_iterations(runner) else (loop.epoch, loop.max_epochs)
         if done >= loop.val_begin and (done % loop.val_interval == 0 or done == total):
             runner.val_loop.run()
+
+
+class StopHook(Hook):
+    """Save a checkpoint and end the run after the current iteration, if SIGTERM asks for it (see `stopping`).
+
+    During an evaluation, the run ends after the current batch. The checkpoint is called `stopped.pth`, and the next
+    regular checkpoint replaces it. No checkpoint is saved if there is already one of the same iteration.
+    """
+
+    priority = "LOWEST"  # after the other hooks have finished the iteration
+
+    def __init__(self) -> None:
+        self.saved = -1  # the iteration of the last checkpoint
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.saved = checkpoint["meta"].get("iter", -1)
+        runner.train_loop.first_batch = checkpoint["meta"].get("first_batch", 0)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        self.saved = checkpoint["meta"]["iter"]
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        is_requested = any_process(stopping.is_requested())
+        if is_requested and runner.optim_wrapper.should_update():  # gradients that are accumulated are not saved
+            place = {} if by_iterations(runner) else {"first_batch": batch_idx + 1}
+            self._stop(runner, {"epoch": runner.epoch, "iter": runner.iter + 1, **place})
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        # Processes can have different numbers of batches, so they could not agree to save a checkpoint here.
+        if stopping.is_requested() and (self.saved == runner.iter or get_world_size() == 1):
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # put the trained weights back
+                    hook.after_val_epoch(runner)
+            self._stop(runner, {"epoch": runner.epoch, "iter": runner.iter})
+
+    def _stop(self, runner: Runner, meta: dict[str, int]) -> NoReturn:
+        folder, done = Path(runner.work_dir), meta["iter"]
+        if self.saved != done:
+            backend = {"backend": "atomic"}
+            runner.save_checkpoint(str(folder), STOPPED_NAME, meta=meta, backend_args=backend)
+            if is_main_process():
+                write_atomically(folder / "last_checkpoint", str(folder / STOPPED_NAME).encode())
+            barrier()
+        raise stopped_after(folder, done)

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
+from ... import stopping
 from ...atomic import write_atomically
 from ...errors import TwinsError
 from ...evaluation import metrics_file
@@ -55,7 +56,7 @@ from .console import ConsoleHook, LogFileRunner, only_warnings_on_console
 from .hooks import AverageBuffersHook, FiniteLossHook, IterationSeedHook, MetricsFileHook, as_fractions
 from .monitoring import check_average, without_training_hooks
 from .recording import Recording, obstacle, warn_of_obstacle
-from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook
+from .resuming import EvaluatedCheckpointHook, ResumedEvaluationHook, StopHook
 from .transfer import read_for_transfer
 
 _GLOO_WRAPPER = {"type": "MMDistributedDataParallel", "device_ids": None, "broadcast_buffers": False}
@@ -127,7 +128,8 @@ def train(
         if initial is not None:
             runner.register_hook(InitialStateHook(initial))
         _rehearse(runner, resumed)
-    runner.train()
+    with stopping.deferred():
+        runner.train()
     return runner
 
 
@@ -346,6 +348,7 @@ def _register_needed_hooks(runner: Runner) -> None:
         ConsoleHook,
         FiniteLossHook,
         ResumedEvaluationHook,
+        StopHook,
     ]
     if runner.distributed:
         needed.append(AverageBuffersHook)

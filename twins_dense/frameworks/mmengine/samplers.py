@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from itertools import chain, count, repeat
+from itertools import chain, count, islice, repeat
 from typing import Any
 
 import torch
 from mmengine.dataset import BaseDataset, DefaultSampler, InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, LOOPS
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from ...seeds import derived_seed, seeded
 
@@ -21,10 +21,16 @@ class SeededSampler(DefaultSampler):
 
     Each seed depends only on the seed of the run, the epoch and the index. Augmentation is therefore independent of the
     data loader worker and the rank that perform it, and the same after resuming.
+
+    Attributes:
+        start: Number of indices of this process to skip.
     """
 
+    start = 0
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((index, derived_seed(self.seed, self.epoch, index)) for index in super().__iter__())
+        indices = islice(super().__iter__(), self.start, None)
+        return ((index, derived_seed(self.seed, self.epoch, index)) for index in indices)
 
 
 @DATA_SAMPLERS.register_module()
@@ -79,3 +85,33 @@ class ResumableIterLoop(IterBasedTrainLoop):
             # The base class requests the batches of all earlier iterations and discards them; give it `None`s.
             self.dataloader_iterator = chain(repeat(None, self.iter), iter(self.dataloader))
         return super().run()
+
+
+@LOOPS.register_module()
+class ResumableEpochLoop(EpochBasedTrainLoop):
+    """MMEngine's EpochBasedTrainLoop, but it can resume in the middle of an epoch.
+
+    With a `SeededSampler`, the batches before that are not read again.
+
+    Attributes:
+        first_batch: Number of batches of the next epoch that were done before.
+    """
+
+    first_batch = 0
+
+    def run_epoch(self) -> None:
+        """Train for one epoch, or for the rest of it."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        first, self.first_batch = self.first_batch, 0
+        sampler, batches = self.dataloader.sampler, self.dataloader
+        if isinstance(sampler, SeededSampler):
+            sampler.start = first * self.dataloader.batch_size
+        else:
+            batches = islice(batches, first, None)
+        for index, batch in enumerate(batches, first):
+            self.run_iter(index, batch)
+        if isinstance(sampler, SeededSampler):
+            sampler.start = 0
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
